@@ -1,0 +1,28 @@
+"""What can go wrong for a user: one line that says what, where and what to do."""
+
+
+class NNFuzeError(Exception):
+    """Base of every error that a user can cause and mend.
+
+    The message is one line; the command line prints it and exits with code 2.
+    """
+
+
+class ModelError(NNFuzeError):
+    """A model file can't be read or holds something that is not supported."""
+
+
+class InputError(NNFuzeError):
+    """Data, shapes or options that do not fit the networks."""
+
+
+class PolicyError(NNFuzeError):
+    """A compression policy that is malformed or names unknown layers."""
+
+
+class DeviceError(NNFuzeError):
+    """A target, tracker, board or toolchain that is missing or does not answer."""
+
+
+class BundleError(NNFuzeError):
+    """A bundle that is damaged, unwritable or made for another machine."""
