@@ -67,8 +67,7 @@ def static_shape(expr: relax.Expr) -> tuple[int, ...]:
     ValueError
         If the expression is no tensor or has a symbolic dimension.
     """
-    struct = expr.struct_info if hasattr(expr, "struct_info") else expr.ty
-    shape = getattr(struct, "shape", None)
+    shape = getattr(expr.ty, "shape", None)
     if shape is None or not hasattr(shape, "values"):
         raise ValueError(f"no static tensor shape: {expr}")
     return tuple(int(dim) for dim in shape.values)

@@ -1,0 +1,1 @@
+"""Where bundles run: targets, toolchains, trackers and RPC servers."""

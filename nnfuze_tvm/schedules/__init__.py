@@ -1,0 +1,40 @@
+"""How one fused kernel becomes loops: a rule per operator family, tried in the order of ``RULES``.
+
+A rule is a module with ``apply(sch, hw, tunable) -> bool``: it schedules the PrimFunc ``main`` of ``sch`` in
+place and returns True, or returns False before it has changed anything. Default knobs come from the hardware
+model; with ``tunable=True`` the same knobs are sampled, so a tuning space is the template itself.
+"""
+
+from __future__ import annotations
+
+from tvm import s_tir
+from tvm.target import Target
+
+from nnfuze_tvm.schedules import conv2d, fallback
+from nnfuze_tvm.schedules.hardware import Hardware
+
+RULES = (conv2d, fallback)
+
+
+def apply(sch: s_tir.Schedule, target: Target, tunable: bool = False) -> str:
+    """Schedule the PrimFunc ``main`` of ``sch`` in place by the first rule that takes it.
+
+    Parameters
+    ----------
+    sch : tvm.s_tir.Schedule
+        A schedule of a module with one PrimFunc, ``main``.
+    target : tvm.target.Target
+        The CPU that the kernel is for.
+    tunable : bool
+        Sample the knobs (recorded in the trace) instead of taking the hardware model's.
+
+    Returns
+    -------
+    str
+        The rule's name.
+    """
+    hw = Hardware.of(target)
+    for rule in RULES:
+        if rule.apply(sch, hw, tunable):
+            return rule.__name__.rsplit(".", 1)[-1]
+    raise AssertionError("the fallback rule takes every kernel")

@@ -1,0 +1,87 @@
+"""What every schedule rule shares: finding the anchor, inlining around it, choosing knobs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import tvm
+from tvm import s_tir, tirx
+from tvm.s_tir.schedule import LoopRV, SBlockRV
+
+from nnfuze_tvm.schedules.hardware import Hardware
+
+Choice = TypeVar("Choice")
+
+# A parallel region costs some microseconds to enter and leave; kernels below this many scalar
+# operations (about 20 µs on one core) stay on one thread.
+PARALLEL_MIN_OPS = 400_000
+
+
+def choose(sch: s_tir.Schedule, candidates: Sequence[Choice], tunable: bool) -> Choice:
+    """Return the first candidate, or a sampled one that is recorded in the schedule's trace.
+
+    Candidates are ordered by the hardware model, best first. Rules compute with the chosen value in
+    Python, so another decision means running the rule again, not replaying a mutated trace.
+    """
+    if not tunable or len(candidates) == 1:
+        return candidates[0]
+    probability = 1.0 / len(candidates)
+    index = sch.sample_categorical(list(range(len(candidates))), [probability] * len(candidates))
+    return candidates[int(sch.get(index))]
+
+
+def blocks(sch: s_tir.Schedule) -> list[SBlockRV]:
+    """Return all leaf blocks of ``main`` in program order (the root block left out)."""
+    root = sch.get_sblock("root", func_name="main")
+    return list(sch.get_child_blocks(root))
+
+
+def iter_kinds(sch: s_tir.Schedule, block: SBlockRV) -> str:
+    """Return one letter per block iterator: ``S`` spatial, ``R`` reduction, ``O`` other."""
+    letters = {tirx.IterVar.DataPar: "S", tirx.IterVar.CommReduce: "R"}
+    return "".join(letters.get(it.iter_type, "O") for it in sch.get(block).iter_vars)
+
+
+def extents(sch: s_tir.Schedule, block: SBlockRV) -> list[int]:
+    """Return the static extents of a block's iterators."""
+    return [int(it.dom.extent) for it in sch.get(block).iter_vars]
+
+
+def is_reduction(sch: s_tir.Schedule, block: SBlockRV) -> bool:
+    """Tell whether a block reduces over any iterator."""
+    return "R" in iter_kinds(sch, block)
+
+
+def inline_spatial(sch: s_tir.Schedule, keep: Sequence[SBlockRV]) -> None:
+    """Inline every spatial block into its consumer, or into its producer where it has none.
+
+    Blocks in ``keep`` stay, and what can't be inlined stays, too.
+    """
+    kept = {sch.get(block).name_hint for block in keep}
+    for block in blocks(sch):
+        if sch.get(block).name_hint in kept or is_reduction(sch, block):
+            continue
+        try:
+            sch.compute_inline(block)
+        except tvm.s_tir.ScheduleError:
+            continue
+
+
+def divisors(n: int, at_most: int) -> list[int]:
+    """Return the divisors of ``n`` up to ``at_most``, largest first."""
+    return [d for d in range(min(n, at_most), 0, -1) if n % d == 0]
+
+
+def vectorize_inner(sch: s_tir.Schedule, loop: LoopRV, dtype: str, hw: Hardware, vectors: int = 1) -> LoopRV:
+    """Split ``loop`` into chunks of up to ``vectors`` registers, vectorize the lanes, return the outer loop."""
+    extent = int(sch.get(loop).extent)
+    lanes = hw.lanes(dtype)
+    width = next((d for d in divisors(extent, lanes * vectors) if d % lanes == 0), None)
+    if width is None:
+        width = next(iter(divisors(extent, lanes)))
+    if width == 1:
+        return loop
+    outer, inner = sch.split(loop, [None, width])
+    sch.vectorize(inner)
+    return outer

@@ -1,0 +1,66 @@
+"""What a schedule needs to know about the CPU: registers, vectors, caches, cores."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+
+from tvm.target import Target
+
+from nnfuze_tvm.devices.targets import llvm_features
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """The hardware model that sets the default knobs of every schedule.
+
+    Attributes
+    ----------
+    isa : str
+        ``x86``, ``arm`` or ``generic``.
+    vector_bytes : int
+        Bytes of one vector register that arithmetic should use.
+    registers : int
+        Number of vector registers.
+    l1_bytes, l2_bytes : int
+        Data cache per core, in bytes.
+    cores : int
+        Cores that a parallel loop may use.
+    features : frozenset[str]
+        LLVM's feature names (``avx2``, ``avx512vnni``, ``dotprod``, …).
+    """
+
+    isa: str
+    vector_bytes: int
+    registers: int
+    l1_bytes: int
+    l2_bytes: int
+    cores: int
+    features: frozenset[str]
+
+    def lanes(self, dtype: str) -> int:
+        """Return how many elements of ``dtype`` one vector register holds."""
+        bits = int("".join(c for c in dtype if c.isdigit()))
+        return self.vector_bytes * 8 // bits
+
+    @staticmethod
+    def of(target: Target) -> Hardware:
+        """Return the model of a target's CPU."""
+        return _read(str(target))
+
+
+@lru_cache
+def _read(name: str) -> Hardware:
+    target = Target(json.loads(name))
+    features = llvm_features(target)
+    cores = int(target.attrs.get("num-cores", 0) or 0) or 4
+    if "avx512f" in features:
+        return Hardware("x86", 64, 32, 32 << 10, 1 << 20, cores, features)
+    if "avx2" in features and "fma" in features:
+        return Hardware("x86", 32, 16, 32 << 10, 512 << 10, cores, features)
+    if "sse2" in features:
+        return Hardware("x86", 16, 16, 32 << 10, 256 << 10, cores, features)
+    if "neon" in features:
+        return Hardware("arm", 16, 32, 32 << 10, 512 << 10, cores, features)
+    return Hardware("generic", 16, 16, 32 << 10, 256 << 10, cores, features)
