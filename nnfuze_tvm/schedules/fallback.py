@@ -32,7 +32,7 @@ def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
         work = prod(extents(sch, block))
         if reduction:
             sch.reorder(*spatial[:-1], *reduction, spatial[-1])
-        dtype = str(sch.get(block).writes[0].buffer.dtype)
+        dtype = str(sch.get(block).writes[0].source.dtype)
         last = vectorize_inner(sch, spatial[-1], dtype, hw)
         if len(spatial) > 1 and work >= PARALLEL_MIN_OPS and hw.cores > 1:
             sch.parallel(sch.fuse(*spatial[:-1]))
