@@ -1,0 +1,30 @@
+"""What several test modules need: build a Relax module for this CPU and run it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import tvm
+from tvm import relax
+
+
+def run_module(
+    mod: tvm.IRModule, inputs: Mapping[str, np.ndarray], function: str = "main"
+) -> list[np.ndarray]:
+    """Build ``mod`` without any schedule, run ``function`` once and return its outputs in tuple order.
+
+    Parameters
+    ----------
+    mod
+        A module of the package (every function returns a tuple) or one whose function returns a tensor.
+    inputs
+        One array per parameter, by the parameter's name.
+    """
+    params = [param.name for param in mod[function].params]
+    executable = tvm.compile(mod, target="llvm")
+    machine = relax.VirtualMachine(executable, tvm.cpu())
+    result = machine[function](*(tvm.runtime.tensor(np.ascontiguousarray(inputs[name])) for name in params))
+    if isinstance(result, tvm.runtime.Tensor):
+        return [result.numpy()]
+    return [field.numpy() for field in result]
