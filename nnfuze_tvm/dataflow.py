@@ -67,7 +67,7 @@ def operands(value: Value) -> list[Value]:
 
 def substitute(value: Value, replace: Mapping[Value, Value]) -> Value:
     """Return ``value`` with its operands replaced; the type is kept, so replacements must have the same one."""
-    if isinstance(value, tvm.ir.Var | GenericConst):
+    if isinstance(value, tvm.ir.Var | GenericConst | tvm.ir.GlobalVar):
         return replace.get(value, value)
     if isinstance(value, relax.Tuple):
         fields = [substitute(field, replace) for field in value.fields]
@@ -83,10 +83,11 @@ def substitute(value: Value, replace: Mapping[Value, Value]) -> Value:
         args = [substitute(arg, replace) for arg in value.args]
         if all(new.same_as(old) for new, old in zip(args, value.args, strict=True)):
             return value
-        result = Call(value.op, args, value.attrs, value.ty_args, value.span)
+        result = Call(value.op, args, value.attrs, value.ty_args, value.span, value.ty)
     else:
         return value
-    _update_type(result, value.ty)
+    if _is_missing(result.ty):
+        _update_type(result, value.ty)
     return result
 
 

@@ -1,0 +1,221 @@
+"""ONNX files: read them, name their nodes, bind their input shapes, and say in one line what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import checker, external_data_helper
+from onnx.inliner import inline_local_functions
+
+from nnfuze_tvm.errors import InputError, ModelError
+
+Shape = tuple[int, ...]
+
+
+@dataclass
+class Source:
+    """One network to import.
+
+    Attributes
+    ----------
+    task
+        Name of its task.
+    label
+        What error messages call it: the file's path, or the task's name where there is no file.
+    model
+        Its graph, private to the import.
+    """
+
+    task: str
+    label: str
+    model: onnx.ModelProto
+
+    @property
+    def inputs(self) -> list[onnx.ValueInfoProto]:
+        """The graph inputs that are no weights, in order."""
+        weights = {tensor.name for tensor in self.model.graph.initializer}
+        weights |= {tensor.values.name for tensor in self.model.graph.sparse_initializer}
+        return [value for value in self.model.graph.input if value.name not in weights]
+
+    @property
+    def opset(self) -> int:
+        """Version of the default operator set."""
+        versions = [entry.version for entry in self.model.opset_import if entry.domain in ("", "ai.onnx")]
+        return versions[0] if versions else 1
+
+
+def first_line(error: object) -> str:
+    """Return the first non-empty line of an error's text."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def read(path: str | Path) -> onnx.ModelProto:
+    """Read one ONNX file with its external data.
+
+    Raises
+    ------
+    ModelError
+        If there is no such file, it is no (whole) ONNX model, or its external data is missing.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no such file") from None
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}") from None
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(data)
+        broken = not model.graph.node and not model.graph.output
+    except DecodeError:
+        broken = True
+    if broken or not data:
+        # Field 1 (ir_version, a varint) comes first in what every exporter writes.
+        damaged = data[:1] == b"\x08"
+        raise ModelError(
+            f"{path}: truncated or damaged ONNX file: export or copy it again"
+            if damaged
+            else f"{path}: not an ONNX file"
+        )
+    try:
+        external_data_helper.load_external_data_for_model(model, str(path.parent))
+    except (OSError, ValueError, checker.ValidationError) as error:
+        raise ModelError(f"{path}: external data can't be read: {first_line(error)}") from None
+    return model
+
+
+def sources(models: Sequence[str | Path | onnx.ModelProto], tasks: Sequence[str] | None) -> list[Source]:
+    """Read all models and settle the task names.
+
+    Raises
+    ------
+    InputError
+        If task names are missing, equal, empty or contain a colon.
+    ModelError
+        See :func:`read`.
+    """
+    if isinstance(models, str | Path | onnx.ModelProto):
+        models = [models]
+    if not models:
+        raise InputError("no models given: name at least one ONNX file")
+    if tasks is not None and len(tasks) != len(models):
+        raise InputError(f"{len(models)} models but {len(tasks)} task names: give one name per model")
+    named = [_named(model, index) for index, model in enumerate(models)]
+    names = list(tasks) if tasks is not None else [name for name, _ in named]
+    for name, (_, where) in zip(names, named, strict=True):
+        if not name or ":" in name:
+            label = where if isinstance(where, str | Path) else "model"
+            raise InputError(f"{label}: {name!r} is no task name (empty, or has a colon): use name=path")
+        if names.count(name) > 1:
+            raise InputError(f"two models have the task name {name!r}: name them, like first={name}.onnx")
+    result = []
+    for name, (_, where) in zip(names, named, strict=True):
+        if isinstance(where, onnx.ModelProto):
+            model, label = onnx.ModelProto(), name
+            model.CopyFrom(where)
+        else:
+            model, label = read(where), str(where)
+        if model.functions:
+            model = inline_local_functions(model)
+        result.append(Source(name, label, model))
+    return result
+
+
+def _named(model: str | Path | onnx.ModelProto, index: int) -> tuple[str, Path | onnx.ModelProto]:
+    if isinstance(model, onnx.ModelProto):
+        return model.graph.name.replace(":", "_") or f"task{index}", model
+    name, equals, path = str(model).partition("=")
+    if equals and not Path(model).exists():
+        return name, Path(path)
+    return Path(model).stem, Path(model)
+
+
+def name_nodes(source: Source) -> None:
+    """Give every node a name of its own: ``<op_type>_<index>`` where it has none, a suffix where it is taken."""
+    taken: set[str] = set()
+    for index, node in enumerate(source.model.graph.node):
+        name = node.name or f"{node.op_type}_{index}"
+        node.name = name if name not in taken else f"{name}_{index}"
+        taken.add(node.name)
+
+
+def check_edges(source: Source) -> None:
+    """Check that nodes read only what exists before them.
+
+    Raises
+    ------
+    ModelError
+        If a node or an output reads a tensor that nothing defines.
+    """
+    graph = source.model.graph
+    known = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer} | {""}
+    if graph.sparse_initializer:
+        raise ModelError(f"{source.label}: sparse initializers are not supported: store the weights dense")
+    for node in graph.node:
+        for name in node.input:
+            if name not in known:
+                raise ModelError(f"{source.label}: node {node.name!r} reads {name!r}, which nothing defines")
+        known.update(node.output)
+    for value in graph.output:
+        if value.name not in known:
+            raise ModelError(f"{source.label}: output {value.name!r} is computed by no node")
+    if not graph.output:
+        raise ModelError(f"{source.label}: the graph has no output")
+
+
+def input_shapes(source: Source, shapes: Mapping[str, Sequence[int]]) -> dict[str, Shape]:
+    """Return the static shape of every graph input.
+
+    ``shapes`` maps input names, or ``task:input``, to shapes. Dimensions that neither it nor the file fixes
+    are taken as 1.
+
+    Raises
+    ------
+    InputError
+        If a given shape has another rank or another static dimension than the file.
+    ModelError
+        If an input is no tensor or has unknown rank.
+    """
+    result = {}
+    for value in source.inputs:
+        if not value.type.HasField("tensor_type"):
+            raise ModelError(f"{source.label}: input {value.name!r} is no tensor")
+        given = shapes.get(f"{source.task}:{value.name}", shapes.get(value.name))
+        if not value.type.tensor_type.HasField("shape"):
+            if given is None:
+                raise ModelError(f"{source.label}: input {value.name!r} has no shape: give it one in shapes")
+            result[value.name] = tuple(int(dim) for dim in given)
+            continue
+        fixed = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        if given is None:
+            result[value.name] = tuple(dim or 1 for dim in fixed)
+            continue
+        given = tuple(int(dim) for dim in given)
+        if len(given) != len(fixed):
+            raise InputError(f"{source.label}: input {value.name!r} has {len(fixed)} dimensions, shape {given}")
+        if any(new <= 0 or old not in (0, new) for old, new in zip(fixed, given, strict=True)):
+            text = "x".join(str(dim or "?") for dim in fixed)
+            raise InputError(f"{source.label}: input {value.name!r} is {text}, which can't be {given}")
+        result[value.name] = given
+    return result
+
+
+def check_shape_names(all_sources: Sequence[Source], shapes: Mapping[str, Sequence[int]]) -> None:
+    """Check that every name in ``shapes`` is an input of some network.
+
+    Raises
+    ------
+    InputError
+        If one is not.
+    """
+    known = {value.name for source in all_sources for value in source.inputs}
+    qualified = {f"{source.task}:{value.name}" for source in all_sources for value in source.inputs}
+    for name in shapes:
+        if name not in known | qualified:
+            raise InputError(f"shapes: no network has an input {name!r} (there are: {', '.join(sorted(known))})")
