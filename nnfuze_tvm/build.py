@@ -1,0 +1,40 @@
+"""From a graph to an executable for one target."""
+
+from __future__ import annotations
+
+import tvm
+from tvm import relax
+from tvm.s_tir import meta_schedule as ms
+from tvm.target import Target
+
+from nnfuze_tvm.passes import pipeline
+from nnfuze_tvm.schedules.schedule_kernels import ScheduleKernels
+
+
+def lower(mod: tvm.IRModule, target: Target, database: ms.Database | None = None) -> tvm.IRModule:
+    """Return the module with every kernel fused, scheduled and its weights packed (phases 5 to 9).
+
+    Parameters
+    ----------
+    mod : tvm.IRModule
+        A graph in float or QDQ form.
+    target : tvm.target.Target
+        The CPU.
+    database : tvm.s_tir.meta_schedule.Database, optional
+        Tuning records; kernels without one get their rule's default knobs.
+    """
+    fused = pipeline.fused_module(mod, target)
+    phase_9 = [
+        ScheduleKernels(target, database),
+        relax.transform.SplitLayoutRewritePreproc(),
+        relax.transform.FoldConstant(),
+        relax.transform.DeadCodeElimination(),
+    ]
+    with target:
+        return tvm.transform.Sequential(phase_9)(fused)
+
+
+def build(mod: tvm.IRModule, target: Target, database: ms.Database | None = None) -> relax.VMExecutable:
+    """Return the executable of a graph for one target (phases 5 to 10)."""
+    with target:
+        return relax.build(lower(mod, target, database), target=target, exec_mode="compiled")

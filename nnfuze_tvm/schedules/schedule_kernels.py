@@ -1,0 +1,52 @@
+"""The pass that gives every kernel of a module its schedule."""
+
+from __future__ import annotations
+
+import logging
+
+import tvm
+from tvm import relax, s_tir, tirx
+from tvm.ir.transform import PassContext, module_pass
+from tvm.s_tir import meta_schedule as ms
+from tvm.target import Target
+
+from nnfuze_tvm import schedules
+
+logger = logging.getLogger(__name__)
+
+
+@module_pass(opt_level=0, name="ScheduleKernels")
+class ScheduleKernels:
+    """Schedule every PrimFunc: by the tuning database where it has a record, else by the rules' default knobs.
+
+    Parameters
+    ----------
+    target : tvm.target.Target
+        The CPU.
+    database : tvm.s_tir.meta_schedule.Database, optional
+        Tuning records.
+    """
+
+    def __init__(self, target: Target, database: ms.Database | None = None) -> None:
+        self.target = target
+        self.database = database
+
+    def transform_module(self, mod: tvm.IRModule, _: PassContext) -> tvm.IRModule:
+        """Return the module with scheduled kernels, the rule's name in attribute ``nnfuze.rule``."""
+        if self.database is not None:
+            with self.target, self.database:
+                mod = relax.transform.MetaScheduleApplyDatabase()(mod)
+        for gvar, func in mod.functions_items():
+            if isinstance(func, tirx.PrimFunc) and "tirx.is_scheduled" not in func.attrs:
+                mod.update_func(gvar, schedule_kernel(func, self.target))
+        return mod
+
+
+def schedule_kernel(func: tirx.PrimFunc, target: Target) -> tirx.PrimFunc:
+    """Return ``func`` scheduled by the first rule that takes it."""
+    sch = s_tir.Schedule(tvm.IRModule({"main": func.with_attr("global_symbol", "main")}), error_render_level="fast")
+    rule = schedules.apply(sch, target)
+    scheduled = sch.mod["main"].with_attr({"tirx.is_scheduled": True, "nnfuze.rule": rule})
+    if "global_symbol" in func.attrs:
+        return scheduled.with_attr("global_symbol", func.attrs["global_symbol"])
+    return scheduled.without_attr("global_symbol")
