@@ -66,7 +66,7 @@ def operands(value: Value) -> list[Value]:
 
 
 def substitute(value: Value, replace: Mapping[Value, Value]) -> Value:
-    """Return ``value`` with its operands replaced; the type is kept, so replacements must have the same one."""
+    """Return ``value`` with its operands replaced by others of the same types."""
     if isinstance(value, tvm.ir.Var | GenericConst | tvm.ir.GlobalVar):
         return replace.get(value, value)
     if isinstance(value, relax.Tuple):
@@ -89,6 +89,19 @@ def substitute(value: Value, replace: Mapping[Value, Value]) -> Value:
     if _is_missing(result.ty):
         _update_type(result, value.ty)
     return result
+
+
+def with_functions(
+    mod: tvm.IRModule, functions: Mapping[tvm.ir.GlobalVar | str, tvm.ir.BaseFunc]
+) -> tvm.IRModule:
+    """Return a module with these functions and everything else of ``mod``."""
+    result = tvm.IRModule(dict(functions), global_infos=mod.global_infos)
+    return result.with_attrs(dict(mod.attrs.items())) if mod.attrs is not None else result
+
+
+def with_main(mod: tvm.IRModule, main: relax.Function) -> tvm.IRModule:
+    """Return ``mod`` with ``main`` replaced."""
+    return with_functions(mod, {**mod.functions, mod.get_global_var("main"): main})
 
 
 class Emitter:
@@ -115,7 +128,7 @@ class Emitter:
                 return candidate
 
     def emit(self, value: Value, name: str = "lv") -> Value:
-        """Bind ``value`` (nested calls are bound one by one) and return its Var; leaves are returned as they are.
+        """Bind ``value`` (nested calls are bound one by one) and return its Var; leaves stay as they are.
 
         ``value`` may already have a type, which is then trusted.
         """

@@ -32,8 +32,8 @@ def load(
     tasks
         Names of the tasks, one per model. By default the files' stems, or the graphs' names.
     shared_inputs
-        Names of inputs that are one and the same wherever they occur. By default a later merge decides: inputs
-        of equal name, shape and type are the same.
+        Names of inputs that are one and the same wherever they occur. By default a later merge decides:
+        inputs of equal name, shape and type are the same.
     shapes
         Shapes of inputs, by name or ``"task:name"``. Dimensions that nobody fixes are 1.
 

@@ -1,4 +1,4 @@
-"""One ONNX graph as one Relax function: TVM's importer, with layer names, folded constants and a few menders."""
+"""One ONNX graph as one Relax function: TVM's importer, with layer names and folded constants."""
 
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ from nnfuze_tvm.errors import ModelError
 from nnfuze_tvm.frontend.onnx_file import Shape, Source, first_line
 from nnfuze_tvm.frontend.onnx_menders import MENDERS
 
-ANCHORS = frozenset(
-    f"nn.conv{rank}d{kind}" for rank in (1, 2, 3) for kind in ("", "_transpose")
-) | frozenset({"matmul"})
+ANCHORS = frozenset(f"nn.conv{rank}d{kind}" for rank in (1, 2, 3) for kind in ("", "_transpose")) | frozenset(
+    {"matmul"}
+)
 """Operators whose result carries a layer's name."""
 
 # Control flow and outputs of unknown shape have no place in a straight-line function with static shapes.
 _REFUSED = frozenset(
-    "If Optional OptionalHasElement OptionalGetElement SequenceConstruct SequenceEmpty SequenceErase "
-    "SequenceInsert SequenceLength ConcatFromSequence SplitToSequence SequenceAt Unique NonZero Compress".split()
+    (
+        "If Optional OptionalHasElement OptionalGetElement SequenceConstruct SequenceEmpty SequenceErase "
+        "SequenceInsert SequenceLength ConcatFromSequence SplitToSequence SequenceAt Unique NonZero Compress"
+    ).split()
 )
 # What TVM's importer means by these is Microsoft's operator, not that of ONNX.
 _MICROSOFT = frozenset(
@@ -37,7 +39,10 @@ _MICROSOFT = frozenset(
 _SHARED_WITH_MICROSOFT = frozenset({"Gelu", "QuantizeLinear", "DequantizeLinear"})
 # Constant inputs do not make these constant, or (dequantize) an int8 weight shall stay one.
 _NEVER_FOLDED = frozenset(
-    "DequantizeLinear RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli Dropout".split()
+    (
+        "DequantizeLinear Dropout RandomNormal RandomNormalLike RandomUniform RandomUniformLike "
+        "Multinomial Bernoulli"
+    ).split()
 )
 
 
@@ -96,9 +101,6 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
 
     def _check_for_unsupported_ops(self, graph: onnx.GraphProto) -> None:
         """Nothing: all files were checked before the first was converted."""
-
-    def _parse_value_proto(self, value_proto: onnx.GraphProto) -> str:
-        return super()._parse_value_proto(value_proto)
 
     def _convert_operator(self, op_name: str, inputs: list[Value], attrs: dict, opset: int) -> Value:
         node = self._by_name[attrs["tvm_custom"]["name"]]
@@ -248,7 +250,8 @@ def _canonicalize(func: relax.Function, layers: dict[Value, str], source: Source
             try:
                 ir.static_shape(binding.var)
             except ValueError:
+                operator = op_name(binding.value)
                 raise ModelError(
-                    f"{source.label}: the shape of a {op_name(binding.value)} depends on data, which is not supported"
+                    f"{source.label}: the shape of a {operator} depends on data, which is not supported"
                 ) from None
     return result

@@ -1,7 +1,7 @@
 """Converters that replace TVM's where its result is refused later, or hides the structure from our passes.
 
-Each takes ``(builder, inputs, attributes, opset)`` and returns a Relax expression, or ``NotImplemented`` to leave
-the node to TVM's converter.
+Each takes ``(builder, inputs, attributes, opset)`` and returns a Relax expression, or ``NotImplemented`` to
+leave the node to TVM's converter.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _clip(_: relax.BlockBuilder, inputs: list[Value], attrs: dict[str, Any], ops
 
 
 def _pairwise(combine: Callable[[Value, Value], Value]) -> Mender:
-    """An n-ary elementwise operator as a chain, where TVM's converter stacks all operands and reduces."""
+    """Convert an n-ary elementwise operator into a chain, where TVM's converter stacks and reduces."""
 
     def mend(_: relax.BlockBuilder, inputs: list[Value], attrs: dict[str, Any], opset: int) -> Any:
         return reduce(combine, inputs)
