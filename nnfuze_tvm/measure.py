@@ -1,0 +1,245 @@
+"""How fast a built network is and how well it answers."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import tvm
+
+from nnfuze_tvm.errors import InputError
+from nnfuze_tvm.runner import Input, Output, Runner
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Wall time of one call, in seconds, over ``repeats`` calls."""
+
+    median: float
+    p95: float
+    repeats: int
+
+    @property
+    def throughput(self) -> float:
+        """Calls per second."""
+        return 1.0 / self.median
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How well one output answers.
+
+    Attributes
+    ----------
+    accuracy : float or None
+        Fraction of the labelled samples whose largest score is the label's.
+    labelled : int
+        Number of labelled samples.
+    agreement : float or None
+        Fraction of the samples with the same largest score as the original network.
+    snr : float or None
+        Signal-to-noise ratio against the original network's output in dB; infinite when equal.
+    """
+
+    accuracy: float | None = None
+    labelled: int = 0
+    agreement: float | None = None
+    snr: float | None = None
+
+
+def measure(call: Callable[[], object], repeats: int = 200, max_seconds: float = 5.0) -> Latency:
+    """Return the latency of ``call`` after a warm-up."""
+    return measure_interleaved({"call": call}, repeats, max_seconds)["call"]
+
+
+def measure_interleaved(
+    calls: Mapping[str, Callable[[], object]], repeats: int = 200, max_seconds: float = 10.0
+) -> dict[str, Latency]:
+    """Return the latency of several calls, measured in turns so that a drifting machine is fair to all.
+
+    Parameters
+    ----------
+    calls : mapping of str to callable
+        What to measure, by name.
+    repeats : int
+        Calls of each, fewer (but at least three) if ``max_seconds`` pass first.
+    max_seconds : float
+        Time for all of it, the warm-up excluded.
+    """
+    if repeats < 1:
+        raise InputError(f"repeats: {repeats} given; use 1 or more")
+    for call in calls.values():
+        started = time.perf_counter()
+        for _ in range(10):
+            call()
+            if time.perf_counter() - started > 0.3:
+                break
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        deadline = time.perf_counter() + max_seconds
+        for turn in range(repeats):
+            if turn >= 3 and time.perf_counter() > deadline:
+                break
+            for name, call in calls.items():
+                call()  # the first call after another network's finds cold caches
+                started = time.perf_counter()
+                call()
+                times[name].append(time.perf_counter() - started)
+    finally:
+        if collecting:
+            gc.enable()
+    return {
+        name: Latency(float(np.median(values)), float(np.percentile(values, 95)), len(values))
+        for name, values in times.items()
+    }
+
+
+def kernel_times(
+    library: tvm.runtime.Module,
+    kernels: Iterable[tuple[str, Sequence[tuple[Sequence[int], str]]]],
+    *,
+    seconds_each: float = 0.02,
+) -> dict[str, float]:
+    """Return the seconds of one call of each kernel, each timed alone on made-up data, warm caches.
+
+    Parameters
+    ----------
+    library : tvm.runtime.Module
+        The executable, built here or loaded.
+    kernels : iterable of (str, sequence of (shape, dtype))
+        Name and arguments per kernel.
+    seconds_each : float
+        Roughly how long to measure each.
+    """
+    rng = np.random.default_rng(0)
+    times = {}
+    for name, arguments in kernels:
+        module = next((m for m in [library, *library.imports] if _implements(m, name)), None)
+        if module is None:
+            continue
+        data = [tvm.runtime.tensor(_made_up(rng, tuple(shape), dtype)) for shape, dtype in arguments]
+        timer = module.time_evaluator(
+            name, tvm.cpu(), number=1, repeat=3, min_repeat_ms=max(1, int(seconds_each * 1000 / 3))
+        )
+        times[name] = float(np.median(timer(*data).results))
+    return times
+
+
+def _implements(module: tvm.runtime.Module, name: str) -> bool:
+    return bool(module.implements_function(name))
+
+
+def _made_up(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    if np.issubdtype(np.dtype(dtype), np.floating):
+        return rng.standard_normal(shape).astype(dtype)
+    return rng.integers(0, 2, shape).astype(dtype)
+
+
+def sample_batches(arrays: Mapping[str, np.ndarray], inputs: Sequence[Input]) -> list[Arrays]:
+    """Return samples ``[N, …]`` cut into the network's batches; what doesn't fill a batch is left out.
+
+    Raises
+    ------
+    InputError
+        If an input is missing, or shape or dtype don't fit, or there is not one full batch.
+    """
+    counts = {}
+    for i in inputs:
+        if i.name not in arrays:
+            raise InputError(f"evaluation data: no array for input {i.name!r}; it has {', '.join(arrays) or 'none'}")
+        array = arrays[i.name]
+        if array.dtype != np.dtype(i.dtype):
+            raise InputError(f"evaluation data: {i.name!r} is {array.dtype}; the network takes {i.dtype}")
+        if array.ndim == 0 or array.ndim != len(i.shape) or array.shape[1:] != i.shape[1:]:
+            wanted = ", ".join(["N", *map(str, i.shape[1:])])
+            raise InputError(f"evaluation data: {i.name!r} has shape {list(array.shape)}; use [{wanted}]")
+        counts[i.name] = len(array) // (i.shape[0] if i.shape else 1)
+    if min(counts.values()) < 1 or len(set(counts.values())) > 1:
+        found = ", ".join(f"{name}: {len(arrays[name])}" for name in counts)
+        raise InputError(f"evaluation data: inputs need equally many samples, at least one batch ({found})")
+    return [
+        {i.name: np.ascontiguousarray(arrays[i.name][n * i.shape[0] : (n + 1) * i.shape[0]]) for i in inputs}
+        for n in range(next(iter(counts.values())))
+    ]
+
+
+def answers(runner: Runner, batches: Iterable[Arrays]) -> list[np.ndarray]:
+    """Return the outputs for all batches, joined along the leading axis, in the order of ``runner.outputs``."""
+    collected: list[list[np.ndarray]] = [[] for _ in runner.outputs]
+    for batch in batches:
+        runner.set_inputs(batch)
+        for values, field in zip(collected, runner.invoke(), strict=True):
+            values.append(np.from_dlpack(field).copy())
+    return [np.concatenate(values) for values in collected]
+
+
+def quality(
+    output: Output, answer: np.ndarray, reference: np.ndarray | None, labels: np.ndarray | None
+) -> Quality:
+    """Return how well an output's answers fit the labels and the original network's answers.
+
+    Parameters
+    ----------
+    output : Output
+        The output; what has no classes gets an SNR only.
+    answer, reference : numpy.ndarray
+        Outputs ``[N, …]`` of this network and of the original one.
+    labels : numpy.ndarray, optional
+        Class per sample, ``[N]``; -1: the sample has no label for this task.
+    """
+    accuracy = agreement = snr = None
+    labelled = 0
+    if output.classes is not None:
+        top = answer.reshape(len(answer), -1).argmax(axis=1)
+        if labels is not None:
+            labels = labels[: len(top)]
+            counted = labels >= 0
+            labelled = int(counted.sum())
+            accuracy = float((top == labels)[counted].mean()) if labelled else None
+        if reference is not None:
+            agreement = float((top == reference.reshape(len(reference), -1).argmax(axis=1)).mean())
+    if reference is not None:
+        snr = signal_to_noise(reference, answer)
+    return Quality(accuracy, labelled, agreement, snr)
+
+
+def signal_to_noise(reference: np.ndarray, answer: np.ndarray) -> float:
+    """Return the ratio of ``reference`` to the difference from it, in dB of power."""
+    signal = float(np.square(reference.astype(np.float64)).sum())
+    noise = float(np.square(reference.astype(np.float64) - answer.astype(np.float64)).sum())
+    if noise == 0:
+        return float("inf")
+    return float(10 * np.log10(signal / noise)) if signal else float("-inf")
+
+
+def labels_of(arrays: Mapping[str, np.ndarray], outputs: Sequence[Output]) -> Arrays:
+    """Return the labels that evaluation data holds under the tasks' names.
+
+    Raises
+    ------
+    InputError
+        If labels aren't integers ``[N]``, or name a class that the task doesn't have.
+    """
+    found = {}
+    for output in outputs:
+        if output.task not in arrays or output.task in found:
+            continue
+        labels = arrays[output.task]
+        if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+            raise InputError(
+                f"evaluation data: labels of {output.task!r} are {labels.dtype} {list(labels.shape)}; "
+                "use integers [N], -1 where a sample has none"
+            )
+        if output.classes is not None and labels.size and labels.max() >= output.classes:
+            raise InputError(
+                f"evaluation data: label {labels.max()} of {output.task!r}; it has {output.classes} classes"
+            )
+        found[output.task] = labels
+    return found

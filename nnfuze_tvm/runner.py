@@ -1,0 +1,191 @@
+"""Runs a built network from numpy arrays to numpy arrays, with as little Python as possible."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from nnfuze_tvm import ir
+from nnfuze_tvm.errors import InputError
+
+
+@dataclass(frozen=True)
+class Input:
+    """A network input: its name, shape and dtype."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Output:
+    """A network output: the task it belongs to, its name, shape and dtype."""
+
+    task: str
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def classes(self) -> int | None:
+        """Number of classes, if the shape is that of a classifier's scores: ``[batch, classes]``."""
+        significant = [dim for dim in self.shape[1:] if dim != 1]
+        return significant[0] if len(significant) == 1 else None
+
+
+def signature(mod: tvm.IRModule) -> tuple[list[Input], list[Output]]:
+    """Return what ``main`` of a merged module takes and gives, in order."""
+    main = mod["main"]
+    inputs = [Input(p.name, ir.static_shape(p), str(p.ty.dtype)) for p in main.params]
+    fields = main.ty.ret.fields
+    outputs = [
+        Output(owner.task, owner.name, tuple(int(d) for d in field.shape.values), str(field.dtype))
+        for owner, field in zip(ir.task_outputs(mod), fields, strict=True)
+    ]
+    return inputs, outputs
+
+
+class Runner:
+    """A built network that maps ``{input name: array}`` to ``{task: array}``.
+
+    Parameters
+    ----------
+    library : tvm.runtime.Module or tvm.relax.VMExecutable
+        The executable, built here or loaded from a library.
+    inputs, outputs : sequence of Input, Output
+        The signature of ``main``.
+    threads : int
+        How many threads a call may use.
+
+    Notes
+    -----
+    Inputs are copied into buffers aligned as the kernels expect; outputs are copies, so they stay valid after the
+    next call. A call takes a lock: use one runner per thread for calls that shall overlap.
+    """
+
+    def __init__(
+        self,
+        library: tvm.runtime.Module | relax.VMExecutable,
+        inputs: Sequence[Input],
+        outputs: Sequence[Output],
+        threads: int = 1,
+    ) -> None:
+        if threads < 1:
+            raise InputError(f"threads: {threads} given; use 1 or more")
+        self.library = library.jit() if isinstance(library, relax.VMExecutable) else library
+        self.inputs = list(inputs)
+        self.outputs = list(outputs)
+        self.tasks = list(dict.fromkeys(o.task for o in outputs))
+        self.threads = threads
+        self._vm = relax.VirtualMachine(self.library, tvm.cpu())
+        self._main = self._vm["main"]
+        self._buffers = [tvm.runtime.empty(i.shape, i.dtype) for i in self.inputs]
+        views = [np.from_dlpack(buffer) for buffer in self._buffers]
+        self._slots = [
+            (i.name, i.shape, np.dtype(i.dtype), view) for i, view in zip(self.inputs, views, strict=True)
+        ]
+        self._lock = threading.Lock()
+        counts = {task: sum(o.task == task for o in outputs) for task in self.tasks}
+        self._single = [counts[o.task] == 1 for o in self.outputs]
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray | dict[str, np.ndarray]]:
+        """Run all tasks once.
+
+        Parameters
+        ----------
+        inputs : mapping of str to numpy.ndarray
+            One array per input, of exactly the input's shape and dtype.
+
+        Returns
+        -------
+        dict
+            Per task its output array; a dict of output name to array where a task has several outputs.
+
+        Raises
+        ------
+        InputError
+            If a name, a shape or a dtype isn't the network's.
+        """
+        with self._lock:
+            self.set_inputs(inputs)
+            fields = self.invoke()
+            result: dict = {}
+            for output, single, field in zip(self.outputs, self._single, fields, strict=True):
+                array = np.from_dlpack(field).copy()
+                if single:
+                    result[output.task] = array
+                else:
+                    result.setdefault(output.task, {})[output.name] = array
+        return result
+
+    def set_inputs(self, inputs: Mapping[str, np.ndarray]) -> None:
+        """Check the inputs and copy them into the network's buffers."""
+        if len(inputs) != len(self._slots):
+            self._complain(inputs)
+        for name, shape, dtype, view in self._slots:
+            array = inputs.get(name)
+            if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != dtype:
+                self._complain(inputs)
+            view[...] = array
+
+    def invoke(self) -> Sequence[tvm.runtime.Tensor]:
+        """Run on the inputs set last; the tensors returned are owned by the network."""
+        if getattr(_configured, "threads", None) != self.threads:
+            use_threads(self.threads)
+        return self._main(*self._buffers)
+
+    def _complain(self, inputs: Mapping[str, np.ndarray]) -> None:
+        wanted = ", ".join(i.name for i in self.inputs)
+        for name in inputs:
+            if all(name != i.name for i in self.inputs):
+                raise InputError(f"input {name!r}: the network has no such input; it takes {wanted}")
+        for i in self.inputs:
+            if i.name not in inputs:
+                raise InputError(f"input {i.name!r}: missing; the network takes {wanted}")
+            array = inputs[i.name]
+            if not isinstance(array, np.ndarray):
+                raise InputError(f"input {i.name!r}: a {type(array).__name__}; give a numpy array")
+            if array.shape != i.shape:
+                raise InputError(f"input {i.name!r}: shape {list(array.shape)}; the network takes {list(i.shape)}")
+            if array.dtype != np.dtype(i.dtype):
+                raise InputError(f"input {i.name!r}: dtype {array.dtype}; the network takes {i.dtype}")
+
+
+# TVM keeps one pool of worker threads, and its size, per calling thread.
+_configured = threading.local()
+
+
+def use_threads(count: int) -> None:
+    """Let kernels that this thread calls run on ``count`` threads (at most the CPUs there are)."""
+    configure = tvm.get_global_func("runtime.config_threadpool")
+    share_all_cores, big_cores = -2, 1
+    with _affinity_kept() as cpus:
+        names = [str(cpu) for cpu in cpus]
+        # A pool never grows: it is made for all CPUs, then limited. A limit of one also keeps it out of the way.
+        configure(share_all_cores, 0, names)
+        if count == 1:
+            configure(share_all_cores, 0, names[:1])
+        else:
+            configure(big_cores, count)
+    _configured.threads = count
+
+
+@contextmanager
+def _affinity_kept() -> Iterator[list[int]]:
+    # TVM pins the thread that makes a pool to one core, where everything started from it later would crowd too.
+    if not hasattr(os, "sched_getaffinity"):
+        yield list(range(os.cpu_count() or 1))
+        return
+    cpus = os.sched_getaffinity(0)
+    try:
+        yield sorted(cpus)
+    finally:
+        os.sched_setaffinity(0, cpus)
