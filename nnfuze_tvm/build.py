@@ -34,7 +34,12 @@ def lower(mod: tvm.IRModule, target: Target, database: ms.Database | None = None
         return tvm.transform.Sequential(phase_9)(fused)
 
 
+def generate(lowered: tvm.IRModule, target: Target) -> relax.VMExecutable:
+    """Return the executable of a lowered module (phase 10)."""
+    with target:
+        return relax.build(lowered, target=target, exec_mode="compiled")
+
+
 def build(mod: tvm.IRModule, target: Target, database: ms.Database | None = None) -> relax.VMExecutable:
     """Return the executable of a graph for one target (phases 5 to 10)."""
-    with target:
-        return relax.build(lower(mod, target, database), target=target, exec_mode="compiled")
+    return generate(lower(mod, target, database), target)

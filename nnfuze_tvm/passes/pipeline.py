@@ -2,10 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 import tvm
 from tvm import relax
 
+from nnfuze_tvm.passes.fold_batch_norm import FoldBatchNorm
 from nnfuze_tvm.passes.layout import ToNHWC
+from nnfuze_tvm.passes.merge_tasks import MergeTasks
+from nnfuze_tvm.passes.share_trunk import ShareTrunk
+from nnfuze_tvm.policy import Policy
+
+Arrays = Mapping[str, np.ndarray]
+
+
+def merge_phases(shared_inputs: Sequence[str] | None = None) -> list[tvm.transform.Pass]:
+    """Return phases 1 and 2: from one function per task to one simplified ``main``."""
+    return [
+        # Phase 1: merge. All tasks in one function, their common trunk computed once.
+        MergeTasks(shared_inputs),
+        ShareTrunk(),
+        # Phase 2: simplify.
+        FoldBatchNorm(),
+    ]
+
+
+def prune_phases(policy: Policy, criterion: str, calibration: Arrays | None) -> list[tvm.transform.Pass]:
+    """Return phase 3: channels removed as the policy says."""
+    from nnfuze_tvm.passes.prune_channels import PruneChannels
+
+    return [PruneChannels(policy, criterion=criterion, calibration=calibration)]
+
+
+def quantize_phases(calibration: Arrays, policy: Policy, method: str) -> list[tvm.transform.Pass]:
+    """Return phase 4: what the policy gives 8 bits, in QDQ form."""
+    from nnfuze_tvm.passes.insert_qdq import InsertQDQ
+
+    return [InsertQDQ(calibration, policy, method=method)]
 
 
 def lowering_phases() -> list[tvm.transform.Pass]:
