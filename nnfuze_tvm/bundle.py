@@ -231,18 +231,22 @@ def check_files(directory: Path, manifest: Manifest) -> None:
 
 def check_cpu(directory: Path, target: TargetRecord) -> None:
     """Check that this CPU has what the code of a bundle uses."""
+    if reason := unfit(target):
+        raise BundleError(f"{directory}: {reason}; compile it for --target host on this machine")
+
+
+def unfit(target: TargetRecord) -> str | None:
+    """Return why this CPU can't run code for a target, None if it can."""
     machine = {"arm64": "aarch64", "AMD64": "x86_64"}.get(platform.machine(), platform.machine())
     if target.arch and target.arch != machine:
-        raise BundleError(f"{directory}: made for {target.arch}, this is {machine}; compile it for --target host")
+        return f"made for {target.arch}, this CPU is {machine}"
     flags = cpu_flags()
     known = CPU_FLAGS.get(target.arch, {})
     missing = [feature for feature in target.features if known.get(feature, feature) not in flags]
     if flags and missing:
         cpu = f" ({target.cpu})" if target.cpu else ""
-        raise BundleError(
-            f"{directory}: made for a CPU with {', '.join(missing)}{cpu}, which this one lacks; "
-            "compile it for --target host on this machine"
-        )
+        return f"made for a CPU with {', '.join(missing)}{cpu}, which this one lacks"
+    return None
 
 
 def _target_config(target: TargetRecord) -> dict:

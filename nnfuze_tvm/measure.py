@@ -42,14 +42,14 @@ class Quality:
         Number of labelled samples.
     agreement : float or None
         Fraction of the samples with the same largest score as the original network.
-    snr : float or None
-        Signal-to-noise ratio against the original network's output in dB; infinite when equal.
+    error : float or None
+        Root mean square of the difference from the original network's output, relative to that output's.
     """
 
     accuracy: float | None = None
     labelled: int = 0
     agreement: float | None = None
-    snr: float | None = None
+    error: float | None = None
 
 
 def measure(call: Callable[[], object], repeats: int = 200, max_seconds: float = 5.0) -> Latency:
@@ -188,13 +188,13 @@ def quality(
     Parameters
     ----------
     output : Output
-        The output; what has no classes gets an SNR only.
+        The output; what has no classes gets an error only.
     answer, reference : numpy.ndarray
         Outputs ``[N, …]`` of this network and of the original one.
     labels : numpy.ndarray, optional
         Class per sample, ``[N]``; -1: the sample has no label for this task.
     """
-    accuracy = agreement = snr = None
+    accuracy = agreement = error = None
     labelled = 0
     if output.classes is not None:
         top = answer.reshape(len(answer), -1).argmax(axis=1)
@@ -206,17 +206,16 @@ def quality(
         if reference is not None:
             agreement = float((top == reference.reshape(len(reference), -1).argmax(axis=1)).mean())
     if reference is not None:
-        snr = signal_to_noise(reference, answer)
-    return Quality(accuracy, labelled, agreement, snr)
+        error = relative_error(reference, answer)
+    return Quality(accuracy, labelled, agreement, error)
 
 
-def signal_to_noise(reference: np.ndarray, answer: np.ndarray) -> float:
-    """Return the ratio of ``reference`` to the difference from it, in dB of power."""
-    signal = float(np.square(reference.astype(np.float64)).sum())
-    noise = float(np.square(reference.astype(np.float64) - answer.astype(np.float64)).sum())
-    if noise == 0:
-        return float("inf")
-    return float(10 * np.log10(signal / noise)) if signal else float("-inf")
+def relative_error(reference: np.ndarray, answer: np.ndarray) -> float:
+    """Return the root mean square of ``answer - reference``, relative to that of ``reference``."""
+    exact = reference.astype(np.float64)
+    difference = float(np.linalg.norm(exact - answer.astype(np.float64)))
+    scale = float(np.linalg.norm(exact))
+    return difference / scale if scale else difference
 
 
 def labels_of(arrays: Mapping[str, np.ndarray], outputs: Sequence[Output]) -> Arrays:

@@ -44,6 +44,8 @@ class Layer:
         The tasks whose outputs depend on it.
     shape : tuple of int
         Shape of its output.
+    depth : int
+        Number of layers on the longest way from an input to it.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Layer:
     integer: bool
     tasks: tuple[str, ...]
     shape: tuple[int, ...]
+    depth: int
 
 
 @dataclass(frozen=True)
@@ -109,8 +112,11 @@ def layers(mod: tvm.IRModule) -> list[Layer]:
         for binding in bindings(func):
             for leaf in operands(binding.value):
                 users.setdefault(leaf, []).append(binding)
+        depths: dict = {}
         for binding in bindings(func):
             call = binding.value
+            depth = max((depths.get(leaf, 0) for leaf in operands(call)), default=0)
+            depths[binding.var] = depth + (op_name(call) in LAYER_OPS)
             if op_name(call) in LAYER_OPS:
                 weight = _constant(call.args[1], bound)
                 size = 0 if weight is None else math.prod(_shape(weight))
@@ -123,6 +129,7 @@ def layers(mod: tvm.IRModule) -> list[Layer]:
                         integer=all(_is_integer(arg, bound) for arg in call.args[:2]),
                         tasks=tuple(tasks.get(binding.var, ())),
                         shape=_shape(binding.var),
+                        depth=depth,
                     )
                 )
     return found

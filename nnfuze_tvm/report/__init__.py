@@ -1,0 +1,16 @@
+"""What a compilation achieved, stage by stage: as a record, as JSON, as a table and as one HTML page."""
+
+from nnfuze_tvm.report.html import render_html
+from nnfuze_tvm.report.record import KernelTime, LayerUse, Report, Stage, TaskQuality
+from nnfuze_tvm.report.table import render_kernels, render_table
+
+__all__ = [
+    "KernelTime",
+    "LayerUse",
+    "Report",
+    "Stage",
+    "TaskQuality",
+    "render_html",
+    "render_kernels",
+    "render_table",
+]

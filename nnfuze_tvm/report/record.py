@@ -1,0 +1,131 @@
+"""The record that all views of a report are made from."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class TaskQuality(_Record):
+    """How well a stage answers one task's output; see `measure.Quality`."""
+
+    accuracy: float | None = None
+    labelled: int = 0
+    agreement: float | None = None
+    error: float | None = None
+
+
+class Stage(_Record):
+    """One stage of the compilation, or a reference beside it. What wasn't measured is None.
+
+    Attributes
+    ----------
+    name : str
+        ``separate``, ``merged``, ``pruned``, ``int8``, ``tuned``, or the reference's name.
+    reference : bool
+        Whether this is another runtime, not a stage.
+    latency, latency_p95 : float
+        Seconds for one inference of all tasks.
+    macs, parameters : int
+        Multiply-accumulates of one inference, elements of all constants.
+    parameter_bytes, bytes : int
+        Bytes of the constants, bytes on disk.
+    peak_memory : int
+        Planned bytes of activations.
+    sparsity : float
+        Fraction of the layers' weights that is zero.
+    tasks : dict
+        Quality per output: by task, or ``task:output`` where a task has several.
+    """
+
+    name: str
+    reference: bool = False
+    latency: float | None = None
+    latency_p95: float | None = None
+    macs: int | None = None
+    parameters: int | None = None
+    parameter_bytes: int | None = None
+    bytes: int | None = None
+    peak_memory: int | None = None
+    sparsity: float | None = None
+    tasks: dict[str, TaskQuality] = Field(default_factory=dict)
+
+    @property
+    def throughput(self) -> float | None:
+        """Inferences per second."""
+        return 1 / self.latency if self.latency else None
+
+
+class KernelTime(_Record):
+    """One kernel of the final stage: seconds of all its calls in one inference, each timed alone."""
+
+    name: str
+    calls: int
+    seconds: float
+    tasks: list[str]
+
+
+class LayerUse(_Record):
+    """One layer of the final stage: its cost, how it computes, and for which tasks."""
+
+    name: str
+    op: str
+    macs: int
+    parameters: int
+    integer: bool
+    tasks: list[str]
+    depth: int
+
+
+class Report(_Record):
+    """What a compilation achieved.
+
+    Attributes
+    ----------
+    tasks : list of str
+        The tasks.
+    target, threads
+        The machine compiled for, by name, and threads per inference.
+    measured_on : str
+        Where the latencies were taken; empty when none were.
+    data : str
+        What accuracy and agreement were taken on; empty when nothing was.
+    stages : list of Stage
+        In order; the last one that is no reference is what the bundle holds.
+    kernels : list of KernelTime
+        In execution order.
+    layers : list of LayerUse
+        In execution order.
+    """
+
+    tasks: list[str]
+    target: str
+    threads: int = 1
+    measured_on: str = ""
+    data: str = ""
+    stages: list[Stage] = Field(default_factory=list)
+    kernels: list[KernelTime] = Field(default_factory=list)
+    layers: list[LayerUse] = Field(default_factory=list)
+    versions: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def own(self) -> list[Stage]:
+        """The stages without the references."""
+        return [stage for stage in self.stages if not stage.reference]
+
+    @property
+    def final(self) -> Stage:
+        """What the bundle holds."""
+        return self.own[-1]
+
+    @property
+    def float_layers(self) -> list[str]:
+        """Names of the layers that compute in floating point."""
+        return [layer.name for layer in self.layers if not layer.integer]
+
+    def to_json(self) -> str:
+        """Return the report as JSON text."""
+        return self.model_dump_json(indent=1) + "\n"

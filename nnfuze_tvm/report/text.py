@@ -1,0 +1,57 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+from nnfuze_tvm.report.record import TaskQuality
+
+NOTHING = "–"
+
+
+def seconds(value: float | None) -> str:
+    """Return a duration with a fitting unit."""
+    if value is None:
+        return NOTHING
+    if value >= 1:
+        return f"{value:.2f} s"
+    return f"{value * 1e3:.3g} ms" if value >= 1e-3 else f"{value * 1e6:.3g} µs"
+
+
+def count(value: float | None, unit: str = "") -> str:
+    """Return a count with k, M or G."""
+    if value is None:
+        return NOTHING
+    for factor, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= factor:
+            return f"{value / factor:.3g} {prefix}{unit}".strip()
+    return f"{value:.0f} {unit}".strip()
+
+
+def size(value: int | None) -> str:
+    """Return bytes as B, KB, MB (powers of 1000, as disks and links are sold)."""
+    return NOTHING if value is None else count(value, "B").replace("kB", "KB")
+
+
+def rate(value: float | None) -> str:
+    """Return inferences per second."""
+    return NOTHING if value is None else f"{value:.0f}/s" if value >= 10 else f"{value:.2g}/s"
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """Return a fraction as a percentage."""
+    return NOTHING if value is None else f"{value:.{digits}%}".replace("%", " %")
+
+
+def ratio(value: float) -> str:
+    """Return a factor."""
+    return f"{value:.2f}×" if value < 10 else f"{value:.1f}×"
+
+
+def quality(value: TaskQuality | None) -> str:
+    """Return the most telling figure of a quality: accuracy, else agreement, else the relative error."""
+    if value is None:
+        return NOTHING
+    if value.accuracy is not None:
+        return percent(value.accuracy)
+    if value.agreement is not None:
+        return f"{percent(value.agreement)} agree"
+    return NOTHING if value.error is None else f"error {value.error:.2g}"
