@@ -9,6 +9,7 @@ import onnx
 import tvm
 from tvm import relax
 from tvm.ir import GlobalVar
+from tvm.relax.expr import _update_type
 from tvm_ffi import StructuralKey, structural_equal
 
 from nnfuze_tvm import dataflow, ir
@@ -106,6 +107,7 @@ def _adopt_kernels(
         if key not in kernels:
             name = f"{source.task}_{var.name_hint}"
             kernels[key] = GlobalVar(name)
+            _update_type(kernels[key], var.ty)
             functions[kernels[key]] = func.with_attr("global_symbol", name)
         renamed[var] = kernels[key]
     if not renamed:
@@ -136,4 +138,4 @@ def _check_shared(mod: tvm.IRModule, sources: Sequence[Source], shared_inputs: S
 
 
 def _describe(ty: relax.TensorType) -> str:
-    return f"{ty.dtype} {'x'.join(str(dim) for dim in ty.shape)}"
+    return f"{ty.dtype} {'x'.join(str(int(dim)) for dim in ty.shape)}"

@@ -82,6 +82,7 @@ def convert(source: Source, shapes: dict[str, Shape]) -> tvm.IRModule:
         try:
             imported = importer.from_onnx(source.model.graph, source.opset)
         except ModelError:
+            importer.close()
             raise
         except Exception as error:
             raise ModelError(f"{source.label}: can't be imported: {first_line(error)}") from error
@@ -98,6 +99,11 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
         self._by_name = {node.name: node for node in source.model.graph.node}
         self._seen: set[Value] = set()
         self.layers: dict[Value, str] = {}
+
+    def close(self) -> None:
+        """End the open block of an import that failed: TVM warns on stderr when it finds one left."""
+        with contextlib.suppress(Exception):
+            self.bb._end_block()
 
     def _check_for_unsupported_ops(self, graph: onnx.GraphProto) -> None:
         """Nothing: all files were checked before the first was converted."""
@@ -183,7 +189,7 @@ def _evaluate(node: onnx.NodeProto, inputs: list[np.ndarray | None], opset: int)
     operands = [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in feeds]
     graph = onnx.helper.make_graph([alone], "constant", operands, outputs)
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
-    return ReferenceEvaluator(model).run(None, feeds)
+    return list(ReferenceEvaluator(model).run(None, feeds))
 
 
 def _permute(array: np.ndarray, call: Call) -> np.ndarray:

@@ -32,14 +32,14 @@ def _clip(_: relax.BlockBuilder, inputs: list[Value], attrs: dict[str, Any], ops
         bounds = [relax.const(attrs[key], dtype) if key in attrs else None for key in ("min", "max")]
     else:
         bounds = [inputs[1], inputs[2]]
-    values = [_constant(bound) for bound in bounds]
-    known = [value is not None and bool(np.isfinite(value).all()) for value in values]
-    if all(known) and values[0] <= values[1]:
-        return relax.op.clip(data, values[0].item(), values[1].item())
-    if any(value is not None and bool(np.isnan(value).any()) for value in values):
+    # Scalars by definition, some exporters write a vector of one.
+    least, most = (None if value is None else value.item() for value in map(_constant, bounds))
+    if any(value is not None and np.isnan(value) for value in (least, most)):
         return NotImplemented
+    if least is not None and most is not None and np.isfinite([least, most]).all() and least <= most:
+        return relax.op.clip(data, least, most)
     low, high = bounds
-    if known[0] and values[0] == 0 and high is None:
+    if least == 0 and high is None:
         return relax.op.nn.relu(data)
     if low is not None:
         data = relax.op.maximum(data, low)
