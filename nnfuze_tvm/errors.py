@@ -1,5 +1,7 @@
 """What can go wrong for a user: one line that says what, where and what to do."""
 
+import tvm_ffi
+
 
 class NNFuzeError(Exception):
     """Base of every error that a user can cause and mend.
@@ -26,3 +28,9 @@ class DeviceError(NNFuzeError):
 
 class BundleError(NNFuzeError):
     """A bundle that is damaged, unwritable or made for another machine."""
+
+
+# A pass runs behind TVM's C++ pass manager, which rebuilds exceptions by name: without this, what a pass
+# raises would arrive as a RuntimeError.
+for _error in (NNFuzeError, ModelError, InputError, PolicyError, DeviceError, BundleError):
+    tvm_ffi.register_error(f"{__name__}.{_error.__name__}", _error)
