@@ -75,10 +75,9 @@ def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
         sch.unroll(kx)
     if os.environ.get("UKY","1")=="1":
         sch.unroll(ky)
-    if os.environ.get("HINT","1")=="1":
-        if "x" in os.environ.get("H","xy"): sch.annotate(xo, PARTITION_HINT, 1)
-        if "y" in os.environ.get("H","xy"): sch.annotate(ly, PARTITION_HINT, 1)
     init = sch.decompose_reduction(conv, ky)
     *_, a,b,c,d = sch.get_loops(init)
     sch.unroll(b); sch.unroll(c); sch.vectorize(d)
+    if int(sch.get(xo).extent) <= int(os.environ.get("UX","1")):
+        sch.unroll(xo)
     return True

@@ -1,0 +1,268 @@
+"""The register tile that convolutions and dense layers share.
+
+A contraction is ``out[…, pixel, channel] += data[…] · weights[…]`` with NHWC-like data and constant weights. The
+loop nest is ``channel_block, outer, row, col_outer, reduction, pixel tile (unrolled), channel vectors
+(unrolled), lane``: the accumulators of one tile stay in registers over the whole reduction, and bias,
+activation, residual and requantization run on the tile before it is stored. Weights are packed
+``[channel_block][reduction][channels]`` at compile time; in int8 four input channels stand together, as the
+dot-product instructions want them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from tvm import s_tir
+from tvm.s_tir.schedule import LoopRV, SBlockRV
+
+from nnfuze_tvm.schedules.base import (
+    PARALLEL_MIN_OPS,
+    blocks,
+    choose,
+    divisors,
+    extents,
+    iter_kinds,
+    vectorize_inner,
+)
+from nnfuze_tvm.schedules.hardware import Hardware
+from nnfuze_tvm.schedules.intrinsics import Dot4, dot4
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Output pixels (``rows`` × ``cols``) × output channels (``channels``, in vectors of ``lanes``)."""
+
+    rows: int
+    cols: int
+    channels: int
+    lanes: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a contraction has to do, seen by the tile model.
+
+    Attributes
+    ----------
+    rows, cols, channels : int
+        Output rows and columns that a tile may span, and output channels (of one group).
+    steps : int
+        Length of the reduction, in instructions that each take ``depth`` of its elements.
+    lanes : int
+        Channels per vector register of accumulators.
+    depth : int
+        Reduction elements per step: 4 with an int8 dot product, else 1.
+    weight_bytes : int
+        Bytes of one weight.
+    multiplies : int
+        Instructions on the multiply ports per accumulator and step.
+    temporaries : int
+        Registers that one step needs beside the accumulators.
+    """
+
+    rows: int
+    cols: int
+    channels: int
+    steps: int
+    lanes: int
+    depth: int
+    weight_bytes: int
+    multiplies: int
+    temporaries: int
+
+
+def tiles(work: Work, hw: Hardware) -> list[Tile]:
+    """Return register tiles that divide the output, best first by a model of the inner loop.
+
+    One step of the reduction loads ``vectors`` weight registers and broadcasts one input per pixel for
+    ``pixels · vectors`` multiply-adds. Two loads and two multiplies start per cycle, and a multiply-add takes
+    four cycles, so fewer than eight accumulators leave the units idle. Weights of a channel block that do not
+    stay in L1 come from L2 or beyond, once per tile.
+    """
+    found: list[tuple[float, int, int, Tile]] = []
+    lanes = work.lanes if work.channels % work.lanes == 0 else divisors(work.channels, work.lanes)[0]
+    for vectors in range(1, 9):
+        channels = vectors * lanes
+        if work.channels % channels:
+            continue
+        step_bytes = channels * work.weight_bytes * work.depth
+        block_bytes = work.steps * step_bytes
+        bandwidth = 64 if block_bytes < hw.l1_bytes else 16 if block_bytes < hw.l2_bytes else 6
+        for rows in divisors(work.rows, 4):
+            for cols in divisors(work.cols, hw.registers):
+                pixels = rows * cols
+                accumulators = pixels * vectors
+                if accumulators + work.temporaries + min(vectors, 2) > hw.registers:
+                    continue
+                cycles = max(
+                    accumulators * work.multiplies / 2,
+                    (pixels + vectors) / 2,
+                    4.0 * work.multiplies,
+                    step_bytes / bandwidth,
+                )
+                cost = cycles / (pixels * channels) * (1 + 0.02 * (rows - 1))
+                found.append((cost, rows, -cols, Tile(rows, cols, channels, lanes)))
+    found.sort(key=lambda item: item[:3])
+    return [tile for *_, tile in found]
+
+
+def schedule(
+    sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool, pixel_axes: int, groups: int
+) -> bool:
+    """Schedule a contraction in place.
+
+    Parameters
+    ----------
+    sch : tvm.s_tir.Schedule
+        Schedule of the PrimFunc ``main``.
+    anchor : SBlockRV
+        The reduction block. Its last spatial iterator is the output channel, the ``pixel_axes`` before it are
+        the pixels, its last reduction iterator is the input channel; it reads data, then weights.
+    hw : Hardware
+        The machine.
+    tunable : bool
+        Sample tile and unrolling instead of taking the model's best.
+    pixel_axes : int
+        2 (rows and columns) or 1 (columns only).
+    groups : int
+        Groups of output channels that read different data.
+
+    Returns
+    -------
+    bool
+        False, and nothing changed, where the template does not fit.
+    """
+    kinds = iter_kinds(sch, anchor)
+    n_spatial = kinds.count("S")
+    sizes = extents(sch, anchor)
+    node = sch.get(anchor)
+    data, weights = (str(region.source.dtype) for region in node.reads[:2])
+    accumulator = str(node.writes[0].source.dtype)
+    depth = sizes[-1]
+    dot = None
+    if (accumulator, weights) == ("int32", "int8") and depth % 4 == 0:
+        dot = dot4(hw.features, data)
+    channels = sizes[n_spatial - 1] // groups
+    if dot is not None and channels % dot.lanes:
+        dot = None
+    lanes = dot.lanes if dot else hw.lanes(accumulator)
+    pixels = sizes[n_spatial - 1 - pixel_axes : n_spatial - 1]
+    work = Work(
+        rows=pixels[0] if pixel_axes == 2 else 1,
+        cols=pixels[-1],
+        channels=channels,
+        steps=prod(sizes[n_spatial:]) // (4 if dot else 1),
+        lanes=lanes,
+        depth=4 if dot else 1,
+        weight_bytes=4 if weights == "float32" else 1,
+        multiplies=dot.multiplies if dot else 1 if accumulator == "float32" else 2,
+        temporaries=1 if accumulator == "float32" else 3,
+    )
+    options = tiles(work, hw)
+    if not options:
+        return False
+    tile = choose(sch, options[:16], tunable)
+    unroll = choose(sch, divisors(depth // work.depth, 4), tunable)
+
+    parameters = {param.name for param in _layout_free(sch)}
+    constant_weights = node.reads[1].source.name in parameters
+    out, pads = isolate(sch, anchor)
+    if constant_weights:
+        _pack_weights(sch, anchor, tile.channels, dot)
+    elif dot is not None:
+        dot = None
+
+    loops = sch.get_loops(out)
+    if len(loops) != n_spatial:
+        raise AssertionError("the output block has other axes than the anchor")
+    outer, tiled, channel = loops[: n_spatial - 1 - pixel_axes], loops[-1 - pixel_axes : -1], loops[-1]
+    counts = [tile.rows, tile.cols][-pixel_axes:]
+    channel_block, inner = sch.split(channel, [None, tile.channels])
+    split = [sch.split(loop, [None, count]) for loop, count in zip(tiled, counts, strict=True)]
+    vectors, lane = sch.split(inner, [None, tile.lanes])
+    blocks_of = [pair[0] for pair in split]
+    inside = [pair[1] for pair in split]
+    sch.reorder(channel_block, *outer, *blocks_of, *inside, vectors, lane)
+    _unroll_tile(sch, [*inside, vectors], lane)
+    sch.compute_at(anchor, blocks_of[-1], preserve_unit_loops=True)
+    sch.set_scope(anchor, 0, "local")
+
+    own = sch.get_loops(anchor)[-len(kinds) :]
+    spatial, reduction = own[:n_spatial], own[n_spatial:]
+    tile_loops, tile_channel = spatial[-1 - pixel_axes : -1], spatial[-1]
+    vectors, lane = sch.split(tile_channel, [None, tile.lanes])
+    factors = [None, unroll] if dot is None else [None, unroll, 4]
+    steps, unrolled, *dot_axis = sch.split(reduction[-1], factors)
+    sch.reorder(*reduction[:-1], steps, unrolled, *tile_loops, vectors, lane, *dot_axis)
+    for loop in (unrolled, *tile_loops, vectors):
+        sch.unroll(loop)
+    if dot is None:
+        sch.vectorize(lane)
+    if hw.cores > 1 and prod(sizes) >= PARALLEL_MIN_OPS:
+        sch.parallel(sch.fuse(channel_block, *outer, *blocks_of[:-1]))
+    init = sch.decompose_reduction(anchor, [*reduction[:-1], steps][0])
+    *init_tile, init_lane = sch.get_loops(init)[-pixel_axes - 2 :]
+    _unroll_tile(sch, init_tile, init_lane)
+    if dot is not None:
+        sch.tensorize(lane, dot.name)
+    for pad in pads:
+        vectorize_inner(sch, sch.get_loops(pad)[-1], data, hw)
+    return True
+
+
+def isolate(sch: s_tir.Schedule, anchor: SBlockRV) -> tuple[SBlockRV, list[SBlockRV]]:
+    """Leave three kinds of blocks: padding before the anchor, the anchor, one output block after it.
+
+    Returns the output block and the list of padding blocks.
+    """
+    name = sch.get(anchor).name_hint
+    names = [sch.get(block).name_hint for block in blocks(sch)]
+    out = sch.cache_write(anchor, 0, "global") if names[-1] == name else sch.get_sblock(names[-1])
+    out_name = sch.get(out).name_hint
+    for after in names[names.index(name) + 1 :]:
+        if after != out_name:
+            sch.compute_inline(sch.get_sblock(after))
+    pads = []
+    for before in names[: names.index(name)]:
+        block = sch.get_sblock(before)
+        if "pad" in before:
+            pads.append(block)
+        else:
+            sch.compute_inline(block)
+    return out, pads
+
+
+def _layout_free(sch: s_tir.Schedule) -> list:
+    """Return the parameters of ``main`` that are constants of the graph."""
+    func = sch.mod["main"]
+    return [func.params[int(i)] for i in func.attrs.get("layout_free_buffers", [])]
+
+
+def _pack_weights(sch: s_tir.Schedule, anchor: SBlockRV, block: int, dot: Dot4 | None) -> None:
+    """Rewrite the weights' layout for the tile, in a block that is evaluated at compile time."""
+    rank = len(sch.get(anchor).reads[1].region)
+    packed = sch.cache_read(anchor, 1, "global")
+
+    def convolution(f, *rest):  # OHWI
+        *kernel, c = rest
+        if dot is None:
+            return (f // block, *kernel, c, f % block)
+        return (f // block, *kernel, c // 4, f % block, c % 4)
+
+    def dense(*axes):  # (batch,) K, N
+        *batch, k, f = axes
+        if dot is None:
+            return (*batch, f // block, k, f % block)
+        return (*batch, f // block, k // 4, f % block, k % 4)
+
+    maps = {2: lambda k, f: dense(k, f), 3: lambda b, k, f: dense(b, k, f)}
+    maps[4] = lambda f, y, x, c: convolution(f, y, x, c)
+    sch.transform_layout(anchor, ("read", 1), maps[rank])
+    sch.annotate(packed, "meta_schedule.layout_rewrite_preproc", True)
+
+
+def _unroll_tile(sch: s_tir.Schedule, loops: list[LoopRV], lane: LoopRV) -> None:
+    for loop in loops:
+        sch.unroll(loop)
+    sch.vectorize(lane)
