@@ -186,6 +186,14 @@ class IntegerOps:
         total = np.broadcast_arrays(value.bias, bias.astype("int64"))
         return Sum(value.expr, value.scale, total[0] + total[1], bound)
 
+    def multiply_constant(self, value: Sum, constant: Constant) -> Sum | None:
+        """Multiply by a constant per channel, which only changes the scale; None where it doesn't fit."""
+        rank, shape = len(value.shape), constant.values.shape
+        if len(shape) > rank or value.clamped or np.broadcast_shapes(value.shape, shape) != value.shape:
+            return None
+        values = constant.values.reshape((1,) * (rank - len(shape)) + shape)
+        return Sum(value.expr, value.scale * values, value.bias, value.bound) if np.all(values) else None
+
     def add_residual(self, value: Sum, residual: Quantized) -> Sum:
         """Add 8-bit codes to a sum, in units of the sum: ``(expr << shift) + codes * ratio``."""
         ratio = residual.scale / value.scale

@@ -292,7 +292,9 @@ class _Realizer:
             factor = right.values
             if isinstance(left, Quantized) and factor.size == 1 and factor.flat[0] > 0:
                 return Quantized(left.codes, left.scale * float(factor.flat[0]), left.zero_point)
-            return None
+            if isinstance(left, Quantized):
+                left = self.ops.spread(left)
+            return self.ops.multiply_constant(left, right) if isinstance(left, Sum) else None
         if isinstance(left, Quantized) and isinstance(right, Quantized):
             return self.ops.multiply(left, right)
         return None
