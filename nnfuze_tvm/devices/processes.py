@@ -1,7 +1,7 @@
 """Child processes that already have TVM loaded, start in milliseconds and never outlive their parent.
 
-Importing TVM takes some seconds of CPU time. A ``Nursery`` is one helper process that imports it once and then
-forks a child for every request: RPC servers, compile workers and measuring workers all come from it.
+Importing TVM takes some seconds of CPU time. A ``Nursery`` is one helper process that imports it once and
+then forks a child for every request: RPC servers, compile workers and measuring workers all come from it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ class Child:
 class Nursery:
     """A context that starts children with TVM loaded and ends all of them with it.
 
-    They also end when this process is killed, whatever the signal. Ctrl-C in the terminal does not reach them.
+    They also end when this process is killed, whatever the signal. Ctrl-C in the terminal does not reach
+    them.
 
     Parameters
     ----------
@@ -66,7 +67,7 @@ class Nursery:
         self._own_scratch = None if scratch else tempfile.TemporaryDirectory(prefix="nnfuze-")
         self.scratch = Path(scratch or self._own_scratch.name)  # type: ignore[union-attr]
         self._control, theirs = Pipe()
-        output: IO[bytes] | int = open(log, "ab") if log else subprocess.DEVNULL  # noqa: SIM115
+        output: IO[bytes] | int = open(log, "ab") if log else subprocess.DEVNULL
         env = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
@@ -97,8 +98,8 @@ class Nursery:
     def start(self, function: Callable[..., None], *args: Any) -> Child:
         """Run ``function(channel, *args)`` in a new child.
 
-        ``function`` must be importable by its name, the arguments picklable. What it sends through ``channel``
-        arrives at the ``channel`` of the returned child, and the other way round.
+        ``function`` must be importable by its name, the arguments picklable. What it sends through
+        ``channel`` arrives at the ``channel`` of the returned child, and the other way round.
 
         Raises
         ------
@@ -148,7 +149,7 @@ class Nursery:
 
 
 def _nursery_main(fd: int, preload: tuple[str, ...]) -> None:
-    """Fork a child per request until the other end of the control channel is closed; then end the whole group."""
+    """Fork a child per request until the control channel is closed; then end the whole process group."""
     control = Connection(fd)
     # The parent's log file is shared by many processes: whole lines, at once.
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]

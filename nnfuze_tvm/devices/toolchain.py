@@ -18,8 +18,8 @@ from tvm import relax
 
 from nnfuze_tvm.errors import DeviceError
 
-# Symbols are stripped (bytes on a small device count); the dynamic symbol table, where TVM's exports are, stays.
-# libm is only recorded as needed when a kernel calls it.
+# Symbols are stripped (bytes on a small device count); the dynamic symbol table, where TVM's exports are,
+# stays. libm is only recorded as needed when a kernel calls it.
 _FLAGS = ("-shared", "-fPIC", "-s", "-Wl,--build-id=none", "-Wl,--as-needed")
 
 # The oldest C library that the wheels of TVM itself run on.
@@ -90,8 +90,8 @@ class Linker:
 def linker_for(target: tvm.target.Target) -> Linker:
     """Return the fastest linker on this machine that can link for ``target``.
 
-    This is the system's C compiler where it links for the target's processor family, else the cross compiler of
-    the distribution, else the ``zig cc`` of the Python package ``ziglang``.
+    This is the system's C compiler where it links for the target's processor family, else the cross compiler
+    of the distribution, else the ``zig cc`` of the Python package ``ziglang``.
 
     Raises
     ------
@@ -103,7 +103,7 @@ def linker_for(target: tvm.target.Target) -> Linker:
     machine = _MACHINES.get(family)
     if machine is None:
         known = ", ".join(_MACHINES)
-        raise DeviceError(f"target {target}: no linker is known for the processor {family!r} (known: {known})")
+        raise DeviceError(f"no linker is known for the processor {family!r} (known: {known})")
     names = ("cc", "gcc", "clang") if family == here else (f"{machine.gnu_triple}-gcc",)
     for name in names:
         if path := shutil.which(name):
@@ -113,9 +113,15 @@ def linker_for(target: tvm.target.Target) -> Linker:
         return Linker((zig, "cc", "-target", f"{machine.gnu_triple}.{_GLIBC}"), _zig_caches())
     package = "gcc" if family == here else machine.package
     raise DeviceError(
-        f"no linker for {family}: none of {', '.join(names)} is on the PATH and the Python package ziglang is "
-        f"missing; install {package} or run 'pip install ziglang'"
+        f"no linker for {family}: none of {', '.join(names)} is on the PATH and the Python package ziglang "
+        f"is missing; install {package} or run 'pip install ziglang'"
     )
+
+
+def runs_here(target: tvm.target.Target) -> bool:
+    """Tell whether this machine's processor is of the family that ``target`` names."""
+    here = _family(platform.machine())
+    return (_target_family(target) or here) == here
 
 
 def export_library(
@@ -180,7 +186,7 @@ def _zig() -> str | None:
 
 
 def _zig_caches() -> dict[str, str]:
-    """Keep zig's caches out of the working directory; the first link fills them (about 20 s), the next ones reuse."""
+    """Keep zig's caches out of the working directory; the first link fills them in 10 to 20 s."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nnfuze" / "zig"
     try:
         base.mkdir(parents=True, exist_ok=True)

@@ -25,8 +25,8 @@ _POLL = 0.25
 class EmbeddedTracker:
     """A context with an RPC tracker and RPC servers on the loopback interface of this machine.
 
-    They are real servers in processes of their own, on free ports. They end with the context, and also when this
-    process is killed.
+    They are real servers in processes of their own, on free ports. They end with the context, and also when
+    this process is killed.
 
     Parameters
     ----------
@@ -149,7 +149,8 @@ def wait_for_device(
         if time.monotonic() > deadline:
             keys = ", ".join(sorted(found)) or "none"
             raise DeviceError(
-                f"tracker {_name(tracker)}: no device under key {key!r} after {timeout:g} s; registered keys: {keys}"
+                f"tracker {_name(tracker)}: no device under key {key!r} after {timeout:g} s; "
+                f"registered keys: {keys}"
             )
         time.sleep(pause)
         pause = min(2 * pause, _POLL)
@@ -226,6 +227,6 @@ def _server_main(_channel: Connection, tracker: tuple[str, int], key: str) -> No
         try:
             server._listen_loop(sock, port, key, tracker, None, None)
         except RuntimeError:
-            # TVM's server gives up when a session's process crashes; a bad kernel must not cost us the device.
+            # TVM's server gives up when a session crashes; a bad kernel must not cost us the device.
             traceback.print_exc()
             os.chdir(home)
