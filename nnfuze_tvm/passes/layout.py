@@ -17,6 +17,12 @@ DESIRED_LAYOUTS = {
     "relax.nn.avg_pool2d": ["NHWC"],
 }
 
+# Computed element by element, so that the axes may come in any order.
+_ELEMENTWISE = {
+    "add", "subtract", "multiply", "divide", "maximum", "minimum", "clip", "nn.relu", "nn.relu6",
+    "nn.leakyrelu", "nn.silu", "nn.gelu", "sigmoid", "tanh", "exp", "sqrt", "abs", "negative", "astype",
+}  # fmt: skip
+
 Axes = tuple[int, ...]
 
 
@@ -77,7 +83,48 @@ class _TransposeMover:
             if isinstance(value.args[0], GenericConst):
                 self.values[var] = relax.const(value.args[0].value.numpy().reshape(static_shape(var)))
                 return
+        if self._move_through(var, value, name):
+            return
         self.values[var] = self._emit(self._read(value), var)
+
+    def _move_through(self, var: Var, value: Value, name: str) -> bool:
+        """Compute ``value`` from operands that still have their old order of axes, if it can be."""
+        operands = value.args[0].fields if name == "concat" and isinstance(value.args[0], relax.Tuple) else ()
+        if name in _ELEMENTWISE:
+            operands = [arg for arg in value.args if isinstance(arg, Var | GenericConst)]
+        elif name == "mean":
+            operands = value.args[:1]
+        axes = next((self.pending[arg][1] for arg in operands if arg in self.pending), None)
+        if axes is None:
+            return False
+        sources = [self._in_order(arg, axes) for arg in operands]
+        if any(source is None for source in sources):
+            return False
+        if name == "concat":
+            axis = int(value.attrs.axis) % len(axes)
+            self.pending[var] = (self._emit(relax.op.concat(sources, axes[axis]), var), axes)
+        elif name == "mean":
+            if not value.attrs.keepdims or value.attrs.axis is None:
+                return False
+            reduced = sorted(axes[int(axis)] for axis in value.attrs.axis)
+            self.pending[var] = (self._emit(relax.op.mean(sources[0], reduced, keepdims=True), var), axes)
+        else:
+            args = [*sources, *value.args[len(sources) :]]
+            call = Call(value.op, args, value.attrs, value.ty_args, value.span)
+            self.pending[var] = (self._emit(call, var), axes)
+        return True
+
+    def _in_order(self, expr: Value, axes: Axes) -> Value | None:
+        """Return an operand whose transposition by ``axes`` is ``expr``; None if it takes work to get it."""
+        if expr in self.pending:
+            source, own = self.pending[expr]
+            return source if own == axes else None
+        if isinstance(expr, GenericConst):
+            shape = static_shape(expr)
+            wide = expr.value.numpy().reshape((1,) * (len(axes) - len(shape)) + shape)
+            back = sorted(range(len(axes)), key=axes.__getitem__)
+            return expr if wide.size == 1 else relax.const(np.ascontiguousarray(wide.transpose(back)))
+        return None
 
     def _permute(self, var: Var, call: Call) -> None:
         operand = call.args[0]
