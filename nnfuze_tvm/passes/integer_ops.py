@@ -250,7 +250,9 @@ class IntegerOps:
         one = np.ones((1,) * len(left.shape))
         bias = -(left.zero_point * factors[0] + right.zero_point * factors[1])
         bound = left.magnitude * factors[0] + right.magnitude * factors[1]
-        return Sum(total, unit * one, np.full(one.shape, bias, "int64"), bound * one)
+        known = all(side.codes.lo >= side.zero_point for side in (left, right))
+        zeros = np.full(one.shape, bias, "int64")
+        return Sum(total, unit * one, zeros, bound * one, lo=0.0 if known else -np.inf)
 
     def add_sums(self, left: Sum, right: Sum) -> Sum:
         """Add two int32 sums; both are brought to one unit."""
@@ -407,9 +409,9 @@ class IntegerOps:
 
     def _window(self, total: relax.Expr, data: Quantized, count: int, one: np.ndarray) -> Sum:
         bias = np.full(one.shape, -data.zero_point * count, "int64")
-        largest = max(abs(data.codes.lo), abs(data.codes.hi))
-        bound = count * (largest + abs(data.zero_point)) * one
-        return Sum(total, data.scale * one, bias, bound)
+        largest, zero = max(abs(data.codes.lo), abs(data.codes.hi)), data.zero_point
+        bound = count * (largest + abs(zero)) * one
+        return Sum(total, data.scale * one, bias, bound, lo=0.0 if data.codes.lo >= zero else -np.inf)
 
     # ---- concatenation
 

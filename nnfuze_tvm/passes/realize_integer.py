@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -461,7 +462,7 @@ def _checked(value: Sum) -> Sum:
 
 
 def _scaled(value: Sum, factor: float | np.ndarray) -> Sum:
-    return Sum(value.expr, value.scale * factor, value.bias, value.bound)
+    return replace(value, scale=value.scale * factor)
 
 
 def _dtype(expr: relax.Expr) -> str:
