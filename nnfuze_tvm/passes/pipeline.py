@@ -11,6 +11,7 @@ from tvm import relax
 from nnfuze_tvm.passes.fold_batch_norm import FoldBatchNorm
 from nnfuze_tvm.passes.layout import ToNHWC
 from nnfuze_tvm.passes.merge_tasks import MergeTasks
+from nnfuze_tvm.passes.realize_integer import RealizeInteger
 from nnfuze_tvm.passes.share_trunk import ShareTrunk
 from nnfuze_tvm.policy import Policy
 
@@ -47,6 +48,8 @@ def lowering_phases() -> list[tvm.transform.Pass]:
     return [
         # Phase 5: layout. Activations NHWC, weights OHWI.
         ToNHWC(),
+        # Phase 6: quantize/dequantize islands become integer operators.
+        RealizeInteger(),
         # Phase 8: one PrimFunc per operator, then one per fused kernel.
         relax.transform.LegalizeOps(),
         relax.transform.AnnotateTIROpPattern(),
