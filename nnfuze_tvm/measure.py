@@ -126,7 +126,7 @@ def kernel_times(
             continue
         data = [tvm.runtime.tensor(_made_up(rng, tuple(shape), dtype)) for shape, dtype in arguments]
         timer = module.time_evaluator(
-            name, tvm.cpu(), number=1, repeat=3, min_repeat_ms=max(1, int(seconds_each * 1000 / 3))
+            name, tvm.cpu(), number=1, repeat=7, min_repeat_ms=max(1, int(seconds_each * 1000 / 7))
         )
         times[name] = float(np.median(timer(*data).results))
     return times

@@ -2,7 +2,7 @@
 
 from nnfuze_tvm.report.html import render_html
 from nnfuze_tvm.report.record import KernelTime, LayerUse, Report, Stage, TaskQuality
-from nnfuze_tvm.report.table import render_kernels, render_table
+from nnfuze_tvm.report.table import render_kernels, render_manifest, render_table
 
 __all__ = [
     "KernelTime",
@@ -12,5 +12,6 @@ __all__ = [
     "TaskQuality",
     "render_html",
     "render_kernels",
+    "render_manifest",
     "render_table",
 ]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from rich.table import Table
 
 from nnfuze_tvm.report import text
-from nnfuze_tvm.report.record import Report, Stage
+from nnfuze_tvm.report.record import KernelTime, Report, Stage, TaskQuality
 
 
 def render_table(report: Report) -> Table:
@@ -34,15 +37,15 @@ def render_table(report: Report) -> Table:
     return table
 
 
-def render_kernels(report: Report) -> Table:
-    """Return the kernels of the final stage, the slowest first."""
-    total = sum(kernel.seconds for kernel in report.kernels) or 1.0
+def render_kernels(kernels: Sequence[KernelTime]) -> Table:
+    """Return kernels with their times, the slowest first."""
+    total = sum(kernel.seconds for kernel in kernels) or 1.0
     table = Table(title=f"kernels, {text.seconds(total)} in all", title_justify="left", header_style="bold")
     table.add_column("kernel")
     for name in ("calls", "time", "share"):
         table.add_column(name, justify="right")
     table.add_column("tasks")
-    for kernel in sorted(report.kernels, key=lambda k: -k.seconds):
+    for kernel in sorted(kernels, key=lambda k: -k.seconds):
         table.add_row(
             kernel.name,
             str(kernel.calls),
@@ -51,6 +54,43 @@ def render_kernels(report: Report) -> Table:
             ", ".join(kernel.tasks),
         )
     return table
+
+
+def render_manifest(fields: Mapping[str, Any], *, kernels: bool) -> list[Table]:
+    """Return what a bundle says about itself (`tools.inspect`) as tables."""
+    metrics, target, quantized = fields["metrics"], fields["target"], fields["quantization"]
+    facts = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    facts.add_column(style="bold")
+    facts.add_column()
+    facts.add_row("tasks", ", ".join(fields["tasks"]))
+    for record in fields["inputs"]:
+        facts.add_row("input", f"{record['name']} {record['shape']} {record['dtype']}")
+    for record in fields["outputs"]:
+        classes = f", {record['classes']} classes" if record["classes"] else ""
+        facts.add_row("output", f"{record['task']}: {record['name']} {record['shape']} {record['dtype']}{classes}")
+    facts.add_row("target", f"{target['triple']} {target['cpu']} ({', '.join(target['features'])})")
+    facts.add_row("threads", str(fields["threads"]))
+    facts.add_row("on disk", text.size(fields["bytes"]))
+    facts.add_row("MACs", text.count(metrics.get("macs")))
+    facts.add_row("parameters", text.count(metrics.get("parameters")))
+    facts.add_row("peak memory", text.size(metrics.get("peak_memory")))
+    facts.add_row("latency", text.seconds(metrics.get("latency")))
+    for name, value in metrics.get("tasks", {}).items():
+        facts.add_row(f"{name}", text.quality(TaskQuality(**value)))
+    if "integer_layers" in quantized:
+        left = quantized["float_layers"]
+        floats = left if isinstance(left, int) else len(left)
+        facts.add_row("layers", f"{quantized['integer_layers']} int8, {floats} float32")
+    facts.add_row("made by", ", ".join(f"{name} {version}" for name, version in fields["versions"].items()))
+    if not kernels:
+        return [facts]
+    table = Table(title="kernels", title_justify="left", header_style="bold")
+    for name in ("kernel", "calls", "arguments", "tasks"):
+        table.add_column(name)
+    for kernel in fields["kernels"]:
+        arguments = " ".join(f"{dtype}{shape}".replace(" ", "") for shape, dtype in kernel["arguments"])
+        table.add_row(kernel["name"], str(kernel["calls"]), arguments, ", ".join(kernel["tasks"]))
+    return [facts, table]
 
 
 def _title(report: Report) -> str:

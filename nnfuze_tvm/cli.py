@@ -1,0 +1,357 @@
+"""``nnfuze``: arguments in, results printed. What the commands do is in `job` and `tools`."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from nnfuze_tvm.errors import NNFuzeError
+
+if TYPE_CHECKING:
+    from nnfuze_tvm.options import Announce, Options
+
+# TVM takes seconds to import, so commands import what they need when they run: `--help` answers at once.
+
+# Typer carries its own copy of click; this is where its usage errors come from.
+_USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]
+
+app = typer.Typer(
+    name="nnfuze",
+    help="Merge several trained networks into one, compress it, tune it on the device, and run it.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_COMPILE_EXAMPLES = """
+Examples:
+
+[bold]nnfuze compile keyword.onnx speaker.onnx -o out[/bold]
+Merge two networks; their common trunk is computed once.
+
+[bold]nnfuze compile keyword.onnx speaker.onnx --quantize int8 --calibration calibration.npz -o out[/bold]
+The same in int8.
+
+[bold]nnfuze compile a=net1.onnx b=net2.onnx --prune 0.75 --trials 64 --work-dir tuning -o out[/bold]
+Name the tasks, drop a quarter of the channels, tune on this machine.
+
+[bold]nnfuze compile a.onnx b.onnx --target aarch64 --tracker pi.local:9190 --key rpi4 --trials 64 -o out[/bold]
+Tune on the boards that are registered as rpi4.
+"""
+
+Models = Annotated[
+    list[str], typer.Argument(help="ONNX files, one per task: PATH or TASK=PATH.", show_default=False)
+]
+SomeModels = Annotated[
+    list[str] | None,
+    typer.Argument(help="ONNX files; without them the job in --work-dir goes on.", show_default=False),
+]
+Output = Annotated[str, typer.Option("--output", "-o", help="Directory of the bundle.", show_default=False)]
+Target = Annotated[
+    str, typer.Option(help="host, aarch64, aarch64+dotprod, x86-64-v3, x86-64-v4, or a TVM target as JSON.")
+]
+Calibration = Annotated[
+    str | None, typer.Option(help="Sample inputs: an .npz file with an array [N, …] per input.")
+]
+Evaluation = Annotated[
+    str | None,
+    typer.Option(help="Inputs to judge the result on, in the same form; labels [N] under the tasks' names."),
+]
+Quantize = Annotated[str | None, typer.Option(help="int8.", metavar="int8")]
+Prune = Annotated[float | None, typer.Option(help="Fraction of the channels to keep, for example 0.75.")]
+Criterion = Annotated[str, typer.Option(help="Which channels go first: l1, l2 or activation.")]
+PolicyFile = Annotated[
+    str | None, typer.Option("--policy", help="JSON file: compression layer by layer, before the options above.")
+]
+Method = Annotated[
+    str, typer.Option("--calibration-method", help="Ranges from samples: minmax, percentile or mse.")
+]
+ShareInput = Annotated[
+    list[str] | None,
+    typer.Option(help="An input that is one and the same in all tasks. By default: equal name, shape, dtype."),
+]
+Shape = Annotated[
+    list[str] | None, typer.Option(help="Shape of an input, where the file leaves it open: name=1,3,224,224.")
+]
+Trials = Annotated[int, typer.Option(help="Tuning trials per kernel; 0: no tuning.")]
+Tracker = Annotated[str | None, typer.Option(help="RPC tracker of the boards: host:port.")]
+Key = Annotated[str | None, typer.Option(help="Key of the boards at the tracker.")]
+WorkDir = Annotated[
+    str | None, typer.Option(help="Directory of the tuning job: an interrupted one goes on, a finished one is used.")
+]
+Threads = Annotated[int, typer.Option(help="Threads per inference.")]
+SomeThreads = Annotated[int | None, typer.Option(help="Threads per inference; as compiled by default.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Path = Annotated[str, typer.Argument(metavar="BUNDLE", help="Directory that compile wrote.", show_default=False)]
+
+
+@app.command("compile", epilog=_COMPILE_EXAMPLES)
+def compile_command(
+    models: Models,
+    output: Output,
+    target: Target = "host",
+    calibration: Calibration = None,
+    evaluation: Evaluation = None,
+    quantize: Quantize = None,
+    prune: Prune = None,
+    criterion: Criterion = "l2",
+    policy: PolicyFile = None,
+    calibration_method: Method = "minmax",
+    share_input: ShareInput = None,
+    shape: Shape = None,
+    trials: Trials = 0,
+    tracker: Tracker = None,
+    key: Key = None,
+    work_dir: WorkDir = None,
+    threads: Threads = 1,
+    compare: Annotated[
+        bool, typer.Option(help="Build and measure every stage for the report, not only the last.")
+    ] = True,
+    force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is already there.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compile networks into one bundle, with a report."""
+    options = _options(locals())
+    with _progress() as announce:
+        from nnfuze_tvm import job
+
+        report = job.compile_bundle(options, output, force=force, announce=announce, progress=not as_json)
+    if as_json:
+        print(report.to_json(), end="")
+        return
+    from nnfuze_tvm.report import render_table
+
+    _out().print(render_table(report))
+    _out().print(f"bundle: {output}   report: {output}/report.html", highlight=False)
+
+
+@app.command("tune")
+def tune_command(
+    models: SomeModels = None,
+    work_dir: WorkDir = None,
+    target: Target = "host",
+    calibration: Calibration = None,
+    quantize: Quantize = None,
+    prune: Prune = None,
+    criterion: Criterion = "l2",
+    policy: PolicyFile = None,
+    calibration_method: Method = "minmax",
+    share_input: ShareInput = None,
+    shape: Shape = None,
+    trials: Annotated[int | None, typer.Option(help="Tuning trials per kernel; 64 for a new job.")] = None,
+    tracker: Tracker = None,
+    key: Key = None,
+) -> None:
+    """Tune the kernels of the merged network; `compile --work-dir` uses what was found.
+
+    Interrupted, it goes on where it stopped: nnfuze tune --work-dir DIR
+    """
+    given = locals()
+    if models:
+        options = _options({**given, "trials": 64 if trials is None else trials})
+    else:
+        from nnfuze_tvm.errors import InputError
+
+        if work_dir is None:
+            raise InputError("nnfuze tune: give networks to tune, or the --work-dir of a job to go on with")
+        from nnfuze_tvm.job import saved_options
+
+        options = saved_options(work_dir)
+        changes = {"work_dir": work_dir, "trials": trials, "tracker": tracker, "key": key}
+        options = options.model_copy(update={k: v for k, v in changes.items() if v is not None})
+    with _progress() as announce:
+        from nnfuze_tvm import job
+
+        job.tune_networks(options, announce=announce, progress=True)
+    _out().print(f"tuning records: {options.work_dir}", highlight=False)
+
+
+@app.command("run")
+def run_command(
+    bundle: Path,
+    input: Annotated[
+        list[str], typer.Option(help="An input: name=array.npy. Once per input.", show_default=False)
+    ],
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="Directory for one .npy file per task.")
+    ] = None,
+    as_json: AsJson = False,
+    threads: SomeThreads = None,
+) -> None:
+    """Run a bundle once on arrays from files."""
+    from nnfuze_tvm import tools
+
+    answers = tools.load_bundle(bundle, threads).run(tools.read_inputs(input))
+    arrays = tools.flat(answers)
+    if output is not None:
+        for path in tools.save_answers(answers, output):
+            _out().print(str(path), highlight=False)
+    elif as_json:
+        print(json.dumps({name: array.tolist() for name, array in arrays.items()}))
+    else:
+        for name, array in arrays.items():
+            scores = array.reshape(-1)
+            best = int(scores.argmax()) if scores.size else -1
+            _out().print(f"{name}: {list(array.shape)} {array.dtype}, largest {scores[best]:.6g} at {best}")
+
+
+@app.command("bench")
+def bench_command(
+    bundle: Path,
+    repeats: Annotated[int, typer.Option(min=1, help="How many inferences to time.")] = 500,
+    threads: SomeThreads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a bundle's latency on this machine, kernel by kernel."""
+    from nnfuze_tvm import tools
+
+    result = tools.bench(tools.load_bundle(bundle, threads), repeats)
+    if as_json:
+        print(json.dumps(result, indent=1))
+        return
+    from nnfuze_tvm.report import KernelTime, render_kernels, text
+
+    _out().print(
+        f"latency {text.seconds(result['latency'])} (p95 {text.seconds(result['latency_p95'])}), "
+        f"{text.rate(result['throughput'])}, {result['threads']} threads, {text.size(result['bytes'])} on disk",
+        highlight=False,
+    )
+    _out().print(render_kernels([KernelTime(**kernel) for kernel in result["kernels"]]))
+
+
+@app.command("inspect")
+def inspect_command(
+    bundle: Path,
+    kernels: Annotated[bool, typer.Option("--kernels", help="List the kernels, too.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what is in a bundle; it may be made for another machine."""
+    from nnfuze_tvm import tools
+
+    found = tools.inspect(bundle)
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    from nnfuze_tvm.report import render_manifest
+
+    for part in render_manifest(found, kernels=kernels):
+        _out().print(part, highlight=False)
+
+
+def main() -> None:
+    """Entry point of the command ``nnfuze``."""
+    sys.exit(run())
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code: 0, or 2 with one line on stderr that says why."""
+    interrupted = False
+
+    def on_interrupt(_signal: int, _frame: FrameType | None) -> None:
+        nonlocal interrupted
+        interrupted = True
+        raise KeyboardInterrupt
+
+    # An interrupt that passes through TVM or a linker comes out as some other error, so it is remembered here.
+    in_main = threading.current_thread() is threading.main_thread()
+    previous = signal.signal(signal.SIGINT, on_interrupt) if in_main else None
+    try:
+        message = _run(arguments)
+    except KeyboardInterrupt:
+        message = "interrupted"
+    except Exception:
+        if not interrupted:
+            raise
+        message = "interrupted"
+    finally:
+        if in_main:
+            signal.signal(signal.SIGINT, previous)
+    if interrupted:
+        message = "interrupted; nothing was written"
+    if message is None:
+        return 0
+    if message:
+        print(" ".join(f"error: {message}".split()), file=sys.stderr)
+    return 2
+
+
+def _run(arguments: Sequence[str] | None) -> str | None:
+    """Run the command line; return None when it went well, else what to print ("" if there is nothing to say)."""
+    try:
+        code = app(arguments, prog_name="nnfuze", standalone_mode=False)
+        return "" if isinstance(code, int) and code else None
+    except NNFuzeError as error:
+        return str(error)
+    except typer.Exit as error:
+        return "" if error.exit_code else None
+    except typer.Abort:
+        return "interrupted"
+    except _USAGE_ERROR as error:
+        return _usage(error)
+    except BrokenPipeError:
+        sys.stderr.close()
+        return ""
+    except MemoryError:
+        return "out of memory; use smaller samples or shapes, or a machine with more"
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}"
+
+
+def _usage(error: Any) -> str:
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print(error.format_message())
+        return ""
+    command = context.command_path if context is not None else "nnfuze"
+    return f"{error.format_message().rstrip('.')}; see {command} --help"
+
+
+def _options(given: dict[str, Any]) -> Options:
+    from nnfuze_tvm.options import Options
+    from nnfuze_tvm.tools import parse_shapes
+
+    fields = {
+        "models": given["models"],
+        "method": given["calibration_method"],
+        "shared_inputs": given["share_input"] or None,
+        "shapes": parse_shapes(given["shape"] or []),
+        **{name: value for name, value in given.items() if name in Options.model_fields},
+    }
+    return Options.parse(**fields)
+
+
+@contextmanager
+def _progress() -> Iterator[Announce]:
+    """Show what is being done: a spinner on a terminal, lines elsewhere."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda what: print(f"nnfuze: {what}", file=sys.stderr, flush=True)
+        return
+    with console.status("starting") as status:
+
+        def announce(what: str) -> None:
+            # Tuning draws bars of its own.
+            status.stop() if what.startswith("tuning") else status.start()
+            status.update(what)
+
+        yield announce
+
+
+def _out() -> Console:
+    return Console(soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,339 @@
+"""What ``nnfuze compile`` and ``nnfuze tune`` do, from the options to the bundle and its report."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import tvm
+from tvm.s_tir import meta_schedule as ms
+from tvm.target import Target
+
+from nnfuze_tvm import measure, metrics, stages
+from nnfuze_tvm.bundle import LIBRARY, check_destination, seal, staged
+from nnfuze_tvm.devices import targets
+from nnfuze_tvm.errors import InputError
+from nnfuze_tvm.manifest import KernelRecord, Manifest, describe_target, package_versions, signature_records
+from nnfuze_tvm.options import Announce, Arrays, Graphs, Options, check_names, read_arrays
+from nnfuze_tvm.passes import pipeline
+from nnfuze_tvm.report import KernelTime, LayerUse, Report, render_html
+from nnfuze_tvm.runner import signature
+from nnfuze_tvm.stages import Builder, Built
+
+# The options of a tuning job, kept in its directory so that it can go on without being told again.
+OPTIONS_FILE = "options.json"
+
+
+def _silent(_: str) -> None:
+    pass
+
+
+def compile_bundle(
+    options: Options,
+    output: str | os.PathLike[str],
+    *,
+    force: bool = False,
+    announce: Announce = _silent,
+    progress: bool = False,
+) -> Report:
+    """Compile networks into a bundle, with its report in ``report.json`` and ``report.html``.
+
+    Parameters
+    ----------
+    options : Options
+        What to compile and how.
+    output : path
+        The bundle's directory.
+    force : bool
+        Replace a bundle that is already there.
+    announce : callable
+        Is told what is being done, in a few words.
+    progress : bool
+        Whether tuning shows bars on the terminal.
+
+    Raises
+    ------
+    NNFuzeError
+        If anything given doesn't fit; nothing is written then.
+    """
+    check_destination(output, force=force)
+    target = targets.resolve(options.target)
+    evaluation = read_arrays(options.evaluation, "evaluation data") if options.evaluation else {}
+    _check_reachable(options)
+    graphs = Graphs(options, announce)
+    batches, labels, data = _evaluation(graphs, options, evaluation)
+    database = _tuned(options, graphs, target, announce, progress)
+    with staged(output, force=force) as directory, tempfile.TemporaryDirectory(prefix="nnfuze-") as scratch:
+        builder = Builder(target, options.threads, Path(scratch))
+        built = _build(builder, graphs, options, database, directory / LIBRARY, announce)
+        report = Report(
+            tasks=graphs.tasks,
+            target=options.target,
+            threads=options.threads,
+            data=data,
+            stages=[stage.record for stage in built],
+            layers=_layers(graphs.last),
+            versions=package_versions(),
+        )
+        announce("measuring")
+        _judge(report, built, builder, graphs, options, batches, labels)
+        kernels = metrics.kernels(built[-1].lowered[0])
+        if built[-1].runners:
+            _time(report, built, graphs, options, batches, kernels)
+        announce("writing the bundle")
+        seal(
+            directory,
+            _manifest(report, graphs, target, options, kernels),
+            {"report.json": report.to_json(), "report.html": render_html(report)},
+        )
+    return report
+
+
+def tune_networks(
+    options: Options, *, announce: Announce = _silent, progress: bool = False
+) -> ms.database.JSONDatabase:
+    """Tune the kernels of the final network; everything is kept in ``options.work_dir``.
+
+    Raises
+    ------
+    NNFuzeError
+        If anything given doesn't fit, or no device answers.
+    """
+    if options.work_dir is None:
+        raise InputError("--work-dir: give the directory of the tuning job")
+    if options.trials < 1:
+        raise InputError(f"--trials {options.trials}: tuning needs at least one trial per kernel")
+    target = targets.resolve(options.target)
+    _check_reachable(options)
+    graphs = Graphs(options, announce)
+    database = _tuned(options, graphs, target, announce, progress)
+    assert database is not None
+    return database
+
+
+def saved_options(work_dir: str | os.PathLike[str]) -> Options:
+    """Return the options that a tuning job was started with.
+
+    Raises
+    ------
+    InputError
+        If the directory holds none.
+    """
+    path = Path(work_dir) / OPTIONS_FILE
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise InputError(f"{work_dir}: no tuning job to go on with; give the networks, too") from None
+    return Options.parse(**fields)
+
+
+def _check_reachable(options: Options) -> None:
+    """Find out that a tracker or a device is missing before the time-consuming part, not after it."""
+    if options.tracker is not None:
+        from nnfuze_tvm.devices import tracker
+
+        assert options.key is not None
+        session = tracker.connect(options.tracker)
+        tracker.wait_for_device(session, options.key, device_wait())
+
+
+def device_wait() -> float:
+    """Return how many seconds to wait for a device (``NNFUZE_DEVICE_WAIT``, 60 by default)."""
+    text = os.environ.get("NNFUZE_DEVICE_WAIT", "60")
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"NNFUZE_DEVICE_WAIT={text}: give a number of seconds") from None
+
+
+def _tuned(
+    options: Options, graphs: Graphs, target: Target, announce: Announce, progress: bool
+) -> ms.database.JSONDatabase | None:
+    """Return the database of the tuning job: what it finds now or, without trials, what it found earlier."""
+    if options.trials == 0:
+        if options.work_dir is None:
+            return None
+        records = Path(options.work_dir) / "database_tuning_record.json"
+        if not records.is_file():
+            raise InputError(f"--work-dir {options.work_dir}: no tuning records in it; give --trials to make some")
+        return ms.database.JSONDatabase(work_dir=options.work_dir)
+    from nnfuze_tvm.tuning import tune
+
+    work_dir = Path(options.work_dir or "nnfuze-tuning")
+    announce(f"tuning, up to {options.trials} trials per kernel")
+    try:
+        work_dir.mkdir(parents=True, exist_ok=True)
+        text = options.model_copy(update={"models": _absolute(options.models)}).model_dump_json(indent=1)
+        (work_dir / OPTIONS_FILE).write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--work-dir {work_dir}: can't be written ({error.strerror})") from None
+    return tune(
+        pipeline.fused_module(graphs.last, target),
+        target,
+        trials=options.trials,
+        work_dir=work_dir,
+        tracker=options.tracker,
+        key=options.key,
+        progress=progress,
+    )
+
+
+def _absolute(models: Sequence[str]) -> list[str]:
+    found = []
+    for model in models:
+        path = stages.model_path(model)
+        found.append(model[: len(model) - len(path)] + os.path.abspath(path))
+    return found
+
+
+def _evaluation(
+    graphs: Graphs, options: Options, evaluation: Arrays
+) -> tuple[list[dict[str, np.ndarray]], dict[str, np.ndarray], str]:
+    """Return the batches to judge the stages on, the labels, and a line that says what they are."""
+    inputs, outputs = signature(graphs.last)
+    if options.evaluation:
+        check_names(evaluation, [*(i.name for i in inputs), *graphs.tasks], options.evaluation)
+        batches = measure.sample_batches(evaluation, inputs)
+        labels = measure.labels_of(evaluation, outputs)
+        kind = "labelled samples" if labels else "samples without labels"
+        return batches, labels, f"{len(batches) * _batch(inputs)} {kind} of {Path(options.evaluation).name}."
+    if graphs.calibration is not None:
+        batches = measure.sample_batches(graphs.calibration, inputs)
+        return batches, {}, f"Agreement on the calibration samples ({len(batches) * _batch(inputs)})."
+    return [], {}, ""
+
+
+def _batch(inputs: Sequence[stages.Input]) -> int:
+    return inputs[0].shape[0] if inputs and inputs[0].shape else 1
+
+
+def _build(
+    builder: Builder,
+    graphs: Graphs,
+    options: Options,
+    database: ms.Database | None,
+    library: Path,
+    announce: Announce,
+) -> list[Built]:
+    """Build the stages; the last one's library is the bundle's."""
+    wanted: list[tuple[str, tvm.IRModule, ms.Database | None]] = [
+        (name, mod, None) for name, mod in graphs.stages.items()
+    ]
+    if database is not None:
+        wanted.append(("tuned", graphs.last, database))
+    built = []
+    if options.compare:
+        announce("building: separate")
+        built.append(builder.separate(graphs))
+    else:
+        wanted = wanted[-1:]
+    for n, (name, mod, records) in enumerate(wanted, 1):
+        announce(f"building: {name}")
+        final = library if n == len(wanted) else None
+        built.append(builder.build(name, [mod], database=records, library=final))
+    return built
+
+
+def _judge(
+    report: Report,
+    built: Sequence[Built],
+    builder: Builder,
+    graphs: Graphs,
+    options: Options,
+    batches: Sequence[dict[str, np.ndarray]],
+    labels: Arrays,
+) -> None:
+    """Fill in accuracy and agreement of every stage."""
+    if not batches:
+        return
+    runnable = built if builder.here else _host_twins(graphs, builder, options)
+    reference = None
+    for stage, twin in zip(built, runnable, strict=True):
+        answers = twin.answers(batches)
+        if reference is None and options.compare:
+            reference = answers
+        stage.record.tasks = stages.qualities(stage.outputs, answers, reference, labels)
+
+
+def _host_twins(graphs: Graphs, builder: Builder, options: Options) -> list[Built]:
+    """Return the stages built for this CPU: integers give the same answers on every one."""
+    host = Builder(targets.resolve("host"), options.threads, builder.directory / "host")
+    host.directory.mkdir()
+    twins = [host.build(name, [mod]) for name, mod in graphs.stages.items()]
+    if options.trials or options.work_dir:
+        twins.append(twins[-1])
+    return [host.separate(graphs), *twins] if options.compare else twins[-1:]
+
+
+def _time(
+    report: Report,
+    built: Sequence[Built],
+    graphs: Graphs,
+    options: Options,
+    batches: Sequence[dict[str, np.ndarray]],
+    kernels: Sequence[metrics.Kernel],
+) -> None:
+    """Measure the latency of all stages in turns, and every kernel of the last one."""
+    sample = batches[0] if batches else stages.made_up_sample(signature(graphs.last)[0])
+    callers = {stage.record.name: stage.caller(sample) for stage in built}
+    peer = stages.onnx_runtime(options.models, graphs, options.threads) if options.compare else None
+    if peer is not None:
+        callers = {peer.record.name: peer.caller(sample), **callers}
+        report.stages.insert(0, peer.record)
+    latencies = measure.measure_interleaved(callers)
+    for stage in report.stages:
+        stage.latency = latencies[stage.name].median
+        stage.latency_p95 = latencies[stage.name].p95
+    report.measured_on = stages.machine_name()
+    times = measure.kernel_times(built[-1].runners[0].library, [(k.name, k.arguments) for k in kernels])
+    report.kernels = [
+        KernelTime(name=k.name, calls=k.calls, seconds=times[k.name] * k.calls, tasks=list(k.tasks))
+        for k in kernels
+        if k.name in times
+    ]
+
+
+def _layers(mod: tvm.IRModule) -> list[LayerUse]:
+    return [
+        LayerUse(
+            name=layer.name,
+            op=layer.op,
+            macs=layer.macs,
+            parameters=layer.parameters,
+            integer=layer.integer,
+            tasks=list(layer.tasks),
+            depth=layer.depth,
+        )
+        for layer in metrics.layers(mod)
+    ]
+
+
+def _manifest(
+    report: Report, graphs: Graphs, target: Target, options: Options, kernels: Sequence[metrics.Kernel]
+) -> Manifest:
+    integer = [layer.name for layer in report.layers if layer.integer]
+    return Manifest(
+        **signature_records(*signature(graphs.last)),
+        target=describe_target(target),
+        threads=options.threads,
+        quantization={
+            "integer_layers": len(integer),
+            "float_layers": report.float_layers if integer else len(report.float_layers),
+            "method": options.method if "int8" in graphs.stages else None,
+        },
+        kernels=[
+            KernelRecord(
+                name=k.name,
+                calls=k.calls,
+                arguments=[(list(shape), dtype) for shape, dtype in k.arguments],
+                tasks=list(k.tasks),
+            )
+            for k in kernels
+        ],
+        metrics=report.final.model_dump(mode="json", exclude={"name", "reference"}, exclude_none=True),
+        versions=report.versions,
+    )
