@@ -66,6 +66,7 @@ class Nursery:
     ) -> None:
         self._own_scratch = None if scratch else tempfile.TemporaryDirectory(prefix="nnfuze-")
         self.scratch = Path(scratch or self._own_scratch.name)  # type: ignore[union-attr]
+        self._hint = f"; see {log}" if log else ""
         self._control, theirs = Pipe()
         output: IO[bytes] | int = open(log, "ab") if log else subprocess.DEVNULL
         env = {
@@ -137,7 +138,7 @@ class Nursery:
         try:
             self._control.send(message)
         except OSError as err:
-            raise DeviceError("the helper process for child processes ended unexpectedly") from err
+            raise DeviceError(f"the helper for child processes ended unexpectedly{self._hint}") from err
 
     def _receive(self) -> Any:
         if not self._control.poll(_START_TIMEOUT):
@@ -145,7 +146,7 @@ class Nursery:
         try:
             return self._control.recv()
         except (EOFError, OSError) as err:
-            raise DeviceError("the helper process for child processes ended unexpectedly") from err
+            raise DeviceError(f"the helper for child processes ended unexpectedly{self._hint}") from err
 
 
 def _nursery_main(fd: int, preload: tuple[str, ...]) -> None:

@@ -177,7 +177,7 @@ def _check_toolchain(target: tvm.target.Target) -> None:
     """Link something small: fails early, and fills the linker's caches before anything is timed."""
 
     @T.prim_func(s_tir=True)
-    def main(a: T.Buffer((1,), "float32")) -> None:
+    def main(a: T.Buffer((1,), "float32")) -> None:  # type: ignore[valid-type]
         for i in range(1):
             with T.sblock("a"):
                 a[i] = 0.0

@@ -3,7 +3,7 @@
 - ``job.json``: what the job is about: target, device key, kernels, versions.
 - ``journal.jsonl``: one line per trial, failures included; the truth.
 - ``database_workload.json``: the kernels, in MetaSchedule's format.
-- ``database_tuning_record.json``: the best trial of each kernel, in MetaSchedule's format, made from the journal.
+- ``database_tuning_record.json``: the best trial of each kernel, in MetaSchedule's format, from the journal.
 - ``logs/``: what compile workers, servers and TVM print.
 """
 

@@ -86,7 +86,7 @@ class Pool:
             child.channel.send(message)
         self._busy[child.channel] = _Busy(child, tag, now, None if self._from_note else now + self._timeout)
 
-    def answers(self, ready: Iterable[Connection]) -> Iterator[tuple[Any, str | None, Any]]:
+    def answers(self, ready: Iterable[Any]) -> Iterator[tuple[Any, str | None, Any]]:
         """Yield tag, note and answer (or ``Failure``) of every worker that has finished."""
         now = time.monotonic()
         for channel in ready:

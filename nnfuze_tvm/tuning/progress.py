@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+
 from rich import progress
 
 from nnfuze_tvm.tuning.kernels import Kernel

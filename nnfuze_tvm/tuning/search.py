@@ -24,7 +24,7 @@ class Search:
     """The search over one kernel's space: a batch of vectors out, measured times in.
 
     A vector holds, knob by knob in the order of sampling, the index of the chosen candidate. Index 0 is what
-    the schedule rule takes untuned, so the vector of zeros is measured first: tuning never loses to not tuning.
+    the schedule rule takes untuned, so the vector of zeros is measured first: tuning doesn't lose to that.
 
     Parameters
     ----------

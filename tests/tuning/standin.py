@@ -1,0 +1,83 @@
+"""A small schedule space and two kernels, and a job on them that can be run as a program.
+
+As a program: ``python -m tests.tuning.standin WORK_DIR TRIALS [TRACKER KEY]``.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import tvm
+from tvm import relax, s_tir
+from tvm.target import Target
+
+from nnfuze_tvm import tuning
+from nnfuze_tvm.devices import targets
+from nnfuze_tvm.schedules.base import choose
+
+FACTORS = (8, 4, 16, 2, 1)
+
+
+def kernels() -> tvm.IRModule:
+    """Return a fused module with two kernels, one of them called twice."""
+    x = relax.Var("x", relax.TensorType((48, 64), "float32"))
+    builder = relax.BlockBuilder()
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            a = builder.emit(relax.op.nn.softmax(x))
+            b = builder.emit(relax.op.nn.softmax(a))
+            c = builder.emit(relax.op.exp(relax.op.add(x, relax.const(1.0, "float32"))))
+            out = builder.emit_output(relax.Tuple([b, c]))
+        builder.emit_func_output(out)
+    phases = [
+        relax.transform.LegalizeOps(),
+        relax.transform.AnnotateTIROpPattern(),
+        relax.transform.FuseOps(),
+        relax.transform.FuseTIR(),
+    ]
+    return tvm.transform.Sequential(phases)(builder.get())
+
+
+def space(sch: s_tir.Schedule, target: Target, tunable: bool = False) -> str:
+    """Split the last block's last loop; the second knob exists for some values of the first only."""
+    root = sch.get_sblock("root", func_name="main")
+    block = sch.get_child_blocks(root)[-1]
+    *_, loop = sch.get_loops(block)
+    factor = choose(sch, FACTORS, tunable)
+    if factor == 16:
+        raise ValueError("sixteen is\nnot for us")
+    _, inner = sch.split(loop, [None, factor])
+    if factor > 2 and choose(sch, (True, False), tunable):
+        sch.vectorize(inner)
+    return "standin"
+
+
+# What the space holds: 8 and 4 vectorized or not, 2, 1; and 16, which fails.
+CANDIDATES = {(0, 0), (0, 1), (1, 0), (1, 1), (2,), (3,), (4,)}
+
+
+def broken(sch: s_tir.Schedule, target: Target, tunable: bool = False) -> str:
+    """Yield a schedule that can't be compiled for any vector but asks for knobs when probed."""
+    choose(sch, FACTORS, tunable)
+    raise ValueError("no schedule today")
+
+
+def run(work_dir: str, trials: int, tracker: str | None = None, key: str | None = None) -> int:
+    """Tune both kernels with the stand-in space; return the number of records."""
+    from tests.tuning.standin import space as importable
+
+    database = tuning.tune(
+        kernels(),
+        targets.resolve("host"),
+        trials=trials,
+        work_dir=work_dir,
+        tracker=tracker,
+        key=key,
+        progress=False,
+        space=importable,
+    )
+    return len(database)
+
+
+if __name__ == "__main__":
+    run(sys.argv[1], int(sys.argv[2]), *sys.argv[3:5])

@@ -1,0 +1,64 @@
+"""The directory of a job: one owner, one target, and a journal that forgives a cut-off end only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nnfuze_tvm.errors import InputError
+from nnfuze_tvm.tuning.journal import Trial, WorkDir, read_journal
+
+
+def trial(number: int, seconds: list[float] | None) -> Trial:
+    error = None if seconds else "why"
+    return Trial("k", (number, 1), seconds, error, "h:1", "rule", f"c{number}", 1.0, 2.0, [["x"], []])
+
+
+def test_what_was_appended_is_read_back(tmp_path: Path) -> None:
+    directory = WorkDir(tmp_path)
+    written = [trial(0, [3.0, 1.0, 2.0]), trial(1, None)]
+    for one in written:
+        directory.append(one)
+    assert read_journal(tmp_path) == written
+    assert [one.time for one in written] == [2.0, None]
+
+
+@pytest.mark.parametrize("keep", range(1, 60, 7))
+def test_a_cut_off_line_is_dropped(tmp_path: Path, keep: int) -> None:
+    directory = WorkDir(tmp_path)
+    directory.append(trial(0, [1.0]))
+    whole = directory.journal.stat().st_size
+    directory.append(trial(1, [1.0]))
+    directory.close()
+    with open(directory.journal, "r+") as journal:
+        journal.truncate(whole + keep)
+    assert len(read_journal(tmp_path)) == 1
+    again = WorkDir(tmp_path)
+    assert again.journal.stat().st_size == whole
+    again.append(trial(2, [1.0]))
+    assert [t.decisions for t in read_journal(tmp_path)] == [(0, 1), (2, 1)]
+
+
+def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+    (tmp_path / "journal.jsonl").write_text("{}\n")
+    with pytest.raises(InputError, match="line 1: damaged"):
+        read_journal(tmp_path)
+
+
+def test_one_owner_at_a_time(tmp_path: Path) -> None:
+    directory = WorkDir(tmp_path)
+    with pytest.raises(InputError, match="another tuning job"):
+        WorkDir(tmp_path)
+    directory.close()
+    WorkDir(tmp_path).close()
+
+
+def test_times_of_different_targets_are_not_mixed(tmp_path: Path) -> None:
+    directory = WorkDir(tmp_path)
+    directory.claim({"target": "a", "trials": 1}, fixed=("target",))
+    directory.claim({"target": "b", "trials": 1}, fixed=("target",))
+    directory.append(trial(0, [1.0]))
+    directory.claim({"target": "b", "trials": 2}, fixed=("target",))
+    with pytest.raises(InputError, match="target 'b', not 'c'"):
+        directory.claim({"target": "c", "trials": 2}, fixed=("target",))
