@@ -10,10 +10,10 @@ from __future__ import annotations
 from tvm import s_tir
 from tvm.target import Target
 
-from nnfuze_tvm.schedules import conv2d, dense, fallback
+from nnfuze_tvm.schedules import conv2d, dense, depthwise, fallback, pooling
 from nnfuze_tvm.schedules.hardware import Hardware
 
-RULES = (conv2d, dense, fallback)
+RULES = (conv2d, depthwise, dense, pooling, fallback)
 
 
 def apply(sch: s_tir.Schedule, target: Target, tunable: bool = False) -> str:

@@ -68,6 +68,49 @@ def inline_spatial(sch: s_tir.Schedule, keep: Sequence[SBlockRV]) -> None:
             continue
 
 
+def single_anchor(sch: s_tir.Schedule) -> SBlockRV | None:
+    """Return the only reduction block, if the kernel is a chain around it that writes one buffer.
+
+    All other blocks are then spatial, and the last one, if it isn't the reduction itself, runs over the
+    reduction's spatial iterators, so that ``inline_around`` and computing the reduction inside it are legal.
+    """
+    everything = blocks(sch)
+    kinds = [iter_kinds(sch, block) for block in everything]
+    reductions = [i for i, kind in enumerate(kinds) if "R" in kind]
+    if len(reductions) != 1 or any("O" in kind or not kind for kind in kinds):
+        return None
+    if len(sch.get_output_blocks(sch.get_sblock("root", func_name="main"))) != 1:
+        return None
+    anchor, last = everything[reductions[0]], everything[-1]
+    if len(sch.get(anchor).writes) != 1:
+        return None
+    spatial = [e for e, kind in zip(extents(sch, anchor), kinds[reductions[0]], strict=True) if kind == "S"]
+    if reductions[0] != len(everything) - 1 and extents(sch, last) != spatial:
+        return None
+    return anchor
+
+
+def inline_around(sch: s_tir.Schedule, anchor: SBlockRV) -> SBlockRV:
+    """Inline all blocks before the anchor into it and all after it into the last one; return the last one.
+
+    An anchor that is itself the last block gets a copy of its result as the last one.
+    """
+    names = [sch.get(block).name_hint for block in blocks(sch)]
+    position = names.index(sch.get(anchor).name_hint)
+    last = position + 1 == len(names)
+    out = sch.cache_write(anchor, 0, "global") if last else sch.get_sblock(names[-1])
+    for name in names[:position] + names[position + 1 : -1]:
+        sch.compute_inline(sch.get_sblock(name))
+    return out
+
+
+def uses(expr: tirx.PrimExpr, var: tirx.Var) -> bool:
+    """Tell whether an index expression (sums, products, quotients) depends on a variable."""
+    if isinstance(expr, tirx.Var):
+        return bool(expr.same_as(var))
+    return any(uses(getattr(expr, side), var) for side in ("a", "b") if hasattr(expr, side))
+
+
 def divisors(n: int, at_most: int) -> list[int]:
     """Return the divisors of ``n`` up to ``at_most``, largest first."""
     return [d for d in range(min(n, at_most), 0, -1) if n % d == 0]

@@ -1,83 +1,130 @@
 """Depthwise NHWC convolution: a register tile of output columns × channels, padding without a copy.
 
-The loop nest is ``n, oh, c_block, ow_outer, (kh, kw), ow_inner (unrolled), vector (unrolled), lane``, or with the
-channel block outermost. The accumulators of a tile stay in registers; the weights, packed to ``[kh][kw][c]`` at
-compile time, are loaded once per tile. Padding is a condition on the load, and partitioning the loops over rows and
-columns leaves it only to the tiles on the border.
+The loop nest is ``n, oh, ow_outer, c_block, (kh, kw, ow_inner, vector; all unrolled), lane``. The accumulators of a
+tile stay in registers; the weights, packed to ``[kh][kw][c]`` at compile time, are loaded once per tile. Padding is
+inlined as a condition on the load: where a row has few tiles, their loop is unrolled too, which decides the
+conditions on columns at compile time, and the one on rows is the same for a whole tile, so its branch is predicted.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import prod
 
-from tvm import s_tir, tirx
+from tvm import s_tir
 from tvm.s_tir.schedule import SBlockRV
 
-from nnfuze_tvm.schedules.base import PARALLEL_MIN_OPS, blocks, choose, extents, iter_kinds
+from nnfuze_tvm.schedules.base import (
+    PARALLEL_MIN_OPS,
+    choose,
+    divisors,
+    extents,
+    inline_around,
+    iter_kinds,
+    single_anchor,
+    uses,
+)
 from nnfuze_tvm.schedules.hardware import Hardware
-import os
-PARTITION_HINT = "pragma_loop_partition_hint"
 
-def _uses(expr, var):
-    found=[]
-    tirx.stmt_functor.post_order_visit(expr, lambda e: found.append(1) if isinstance(e, tirx.Var) and e.same_as(var) else None)
-    return bool(found)
+# Rows of at most this many tiles are unrolled whole; more code than that no longer pays.
+_UNROLLED_TILES = 4
+# A window of more taps than this stays a loop.
+_UNROLLED_TAPS = 25
+_LINE_BYTES = 64
 
-def _anchor(sch: s_tir.Schedule) -> SBlockRV | None:
-    for block in blocks(sch):
-        body = sch.get(block)
-        if iter_kinds(sch, block) != "SSSSRRR" or len(body.reads) != 2 or extents(sch, block)[6] != 1:
+
+@dataclass(frozen=True)
+class Tile:
+    """``cols`` output columns × ``vectors`` registers of ``lanes`` channels; ``whole_row`` unrolls all tiles."""
+
+    cols: int
+    vectors: int
+    lanes: int
+    whole_row: bool
+
+
+def tiles(ow: int, oc: int, lanes: int, hw: Hardware) -> list[Tile]:
+    """Return register tiles for ``ow`` output columns × ``oc`` channels, best first.
+
+    Small images have many channels, so neighbouring pixels lie kilobytes apart and compete for few cache sets:
+    there a step takes a whole cache line of channels. Large ones are better off with half a line and more columns.
+    """
+    lanes = divisors(oc, lanes)[0]
+    line = max(1, _LINE_BYTES // hw.vector_bytes)
+    found: list[tuple[float, Tile]] = []
+    for vectors in sorted({1, line // 2 or 1, line, 2 * line}):
+        if oc % (lanes * vectors):
             continue
-        return block
-    return None
+        for cols in sorted(
+            {min(ow, 2), min(ow, 4), *(d for d in divisors(ow, 8) if d > 2), *divisors(ow, 3)}
+        ):
+            if cols * vectors > hw.registers * 5 // 8:
+                continue
+            count = -(-ow // cols)
+            whole_row = count <= _UNROLLED_TILES
+            if not whole_row and ow % cols:
+                continue
+            best_vectors = line if whole_row else max(1, line // 2)
+            best_cols = 4 if whole_row else 7
+            cost = abs(vectors - best_vectors) / best_vectors + abs(cols - best_cols) / best_cols
+            found.append((cost, Tile(cols, vectors, lanes, whole_row)))
+    found.sort(key=lambda item: item[0])
+    return [tile for _, tile in found]
+
+
+def _is_depthwise(sch: s_tir.Schedule, block: SBlockRV) -> bool:
+    """Tell whether a block is a convolution with one input channel per group, chosen by the output's channel."""
+    body = sch.get(block)
+    if iter_kinds(sch, block) != "SSSSRRR" or len(body.reads) != 2 or extents(sch, block)[6] != 1:
+        return False
+    data, weight = (region.region for region in body.reads)
+    return len(data) == 4 and len(weight) == 4 and uses(data[3].min, body.iter_vars[3].var)
+
 
 def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
-    conv = _anchor(sch)
-    if conv is None:
+    """Schedule a depthwise convolution with NHWC data and OHWI weights; see the package's docstring."""
+    conv = single_anchor(sch)
+    if conv is None or not _is_depthwise(sch, conv):
         return False
-    n, oh, ow, oc, kh, kw, _ = extents(sch, conv)
+    shape = extents(sch, conv)
+    _, _, ow, oc, kh, kw, _ = shape
     dtype = str(sch.get(conv).writes[0].source.dtype)
-    lanes = hw.lanes(dtype)
-    vectors = int(os.environ.get("V", 2)); cols = int(os.environ.get("T", 4))
-    order = os.environ.get("ORD", "c_in")
-    name = sch.get(conv).name_hint
-    names = [sch.get(b).name_hint for b in blocks(sch)]
-    position = names.index(name)
-    for before in names[:position]:
-        if os.environ.get("PAD")!="copy":
-            sch.compute_inline(sch.get_sblock(before))
-    out = sch.get_sblock(names[-1]) if position + 1 < len(names) else sch.cache_write(conv, 0, "global")
-    for after in names[position + 1 : -1]:
-        sch.compute_inline(sch.get_sblock(after))
+    found = tiles(ow, oc, hw.lanes(dtype), hw)
+    if not found:
+        lanes = divisors(oc, hw.lanes(dtype))[0]
+        found = [Tile(divisors(ow, 8)[0], 1, lanes, False)]
+    tile = choose(sch, found[:8], tunable)
+
+    func = sch.mod["main"]
+    constants = [func.params[int(i)].name for i in func.attrs.get("layout_free_buffers", [])]
+    constant_weights = sch.get(conv).reads[1].source.name in constants
+
+    out = inline_around(sch, conv)
     packed = sch.cache_read(conv, 1, "global")
     sch.transform_layout(conv, ("read", 1), lambda f, y, x, c: (y, x, c, f))
-    sch.annotate(packed, "meta_schedule.layout_rewrite_preproc", True)
-    ln, ly, lx, lc = sch.get_loops(out)
-    co, cv, lane = sch.split(lc, [None, vectors, lanes])
-    xo, xi = sch.split(lx, [None, cols])
-    if order == "c_in":
-        sch.reorder(ln, ly, co, xo, xi, cv, lane)
-        sch.annotate(co, PARTITION_HINT, 1) if oc % (lanes*vectors) else None
-    elif order == "c_mid":
-        sch.reorder(ln, ly, xo, co, xi, cv, lane)
-    else:
-        sch.reorder(co, ln, ly, xo, xi, cv, lane)
-    sch.unroll(xi); sch.unroll(cv); sch.vectorize(lane)
-    at = {"c_in": xo, "c_mid": co, "c_out": xo}[order]
-    sch.compute_at(conv, at, preserve_unit_loops=True)
+    if constant_weights:
+        sch.annotate(packed, "meta_schedule.layout_rewrite_preproc", True)
+
+    loop_n, loop_y, loop_x, loop_c = sch.get_loops(out)
+    block, vector, lane = sch.split(loop_c, [None, tile.vectors, tile.lanes])
+    outer, col = sch.split(loop_x, [None, tile.cols])
+    sch.reorder(loop_n, loop_y, outer, block, col, vector, lane)
+    sch.compute_at(conv, block, preserve_unit_loops=True)
     sch.set_scope(conv, 0, "local")
-    *_, wy, wx, wc, ky, kx, kc = sch.get_loops(conv)
-    wcv, wl = sch.split(wc, [None, lanes])
-    sch.reorder(ky, kx, kc, wy, wx, wcv, wl)
-    for l in (wx, wcv): sch.unroll(l)
-    sch.vectorize(wl)
-    if os.environ.get("UK","1")=="1":
-        sch.unroll(kx)
-    if os.environ.get("UKY","1")=="1":
-        sch.unroll(ky)
-    init = sch.decompose_reduction(conv, ky)
-    *_, a,b,c,d = sch.get_loops(init)
-    sch.unroll(b); sch.unroll(c); sch.vectorize(d)
-    if int(sch.get(xo).extent) <= int(os.environ.get("UX","1")):
-        sch.unroll(xo)
+    _, _, acc_col, acc_c, tap_y, tap_x, group = sch.get_loops(conv)[-7:]
+    acc_vector, acc_lane = sch.split(acc_c, [None, tile.lanes])
+    sch.reorder(tap_y, tap_x, group, acc_col, acc_vector, acc_lane)
+    taps = (tap_y, tap_x) if kh * kw <= _UNROLLED_TAPS else ()
+    rows = (outer,) if tile.whole_row else ()
+    for loop in (*rows, *taps, col, vector, acc_col, acc_vector):
+        sch.unroll(loop)
+    for loop in (lane, acc_lane):
+        sch.vectorize(loop)
+    if hw.cores > 1 and prod(shape) >= PARALLEL_MIN_OPS:
+        sch.parallel(sch.fuse(loop_n, loop_y))
+    init = sch.decompose_reduction(conv, tap_y)
+    *_, init_col, init_vector, init_lane = sch.get_loops(init)
+    sch.unroll(init_col)
+    sch.unroll(init_vector)
+    sch.vectorize(init_lane)
     return True

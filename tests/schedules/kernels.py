@@ -12,11 +12,7 @@ from tvm.target import Target
 
 from nnfuze_tvm import schedules
 
-_LAYOUTS = {
-    "relax.nn.conv2d": ["NHWC", "OHWI"],
-    "relax.nn.max_pool2d": ["NHWC"],
-    "relax.nn.avg_pool2d": ["NHWC"],
-}
+_LAYOUTS = {"relax.nn.conv2d": ["NHWC", "OHWI"]}
 
 
 @dataclass(frozen=True)
@@ -54,6 +50,8 @@ def fuse(mod: tvm.IRModule) -> tvm.IRModule:
             transform.FuseOps(),
             transform.FuseTIR(),
             transform.DeadCodeElimination(),
+            transform.AttachAttrLayoutFreeBuffers(),
+            transform.AttachAttrLayoutFreeBuffers(),
         ]
     )(mod)
 
