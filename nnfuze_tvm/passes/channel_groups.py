@@ -3,8 +3,8 @@
 Every index of every axis of every tensor gets a label. Operators hand labels on, make new ones (a layer's
 output channels), or tie labels to each other (the two sides of a residual add). After one walk over the
 function the classes of a union-find are the sets of channels that live and die together: the dependency
-groups of DepGraph (Fang et al., "DepGraph: Towards Any Structural Pruning", CVPR 2023), at the grain of single
-channels, so that concat, split and flatten need no special case.
+groups of DepGraph (Fang et al., "DepGraph: Towards Any Structural Pruning", CVPR 2023), at the grain of
+single channels, so that concat, split and flatten need no special case.
 """
 
 from __future__ import annotations

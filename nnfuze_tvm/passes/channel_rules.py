@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tvm
+from tvm import relax
 from tvm.ir import Call, GenericConst
 
 from nnfuze_tvm.dataflow import op_name
@@ -172,7 +173,7 @@ def _concat(coupling: Coupling, _: tvm.ir.Var, call: Call) -> Labels | None:
     axis = call.attrs.axis
     if not isinstance(parts, tuple) or axis is None:
         return None
-    along: int = int(axis) % len(parts[0])
+    along = int(axis) % len(parts[0])
     result = []
     for axis in range(len(parts[0])):
         if axis == along:
@@ -209,9 +210,11 @@ def _slice(coupling: Coupling, var: tvm.ir.Var, call: Call) -> Labels | None:
 
 def slices(call: Call, rank: int) -> dict[int, slice] | None:
     """Return what a ``strided_slice`` takes of each axis it names, or None if that is not static."""
-    columns = [[getattr(field, "value", None) for field in arg.fields] for arg in call.args[1:]]
-    if any(not isinstance(value, int) for column in columns for value in column):
-        return None
+    columns: list[list[int]] = []
+    for arg in call.args[1:]:
+        if not isinstance(arg, relax.Tuple) or not all(hasattr(field, "value") for field in arg.fields):
+            return None
+        columns.append([int(field.value) for field in arg.fields])
     axes, begin, end = columns[:3]
     steps = columns[3] if len(columns) > 3 else [1] * len(axes)
     return {axis % rank: slice(b, e, s) for axis, b, e, s in zip(axes, begin, end, steps, strict=True)}
