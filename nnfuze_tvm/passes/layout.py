@@ -142,7 +142,8 @@ class _TransposeMover:
             self.values[var] = source
             return
         made_by = self.bound.get(source)
-        if op_name(made_by) == "dequantize" and isinstance(made_by.args[0], GenericConst):
+        dequantized = made_by is not None and op_name(made_by) == "dequantize"
+        if made_by is not None and dequantized and isinstance(made_by.args[0], GenericConst):
             data, scale, zero = made_by.args
             axis = axes.index(int(made_by.attrs.axis) % rank)
             moved = relax.op.dequantize(_transposed(data, axes), scale, zero, axis, made_by.attrs.out_dtype)

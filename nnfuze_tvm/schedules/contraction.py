@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-from tvm import s_tir
+from tvm import s_tir, tirx
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from nnfuze_tvm.schedules.base import (
@@ -244,20 +244,22 @@ def _pack_weights(sch: s_tir.Schedule, anchor: SBlockRV, block: int, dot: Dot4 |
     rank = len(sch.get(anchor).reads[1].region)
     packed = sch.cache_read(anchor, 1, "global")
 
-    def convolution(f, *rest):  # OHWI
-        *kernel, c = rest
-        if dot is None:
-            return (f // block, *kernel, c, f % block)
-        return (f // block, *kernel, c // 4, f % block, c % 4)
+    channel_first = rank == 4  # convolutions OHWI; dense layers (batch,) K, N
 
-    def dense(*axes):  # (batch,) K, N
-        *batch, k, f = axes
+    def place(*axes: tirx.PrimExpr) -> tuple[tirx.PrimExpr, ...]:
+        if channel_first:
+            outer, (channel, *kernel, depth) = (), axes
+        else:
+            (*outer, depth, channel), kernel = axes, ()
         if dot is None:
-            return (*batch, f // block, k, f % block)
-        return (*batch, f // block, k // 4, f % block, k % 4)
+            return (*outer, channel // block, *kernel, depth, channel % block)
+        return (*outer, channel // block, *kernel, depth // 4, channel % block, depth % 4)
 
-    maps = {2: lambda k, f: dense(k, f), 3: lambda b, k, f: dense(b, k, f)}
-    maps[4] = lambda f, y, x, c: convolution(f, y, x, c)
+    maps = {
+        2: lambda a, b: place(a, b),
+        3: lambda a, b, c: place(a, b, c),
+        4: lambda a, b, c, d: place(a, b, c, d),
+    }
     sch.transform_layout(anchor, ("read", 1), maps[rank])
     sch.annotate(packed, "meta_schedule.layout_rewrite_preproc", True)
 

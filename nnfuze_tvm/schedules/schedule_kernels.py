@@ -11,6 +11,8 @@ from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
 
 from nnfuze_tvm import schedules
+from nnfuze_tvm.schedules import fallback
+from nnfuze_tvm.schedules.hardware import Hardware
 
 logger = logging.getLogger(__name__)
 
@@ -38,14 +40,26 @@ class ScheduleKernels:
                 mod = relax.transform.MetaScheduleApplyDatabase()(mod)
         for gvar, func in mod.functions_items():
             if isinstance(func, tirx.PrimFunc) and "tirx.is_scheduled" not in func.attrs:
-                mod.update_func(gvar, schedule_kernel(func, self.target))
+                mod.update_func(gvar, schedule_kernel(gvar.name_hint, func, self.target))
         return mod
 
 
-def schedule_kernel(func: tirx.PrimFunc, target: Target) -> tirx.PrimFunc:
-    """Return ``func`` scheduled by the first rule that takes it."""
-    sch = s_tir.Schedule(tvm.IRModule({"main": func.with_attr("global_symbol", "main")}), error_render_level="fast")
-    rule = schedules.apply(sch, target)
+def schedule_kernel(name: str, func: tirx.PrimFunc, target: Target) -> tirx.PrimFunc:
+    """Return the kernel ``func`` scheduled by the first rule that takes it.
+
+    A rule that meets a kernel it was not made for must not cost the user the whole compilation: the kernel
+    then gets the fallback's schedule, and the log says so.
+    """
+    mod = tvm.IRModule({"main": func.with_attr("global_symbol", "main")})
+    sch = s_tir.Schedule(mod, error_render_level="fast")
+    try:
+        rule = schedules.apply(sch, target)
+    except (s_tir.ScheduleError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        logger.warning("%s: no schedule of its own (%s); the fallback takes it", name, reason)
+        sch = s_tir.Schedule(mod, error_render_level="fast")
+        fallback.apply(sch, Hardware.of(target), False)
+        rule = "fallback"
     scheduled = sch.mod["main"].with_attr({"tirx.is_scheduled": True, "nnfuze.rule": rule})
     if "global_symbol" in func.attrs:
         return scheduled.with_attr("global_symbol", func.attrs["global_symbol"])

@@ -1,0 +1,202 @@
+"""Convolutions and dense layers on the register tile: values, rules, instructions."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import tvm
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tvm import relax, s_tir
+
+from nnfuze_tvm import schedules
+from nnfuze_tvm.devices.targets import resolve
+from nnfuze_tvm.schedules.contraction import Work, tiles
+from nnfuze_tvm.schedules.hardware import Hardware
+from tests.schedules.kernels import fused_kernels, schedule_and_run, single_function
+
+HOST = resolve("host")
+
+
+def conv_module(rng, size, channels, out, kernel, stride, padding, groups=1, dtype="float32"):
+    """Return an NHWC convolution with bias, epilogue and constant weights, and an input for it."""
+    integer = dtype != "float32"
+    weight_shape = (out, kernel, kernel, channels // groups)
+    if integer:
+        low = 0 if dtype == "uint8" else -127
+        data = rng.integers(low, 128, (1, *size, channels)).astype(dtype)
+        weights = rng.integers(-127, 128, weight_shape).astype("int8")
+        bias = rng.integers(-1000, 1000, (1, 1, 1, out)).astype("int32")
+    else:
+        data = rng.standard_normal((1, *size, channels)).astype(dtype)
+        weights = rng.standard_normal(weight_shape).astype(dtype)
+        bias = rng.standard_normal((1, 1, 1, out)).astype(dtype)
+
+    def body(builder, params):
+        conv = relax.op.nn.conv2d(
+            params[0],
+            relax.const(weights),
+            strides=stride,
+            padding=padding,
+            groups=groups,
+            data_layout="NHWC",
+            kernel_layout="OHWI",
+            out_dtype="int32" if integer else None,
+        )
+        value = builder.emit(relax.op.add(builder.emit(conv), relax.const(bias)))
+        if not integer:
+            return builder.emit(relax.op.nn.relu(value))
+        value = builder.emit(
+            relax.op.multiply(relax.op.astype(value, "float32"), relax.const(np.float32(2e-3)))
+        )
+        value = builder.emit(relax.op.clip(relax.op.round(value), 0.0, 127.0))
+        return builder.emit(relax.op.astype(value, "uint8"))
+
+    return single_function({"x": (data.shape, dtype)}, body), {"x": data}, weights, bias
+
+
+def reference_conv(data, weights, bias, stride, padding, groups):
+    """Return the int64 or float64 convolution of NHWC data with OHWI weights."""
+    wide = np.int64 if data.dtype != np.float32 else np.float64
+    padded = np.pad(data.astype(wide), ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    out, kernel, _, depth = weights.shape
+    rows, cols = ((n - kernel) // stride + 1 for n in padded.shape[1:3])
+    result = np.zeros((1, rows, cols, out), wide)
+    per_group = out // groups
+    for g in range(groups):
+        w = weights[g * per_group : (g + 1) * per_group].astype(wide)
+        x = padded[..., g * depth : (g + 1) * depth]
+        for ky in range(kernel):
+            for kx in range(kernel):
+                window = x[:, ky : ky + stride * rows : stride, kx : kx + stride * cols : stride]
+                result[..., g * per_group : (g + 1) * per_group] += window @ w[:, ky, kx].T
+    return result + bias
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    size=st.tuples(st.integers(3, 14), st.integers(3, 17)),
+    channels=st.sampled_from([1, 3, 4, 8, 20]),
+    out=st.sampled_from([5, 8, 24, 32, 40]),
+    kernel=st.sampled_from([1, 3]),
+    stride=st.sampled_from([1, 2]),
+    padding=st.sampled_from([0, 1]),
+    dtype=st.sampled_from(["float32", "uint8", "int8"]),
+)
+def test_conv2d_equals_numpy(seed, size, channels, out, kernel, stride, padding, dtype):
+    mod, inputs, weights, bias = conv_module(
+        np.random.default_rng(seed), size, channels, out, kernel, stride, padding, dtype=dtype
+    )
+    got = schedule_and_run(mod, HOST, inputs)
+    want = reference_conv(inputs["x"], weights, bias, stride, padding, 1)
+    assert "conv2d" in got.rules.values()
+    if dtype == "float32":
+        np.testing.assert_allclose(got.outputs[0], np.maximum(want, 0), atol=1e-5 * np.ptp(want), rtol=0)
+    else:
+        scaled = want.astype(np.float32) * np.float32(2e-3)
+        np.testing.assert_array_equal(got.outputs[0], np.clip(np.rint(scaled), 0, 127).astype("uint8"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint8", "int8"])
+@pytest.mark.parametrize(("channels", "out", "groups"), [(32, 64, 2), (24, 48, 3)])
+def test_grouped_conv2d_equals_numpy(dtype, channels, out, groups):
+    mod, inputs, weights, bias = conv_module(
+        np.random.default_rng(0), (6, 7), channels, out, 3, 1, 1, groups, dtype
+    )
+    got = schedule_and_run(mod, HOST, inputs)
+    want = reference_conv(inputs["x"], weights, bias, 1, 1, groups)
+    assert "conv2d" in got.rules.values()
+    if dtype == "float32":
+        np.testing.assert_allclose(got.outputs[0], np.maximum(want, 0), atol=1e-5 * np.ptp(want), rtol=0)
+    else:
+        scaled = want.astype(np.float32) * np.float32(2e-3)
+        np.testing.assert_array_equal(got.outputs[0], np.clip(np.rint(scaled), 0, 127).astype("uint8"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+@pytest.mark.parametrize(("m", "k", "n"), [(1, 64, 12), (1, 30, 17), (7, 16, 40), (1, 128, 1000)])
+def test_dense_equals_numpy(dtype, m, k, n):
+    rng = np.random.default_rng(1)
+    integer = dtype != "float32"
+    draw = (
+        (lambda *s: rng.integers(-127, 128, s).astype(dtype))
+        if integer
+        else (lambda *s: rng.standard_normal(s).astype(dtype))
+    )
+    data, weights = draw(m, k), draw(k, n)
+    mod = single_function(
+        {"x": (data.shape, dtype)},
+        lambda builder, params: builder.emit(
+            relax.op.matmul(params[0], relax.const(weights), out_dtype="int32" if integer else None)
+        ),
+    )
+    got = schedule_and_run(mod, HOST, {"x": data})
+    assert list(got.rules.values()) == ["dense"]
+    if integer:
+        np.testing.assert_array_equal(got.outputs[0], data.astype("int32") @ weights.astype("int32"))
+    else:
+        want = data.astype("float64") @ weights
+        np.testing.assert_allclose(got.outputs[0], want, atol=1e-5 * np.ptp(want), rtol=0)
+
+
+@pytest.mark.parametrize("shapes", [((2, 5, 16), (2, 16, 24)), ((5, 16), (16, 24))])
+def test_product_of_two_activations_needs_no_constant(shapes):
+    rng = np.random.default_rng(2)
+    left, right = (rng.standard_normal(shape).astype("float32") for shape in shapes)
+    mod = single_function(
+        {"a": (left.shape, "float32"), "b": (right.shape, "float32")},
+        lambda builder, params: builder.emit(relax.op.matmul(*params)),
+    )
+    got = schedule_and_run(mod, HOST, {"a": left, "b": right})
+    assert list(got.rules.values()) == ["dense"]
+    np.testing.assert_allclose(got.outputs[0], left @ right, atol=1e-4)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3, 4])
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+def test_every_sampled_schedule_gives_the_same_result(dtype, seed):
+    mod, inputs, *_ = conv_module(np.random.default_rng(3), (8, 12), 16, 48, 3, 1, 1, dtype=dtype)
+    plain = schedule_and_run(mod, HOST, inputs)
+    sampled = schedule_and_run(mod, HOST, inputs, tunable=True, seed=seed)
+    np.testing.assert_allclose(sampled.outputs[0], plain.outputs[0], rtol=1e-5, atol=1e-4)
+
+
+def test_tiles_divide_the_output_and_fit_the_registers():
+    hw = Hardware.of(resolve("x86-64-v3"))
+    work = Work(25, 20, 32, 288, hw.lanes("float32"), 1, 4, 1, 1)
+    found = tiles(work, hw)
+    assert found
+    for tile in found:
+        assert work.rows % tile.rows == work.cols % tile.cols == work.channels % tile.channels == 0
+        assert tile.rows * tile.cols * (tile.channels // tile.lanes) < hw.registers
+
+
+VNNI = '{"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "znver4"}'
+
+
+@pytest.mark.parametrize(
+    ("target", "dtype", "instruction"),
+    [
+        ("x86-64-v3", "float32", "vfmadd231ps"),
+        ("x86-64-v3", "uint8", "vpmaddubsw"),
+        ("x86-64-v3", "int8", "vpsignb"),
+        ("x86-64-v4", "uint8", "vpmaddubsw"),
+        (VNNI, "uint8", "vpdpbusd"),
+        ("aarch64", "float32", "fmla"),
+        ("aarch64", "int8", "smlal"),
+        ("aarch64+dotprod", "uint8", "sdot"),
+        ("aarch64+dotprod", "int8", "sdot"),
+    ],
+)
+def test_hot_loop_uses_the_instruction_of_its_isa(target, dtype, instruction):
+    mod, *_ = conv_module(np.random.default_rng(4), (8, 8), 32, 32, 3, 1, 1, dtype=dtype)
+    (kernel,) = fused_kernels(mod).values()
+    sch = s_tir.Schedule(kernel)
+    cpu = resolve(target)
+    assert schedules.apply(sch, cpu) == "conv2d"
+    built = tvm.s_tir.transform.RemoveWeightLayoutRewriteBlock(skip_tensor_rewrite=True)(sch.mod)
+    assembly = tvm.compile(built, target=cpu).mod.inspect_source("asm")
+    assert len(re.findall(rf"^\s+{instruction}\b", assembly, re.MULTILINE)) >= 8
