@@ -80,10 +80,13 @@ def compile_bundle(
             versions=package_versions(),
         )
         announce("measuring")
-        _judge(report, built, builder, graphs, options, batches, labels)
+        peer = stages.onnx_runtime(options.models, graphs, options.threads) if options.compare else None
+        if peer is not None:
+            report.stages.insert(0, peer.record)
+        _judge(built, peer, builder, graphs, options, batches, labels)
         kernels = metrics.kernels(built[-1].lowered[0])
         if built[-1].runners:
-            _time(report, built, graphs, options, batches, kernels)
+            _time(report, built, peer, graphs, batches, kernels)
         announce("writing the bundle")
         seal(
             directory,
@@ -239,24 +242,27 @@ def _build(
 
 
 def _judge(
-    report: Report,
     built: Sequence[Built],
+    peer: stages.OnnxRuntime | None,
     builder: Builder,
     graphs: Graphs,
     options: Options,
     batches: Sequence[dict[str, np.ndarray]],
     labels: Arrays,
 ) -> None:
-    """Fill in accuracy and agreement of every stage."""
+    """Fill in accuracy of every stage, and agreement with the networks as they were given."""
     if not batches:
         return
-    runnable = built if builder.here else _host_twins(graphs, builder, options)
+    outputs = built[-1].outputs
     reference = None
-    for stage, twin in zip(built, runnable, strict=True):
+    if peer is not None:
+        reference = peer.answers(batches)
+        peer.record.tasks = stages.qualities(outputs, reference, None, labels)
+    for stage, twin in zip(built, built if builder.here else _host_twins(graphs, builder, options), strict=True):
         answers = twin.answers(batches)
         if reference is None and options.compare:
             reference = answers
-        stage.record.tasks = stages.qualities(stage.outputs, answers, reference, labels)
+        stage.record.tasks = stages.qualities(outputs, answers, reference, labels)
 
 
 def _host_twins(graphs: Graphs, builder: Builder, options: Options) -> list[Built]:
@@ -272,18 +278,16 @@ def _host_twins(graphs: Graphs, builder: Builder, options: Options) -> list[Buil
 def _time(
     report: Report,
     built: Sequence[Built],
+    peer: stages.OnnxRuntime | None,
     graphs: Graphs,
-    options: Options,
     batches: Sequence[dict[str, np.ndarray]],
     kernels: Sequence[metrics.Kernel],
 ) -> None:
     """Measure the latency of all stages in turns, and every kernel of the last one."""
     sample = batches[0] if batches else stages.made_up_sample(signature(graphs.last)[0])
     callers = {stage.record.name: stage.caller(sample) for stage in built}
-    peer = stages.onnx_runtime(options.models, graphs, options.threads) if options.compare else None
     if peer is not None:
         callers = {peer.record.name: peer.caller(sample), **callers}
-        report.stages.insert(0, peer.record)
     latencies = measure.measure_interleaved(callers)
     for stage in report.stages:
         stage.latency = latencies[stage.name].median

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -12,28 +12,29 @@ from nnfuze_tvm.report.record import KernelTime, Report, Stage, TaskQuality
 
 
 def render_table(report: Report) -> Table:
-    """Return the stages as a table, a row each, without columns that nothing was measured for."""
+    """Return the stages as a table, a column each, without rows that nothing was measured for."""
     outputs = list(dict.fromkeys(name for stage in report.stages for name in stage.tasks))
-    columns = {
+    rows: dict[str, Callable[[Stage], str]] = {
         "latency": lambda s: text.seconds(s.latency),
-        "p95": lambda s: text.seconds(s.latency_p95),
+        "latency, p95": lambda s: text.seconds(s.latency_p95),
         "throughput": lambda s: text.rate(s.throughput),
         "MACs": lambda s: text.count(s.macs),
         "parameters": lambda s: text.count(s.parameters),
         "on disk": lambda s: text.size(s.bytes),
         "peak memory": lambda s: text.size(s.peak_memory),
-        "sparsity": lambda s: text.percent(s.sparsity),
-        **{name: (lambda s, name=name: text.quality(s.tasks.get(name))) for name in outputs},
+        "zero weights": lambda s: text.percent(s.sparsity),
     }
+    for name in outputs:
+        rows[f"{name}, accuracy"] = lambda s, name=name: text.accuracy(s.tasks.get(name))  # type: ignore[misc]
+        rows[f"{name}, agreement"] = lambda s, name=name: text.agreement(s.tasks.get(name))  # type: ignore[misc]
     table = Table(title=_title(report), title_justify="left", header_style="bold")
-    table.add_column("stage")
-    used = {
-        name: cell for name, cell in columns.items() if any(cell(s) != text.NOTHING for s in report.stages)
-    }
-    for name in used:
-        table.add_column(name, justify="right")
+    table.add_column("")
     for stage in report.stages:
-        table.add_row(stage.name, *(cell(stage) for cell in used.values()), style=_style(report, stage))
+        table.add_column(stage.name.replace(", ", ",\n"), justify="right", style=_style(report, stage))
+    for name, cell in rows.items():
+        cells = [cell(stage) for stage in report.stages]
+        if any(value != text.NOTHING for value in cells):
+            table.add_row(name, *cells)
     return table
 
 

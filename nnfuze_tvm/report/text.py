@@ -46,12 +46,24 @@ def ratio(value: float) -> str:
     return f"{value:.2f}×" if value < 10 else f"{value:.1f}×"
 
 
+def accuracy(value: TaskQuality | None) -> str:
+    """Return the accuracy on the labelled samples."""
+    return NOTHING if value is None else percent(value.accuracy)
+
+
+def agreement(value: TaskQuality | None) -> str:
+    """Return the agreement with the original; the relative error where there are no classes."""
+    if value is None:
+        return NOTHING
+    if value.agreement is not None:
+        return percent(value.agreement)
+    return NOTHING if value.error is None else f"error {value.error:.1g}"
+
+
 def quality(value: TaskQuality | None) -> str:
     """Return the most telling figure of a quality: accuracy, else agreement, else the relative error."""
     if value is None:
         return NOTHING
     if value.accuracy is not None:
         return percent(value.accuracy)
-    if value.agreement is not None:
-        return f"{percent(value.agreement)} agree"
-    return NOTHING if value.error is None else f"error {value.error:.2g}"
+    return agreement(value) + (" agree" if value.agreement is not None else "")
