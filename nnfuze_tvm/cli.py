@@ -50,9 +50,7 @@ Name the tasks, drop a quarter of the channels, tune on this machine.
 Tune on the boards that are registered as rpi4.
 """
 
-Models = Annotated[
-    list[str], typer.Argument(help="ONNX files, one per task: PATH or TASK=PATH.", show_default=False)
-]
+Models = Annotated[list[str], typer.Argument(help="ONNX files, one per task: PATH or TASK=PATH.", show_default=False)]
 SomeModels = Annotated[
     list[str] | None,
     typer.Argument(help="ONNX files; without them the job in --work-dir goes on.", show_default=False),
@@ -61,9 +59,7 @@ Output = Annotated[str, typer.Option("--output", "-o", help="Directory of the bu
 Target = Annotated[
     str, typer.Option(help="host, aarch64, aarch64+dotprod, x86-64-v3, x86-64-v4, or a TVM target as JSON.")
 ]
-Calibration = Annotated[
-    str | None, typer.Option(help="Sample inputs: an .npz file with an array [N, …] per input.")
-]
+Calibration = Annotated[str | None, typer.Option(help="Sample inputs: an .npz file with an array [N, …] per input.")]
 Evaluation = Annotated[
     str | None,
     typer.Option(help="Inputs to judge the result on, in the same form; labels [N] under the tasks' names."),
@@ -74,9 +70,7 @@ Criterion = Annotated[str, typer.Option(help="Which channels go first: l1, l2 or
 PolicyFile = Annotated[
     str | None, typer.Option("--policy", help="JSON file: compression layer by layer, before the options above.")
 ]
-Method = Annotated[
-    str, typer.Option("--calibration-method", help="Ranges from samples: minmax, percentile or mse.")
-]
+Method = Annotated[str, typer.Option("--calibration-method", help="Ranges from samples: minmax, percentile or mse.")]
 ShareInput = Annotated[
     list[str] | None,
     typer.Option(help="An input that is one and the same in all tasks. By default: equal name, shape, dtype."),
@@ -180,12 +174,8 @@ def tune_command(
 @app.command("run")
 def run_command(
     bundle: Path,
-    input: Annotated[
-        list[str], typer.Option(help="An input: name=array.npy. Once per input.", show_default=False)
-    ],
-    output: Annotated[
-        str | None, typer.Option("--output", "-o", help="Directory for one .npy file per task.")
-    ] = None,
+    input: Annotated[list[str], typer.Option(help="An input: name=array.npy. Once per input.", show_default=False)],
+    output: Annotated[str | None, typer.Option("--output", "-o", help="Directory for one .npy file per task.")] = None,
     as_json: AsJson = False,
     threads: SomeThreads = None,
 ) -> None:

@@ -180,9 +180,7 @@ def answers(runner: Runner, batches: Iterable[Arrays]) -> list[np.ndarray]:
     return [np.concatenate(values) for values in collected]
 
 
-def quality(
-    output: Output, answer: np.ndarray, reference: np.ndarray | None, labels: np.ndarray | None
-) -> Quality:
+def quality(output: Output, answer: np.ndarray, reference: np.ndarray | None, labels: np.ndarray | None) -> Quality:
     """Return how well an output's answers fit the labels and the original network's answers.
 
     Parameters

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -220,9 +219,7 @@ def _policy(options: Options) -> Policy:
         return Policy.uniform(keep=keep, bits=bits)
     policy = Policy.load(options.policy)
     stated = policy.default.model_dump(exclude_unset=True)
-    return policy.model_copy(
-        update={"default": LayerPolicy.model_validate({"keep": keep, "bits": bits, **stated})}
-    )
+    return policy.model_copy(update={"default": LayerPolicy.model_validate({"keep": keep, "bits": bits, **stated})})
 
 
 def _run(phases: Sequence[tvm.transform.Pass], mod: tvm.IRModule) -> tvm.IRModule:

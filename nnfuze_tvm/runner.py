@@ -89,9 +89,7 @@ class Runner:
         self._main = self._vm["main"]
         self._buffers = [tvm.runtime.empty(i.shape, i.dtype) for i in self.inputs]
         views = [np.from_dlpack(buffer) for buffer in self._buffers]
-        self._slots = [
-            (i.name, i.shape, np.dtype(i.dtype), view) for i, view in zip(self.inputs, views, strict=True)
-        ]
+        self._slots = [(i.name, i.shape, np.dtype(i.dtype), view) for i, view in zip(self.inputs, views, strict=True)]
         self._lock = threading.Lock()
         counts = {task: sum(o.task == task for o in outputs) for task in self.tasks}
         self._single = [counts[o.task] == 1 for o in self.outputs]
@@ -132,9 +130,10 @@ class Runner:
             self._complain(inputs)
         for name, shape, dtype, view in self._slots:
             array = inputs.get(name)
-            if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != dtype:
+            if isinstance(array, np.ndarray) and array.shape == shape and array.dtype == dtype:
+                view[...] = array
+            else:
                 self._complain(inputs)
-            view[...] = array
 
     def invoke(self) -> Sequence[tvm.runtime.Tensor]:
         """Run on the inputs set last; the tensors returned are owned by the network."""

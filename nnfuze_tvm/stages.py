@@ -141,9 +141,7 @@ class Builder:
 
     def separate(self, graphs: Graphs) -> Built:
         """Build every task's network on its own."""
-        feeds = [
-            {graphs.inputs[task, p.name]: p.name for p in graphs.loaded[task].params} for task in graphs.tasks
-        ]
+        feeds = [{graphs.inputs[task, p.name]: p.name for p in graphs.loaded[task].params} for task in graphs.tasks]
         return self.build("separate", [graphs.alone(task) for task in graphs.tasks], feeds)
 
 
@@ -208,9 +206,7 @@ class OnnxRuntime:
         for model, task in zip(models, graphs.tasks, strict=True):
             path = model_path(model)
             size += os.path.getsize(path)
-            self.sessions.append(
-                onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
-            )
+            self.sessions.append(onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"]))
             self.feeds.append({graphs.inputs[task, p.name]: p.name for p in graphs.loaded[task].params})
         self.record = Stage(name="onnxruntime, separate", reference=True, bytes=size)
 
@@ -224,7 +220,7 @@ class OnnxRuntime:
 
     def answers(self, batches: Sequence[Arrays]) -> list[np.ndarray]:
         """Return all sessions' outputs for all batches."""
-        collected = []
+        collected: list[np.ndarray] = []
         for session, feed in zip(self.sessions, self.feeds, strict=True):
             rows = [session.run(None, {own: b[name] for name, own in feed.items()}) for b in batches]
             collected.extend(np.concatenate(values) for values in zip(*rows, strict=True))

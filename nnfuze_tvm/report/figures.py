@@ -140,15 +140,11 @@ def _panel(
         _, y = place(0, tick)
         parts.append(f'<path d="M{left} {y:.1f}H{width - right}" class="grid"/>')
         digits = 1 if high - low < 0.1 else 0
-        parts.append(
-            f'<text x="{left - 8}" y="{y + 4:.1f}" class="tick end">{text.percent(tick, digits)}</text>'
-        )
+        parts.append(f'<text x="{left - 8}" y="{y + 4:.1f}" class="tick end">{text.percent(tick, digits)}</text>')
     for tick in _ticks(0, slowest):
         x, _ = place(tick, low)
         label = "0" if tick == 0 else text.seconds(tick)
-        parts.append(
-            f'<text x="{x:.1f}" y="{height - bottom + 18}" class="tick middle">{escape(label)}</text>'
-        )
+        parts.append(f'<text x="{x:.1f}" y="{height - bottom + 18}" class="tick middle">{escape(label)}</text>')
     parts.append(f'<path d="M{left} {height - bottom}H{width - right}" class="axis"/>')
     parts.append(f'<text x="{width - right}" y="{height - 8}" class="tick end">latency of all tasks →</text>')
     parts.append(f'<text x="{width - right}" y="18" class="tick end">{measure}</text>')
@@ -161,7 +157,7 @@ def _panel(
         fill = "#94a3b8" if stage.reference else task_colour
         hint = f"{stage.name}: {text.seconds(latency)}, {measure} {text.percent(value)}"
         parts.append(
-            f'<g><title>{escape(hint)}</title><circle cx="{x:.1f}" cy="{y:.1f}" r="10" fill="{fill}"/>'
+            f'<g><title>{escape(hint)}</title><circle cx="{x:.1f}" cy="{y:.1f}" r="10" fill="{fill}" stroke="#fff"/>'
             f'<text x="{x:.1f}" y="{y + 4:.1f}" class="mark">{numbers[stage.name]}</text></g>'
         )
     return f'<svg viewBox="0 0 {width} {height}" role="img">{"".join(parts)}</svg>'
@@ -200,13 +196,11 @@ def lanes(report: Report) -> str:
             for n, layer in enumerate(here):
                 part = full / len(here)
                 parts.append(
-                    _layer(
-                        layer, left + column * cell + 1.5, y + n * part + 1, cell - 3, part - 2, heaviest, tasks
-                    )
+                    _layer(layer, left + column * cell + 1.5, y + n * part + 1, cell - 3, part - 2, heaviest, tasks)
                 )
     parts.append(f'<text x="{left}" y="{height - 8}" class="tick">input</text>')
     parts.append(f'<text x="{width - 10:.0f}" y="{height - 8}" class="tick end">output</text>')
-    return f'<svg class="lanes" viewBox="0 0 {width:.0f} {height}" role="img">{"".join(parts)}</svg>'
+    return f'<svg style="max-width:{width:.0f}px" viewBox="0 0 {width:.0f} {height}" role="img">{"".join(parts)}</svg>'
 
 
 def _runs(tasks: Sequence[str]) -> list[tuple[int, int]]:

@@ -8,38 +8,59 @@ from nnfuze_tvm.report import figures, text
 from nnfuze_tvm.report.record import Report, Stage, TaskQuality
 
 _STYLE = """
-:root{color-scheme:light}*{box-sizing:border-box}
-body{margin:0;background:#f1f5f9;color:#0f172a;font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
+:root{color-scheme:light}
+*{box-sizing:border-box}
+body{margin:0;background:#f1f5f9;color:#0f172a;
+  font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
 main{max-width:1040px;margin:0 auto;padding:32px 20px 60px}
-h1{font-size:26px;margin:0 0 4px}h2{font-size:17px;margin:0 0 4px}
-.sub{color:#64748b;margin:0 0 20px}section p.sub{font-size:13px;margin-bottom:14px}
+h1{font-size:26px;margin:0 0 4px}
+h2{font-size:17px;margin:0 0 4px}
+.sub{color:#64748b;margin:0 0 20px}
+section p.sub{font-size:13px;margin-bottom:14px}
 section{background:#fff;border:1px solid #e2e8f0;border-radius:12px;padding:20px 22px;margin:16px 0}
 .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(165px,1fr));gap:12px}
 .card{background:#fff;border:1px solid #e2e8f0;border-radius:12px;padding:14px 16px}
-.card b{display:block;font-size:25px;line-height:1.25}.card span{color:#64748b;font-size:13px}
-.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
+.card b{display:block;font-size:25px;line-height:1.25}
+.card span{color:#64748b;font-size:13px}
+.scroll{overflow-x:auto}
+table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th{font-size:12px;font-weight:600;color:#64748b;text-align:right;padding:6px 8px;border-bottom:1px solid #cbd5e1}
 td{text-align:right;padding:7px 8px;border-bottom:1px solid #f1f5f9;white-space:nowrap}
 td small{display:block;color:#64748b;font-size:11.5px}
-th:first-child,td:first-child{text-align:left;white-space:normal}tr.final td{background:#eff6ff;font-weight:600}tr.final small{font-weight:400}
+th:first-child,td:first-child{text-align:left;white-space:normal}
+tr.final td{background:#eff6ff;font-weight:600}
+tr.final small{font-weight:400}
 tr.reference td{color:#64748b}
 .bars .row{display:grid;grid-template-columns:215px 1fr 76px 64px;gap:12px;align-items:center;margin:7px 0}
 .bars.kernels .row{grid-template-columns:300px 1fr 76px 64px;margin:4px 0}
 .name{overflow:hidden;text-overflow:ellipsis;white-space:nowrap;font-size:14px}
 .kernels .name{font:12.5px ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace}
-.track{background:#f1f5f9;border-radius:5px;height:22px;display:block}.kernels .track{height:15px}
+.track{background:#f1f5f9;border-radius:5px;height:22px;display:block}
+.kernels .track{height:15px}
 .track i{display:block;height:100%;border-radius:5px;background:#93c5fd;min-width:2px}
-.reference .track i{background:#cbd5e1}.final .track i{background:#2563eb}.final .name{font-weight:600}
-.value,.note{text-align:right;font-variant-numeric:tabular-nums}.note{color:#64748b;font-size:13px}
+.reference .track i{background:#cbd5e1}
+.final .track i{background:#2563eb}
+.final .name{font-weight:600}
+.value,.note{text-align:right;font-variant-numeric:tabular-nums}
+.note{color:#64748b;font-size:13px}
 .final .note{color:#1d4ed8;font-weight:600}
-.panels{display:grid;grid-template-columns:repeat(auto-fit,minmax(420px,1fr));gap:10px}svg{width:100%;height:auto;display:block}
-svg text{font-family:inherit}.title{font-size:15px;font-weight:600}.tick{font-size:11.5px;fill:#64748b}.end{text-anchor:end}
-.middle{text-anchor:middle}.grid{stroke:#e2e8f0}.axis{stroke:#94a3b8}.path{stroke-width:2;stroke-opacity:.35}
-.mark{font-size:11.5px;font-weight:700;fill:#fff;text-anchor:middle}.lane{fill:#f8fafc}
+.panels{display:grid;grid-template-columns:repeat(auto-fit,minmax(420px,1fr));gap:10px}
+svg{width:100%;height:auto;display:block}
+svg text{font-family:inherit}
+.title{font-size:15px;font-weight:600}
+.tick{font-size:11.5px;fill:#64748b}
+.end{text-anchor:end}
+.middle{text-anchor:middle}
+.grid{stroke:#e2e8f0}
+.axis{stroke:#94a3b8}
+.path{stroke-width:2;stroke-opacity:.35}
+.mark{font-size:11.5px;font-weight:700;fill:#fff;text-anchor:middle}
+.lane{fill:#f8fafc}
 .lanename{font-size:14px;font-weight:600;text-anchor:end}
 .legend{display:flex;flex-wrap:wrap;gap:6px 18px;color:#334155;font-size:13px;margin:12px 0 0}
 .legend i{display:inline-block;width:11px;height:11px;border-radius:3px;margin-right:6px}
-.legend b{display:inline-block;min-width:17px;padding:0 4px;border-radius:9px;background:#e2e8f0;text-align:center;font-size:11.5px}
+.legend b{display:inline-block;min-width:17px;padding:0 4px;border-radius:9px;background:#e2e8f0;text-align:center;
+  font-size:11.5px}
 code{font:12.5px ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace;overflow-wrap:anywhere}
 footer{color:#94a3b8;font-size:12.5px;margin-top:24px}
 """
