@@ -22,6 +22,8 @@ PAIRS = ("shared", "independent")
 TASKS = ("keyword", "speaker")
 PRUNED = 0.25
 LEAST_ACCURACY = 0.90
+LARGEST_FILE = 1_000_000
+OPERATORS = {"Conv", "Relu", "Add", "GlobalAveragePool", "Flatten", "Gemm"}
 
 
 def accuracy(model: onnx.ModelProto, audio: np.ndarray, labels: np.ndarray) -> float:
@@ -77,37 +79,61 @@ def multiply_accumulates(model: onnx.ModelProto) -> int:
     return total
 
 
+def check_form(name: str, path: Path, model: onnx.ModelProto, audio: np.ndarray) -> list[str]:
+    """What is wrong with the form of one file: its size, its input and output, its operators."""
+    wrong = []
+    if path.stat().st_size >= LARGEST_FILE:
+        wrong.append(f"{name}: {path.stat().st_size:,} bytes")
+    if [value.name for value in (*model.graph.input, *model.graph.output)] != ["audio", "logits"]:
+        wrong.append(f"{name}: the input must be `audio` and the output `logits`")
+    shape = [d.dim_param or d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim]
+    if shape != ["batch", *audio.shape[1:]]:
+        wrong.append(f"{name}: input {shape}")
+    if others := {node.op_type for node in model.graph.node} - OPERATORS:
+        wrong.append(f"{name}: operators {sorted(others)}")
+    onnx.checker.check_model(model, full_check=True)
+    return wrong
+
+
+def check_sharing(pair: str, models: dict[str, onnx.ModelProto]) -> list[str]:
+    """What is wrong with the weights of a pair: one trunk in the shared pair, no equal tensor in the other."""
+    first, second = (weights(models[task]) for task in TASKS)
+    trunk = [name for name in first if name.startswith("trunk.")]
+    equal = sum(first[name].tobytes() == second[name].tobytes() for name in trunk)
+    if equal == (len(trunk) if pair == "shared" else 0):
+        return []
+    return [f"{pair}: {equal} of {len(trunk)} trunk tensors are bit-equal"]
+
+
 def check(folder: Path) -> list[str]:
     """Print the table for the example in `folder` and return what is wrong with it."""
     wrong = []
     with np.load(folder / "evaluation.npz") as data:
         evaluation = {key: data[key] for key in ("audio", *TASKS)}
     audio = evaluation["audio"]
-    print(f"evaluation: {audio.shape} {audio.dtype}, {(evaluation['speaker'] >= 0).sum()} with a speaker")
     with np.load(folder / "calibration.npz") as data:
-        print(f"calibration: {data['audio'].shape} {data['audio'].dtype}")
+        calibration = data["audio"]
+    print(f"calibration: {calibration.shape} {calibration.dtype}")
+    print(f"evaluation: {audio.shape} {audio.dtype}, {(evaluation['speaker'] >= 0).sum()} with a speaker")
     print("\n| network | bytes | parameters | MMAC | fp32 | inner channels -25 % | all channels -25 % |")
     print("|---|---|---|---|---|---|---|")
+    operators: collections.Counter[str] = collections.Counter()
     for pair in PAIRS:
         models = {task: onnx.load(folder / pair / f"{task}.onnx") for task in TASKS}
         for task, model in models.items():
-            onnx.checker.check_model(model, full_check=True)
-            size = (folder / pair / f"{task}.onnx").stat().st_size
-            parameters = sum(value.size for value in weights(model).values())
+            name, path = f"{pair}/{task}", folder / pair / f"{task}.onnx"
+            wrong += check_form(name, path, model, audio)
             full = accuracy(model, audio, evaluation[task])
             inner = accuracy(without_weakest(model, only_inner=True), audio, evaluation[task])
             every = accuracy(without_weakest(model, only_inner=False), audio, evaluation[task])
-            macs = multiply_accumulates(model) / 1e6
-            print(f"| {pair}/{task} | {size:,} | {parameters:,} | {macs:.1f} | {full:.2%} | {inner:.2%} | {every:.2%} |")
             if full < LEAST_ACCURACY:
-                wrong.append(f"{pair}/{task}: accuracy {full:.2%} < {LEAST_ACCURACY:.0%}")
-        first, second = (weights(models[task]) for task in TASKS)
-        trunk = [name for name in first if name.startswith("trunk.")]
-        equal = [name for name in trunk if first[name].tobytes() == second[name].tobytes()]
-        if len(equal) != (len(trunk) if pair == "shared" else 0):
-            wrong.append(f"{pair}: {len(equal)} of {len(trunk)} trunk tensors are bit-equal")
-    operators = collections.Counter(node.op_type for node in models["keyword"].graph.node)
-    print("\noperators: " + ", ".join(f"{count} {name}" for name, count in operators.items()))
+                wrong.append(f"{name}: accuracy {full:.2%} < {LEAST_ACCURACY:.0%}")
+            parameters = sum(value.size for value in weights(model).values())
+            sizes = f"{path.stat().st_size:,} | {parameters:,} | {multiply_accumulates(model) / 1e6:.1f}"
+            print(f"| {name} | {sizes} | {full:.2%} | {inner:.2%} | {every:.2%} |")
+            operators = collections.Counter(node.op_type for node in model.graph.node)
+        wrong += check_sharing(pair, models)
+    print("\noperators of each: " + ", ".join(f"{count} {name}" for name, count in operators.items()))
     return wrong
 
 

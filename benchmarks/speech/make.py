@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -25,6 +26,8 @@ def clips(split: str, seed: int, cache: Path) -> Clips:
     """Make the clips of a split, or take them from the cache."""
     file = cache / f"{split}-{seed}-{'-'.join(map(str, SIZES[split]))}.npz"
     if not file.exists():
+        if shutil.which("espeak-ng") is None:
+            sys.exit("make.py: espeak-ng is not installed; on Debian: apt-get install espeak-ng")
         per_keyword, count = SIZES[split]
         audio, keyword, speaker = make_clips(render(split, per_keyword, seed), count, split, seed)
         cache.mkdir(parents=True, exist_ok=True)
@@ -43,7 +46,7 @@ def write_data(training: Clips, evaluation: Clips, out: Path) -> None:
     np.savez_compressed(out / "calibration.npz", audio=to_float(training[0][:CALIBRATION]))
     audio, keyword, speaker = evaluation
     np.savez_compressed(out / "evaluation.npz", audio=to_float(audio), keyword=keyword, speaker=speaker)
-    names = {"keyword": list(KEYWORD_LABELS), "speaker": [speaker.label for speaker in SPEAKERS]}
+    names = {"keyword": list(KEYWORD_LABELS), "speaker": [speaker.voice for speaker in SPEAKERS]}
     (out / "labels.json").write_text(json.dumps(names, indent=2) + "\n")
 
 
@@ -69,7 +72,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("examples/speech"), help="where the example is written")
     parser.add_argument("--cache", type=Path, default=here / ".cache", help="where the clips are kept between runs")
     parser.add_argument("--seed", type=int, default=1, help="the seed of everything")
-    parser.add_argument("--epochs", type=int, default=6, help="epochs per network")
+    parser.add_argument("--epochs", type=int, default=3, help="epochs per network")
     parser.add_argument("--threads", type=int, default=1, help="threads; another number gives slightly other weights")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -39,11 +39,6 @@ class Speaker:
     voice: str
     pitch: int
 
-    @property
-    def label(self) -> str:
-        """The class name of this speaker."""
-        return self.voice
-
 
 SPEAKERS = (
     Speaker("en-us+m1", 40),
@@ -139,7 +134,7 @@ def render(split: str, per_keyword: int, seed: int) -> list[Rendering]:
             speed = 2 * int(rng.integers(60, 100)) + (split == "evaluation")
             pitch = int(np.clip(speaker.pitch + rng.integers(-8, 9), 0, 99))
             renderings.append(Rendering(label, index, speak(speaker.voice, word, speed, pitch)))
-        progress(f"{split}: speaker {index + 1}/{len(SPEAKERS)} {speaker.label}, {time.monotonic() - start:.0f} s")
+        progress(f"{split}: speaker {index + 1}/{len(SPEAKERS)} {speaker.voice}, {time.monotonic() - start:.0f} s")
     progress(f"{split}: {len(renderings)} renderings in {time.monotonic() - start:.0f} s", last=True)
     return renderings
 
