@@ -20,6 +20,7 @@ from nnfuze_tvm import ir
 from nnfuze_tvm.dataflow import Emitter, bindings, op_name, substitute
 from nnfuze_tvm.errors import InputError, PolicyError
 from nnfuze_tvm.frontend import load
+from nnfuze_tvm.passes import prune_channels
 from nnfuze_tvm.passes.channel_groups import Coupling
 from nnfuze_tvm.passes.constants import constant
 from nnfuze_tvm.passes.fold_batch_norm import FoldBatchNorm
@@ -141,8 +142,14 @@ def pair(first, second):
     return tvm.IRModule({name: func.with_attr("global_symbol", name) for name, func in functions.items()})
 
 
+def quick_executor(mod):
+    """Build without schedules and optimization: most of the time of these tests is compilation."""
+    executable = tvm.compile(mod, target=tvm.target.Target({"kind": "llvm", "opt-level": 0}))
+    return relax.VirtualMachine(executable, tvm.cpu())
+
+
 def compare(both, x, atol):
-    machine = relax.VirtualMachine(tvm.compile(both, target="llvm"), tvm.cpu())
+    machine = quick_executor(both)
     for a, b in zip(*(machine[name](tvm.runtime.tensor(x)) for name in ("first", "second")), strict=True):
         np.testing.assert_allclose(a.numpy(), b.numpy(), atol=atol, rtol=1e-4)
 
@@ -331,7 +338,7 @@ def test_before_the_merge_every_function_is_pruned():
         assert ir.static_shape(bindings(new[name])[0].value.args[1]) == (4, 3, 1, 1)
 
 
-def test_zero_channels_go_first():
+def test_zero_channels_go_first(monkeypatch):
     """With exact zeros in what goes, the pruned network computes what the original does."""
     net = Net(1, 3, 4, 4)
     y = net.relu(net.conv(net.x, 8, kernel=3))
@@ -355,6 +362,12 @@ def test_zero_channels_go_first():
     both = {"main": main.with_attr("global_symbol", "main")}
     mod = ir.with_task_outputs(tvm.IRModule(both), ir.task_outputs(mod))
     x = np.random.default_rng(0).standard_normal((4, 3, 4, 4)).astype("float32")
+
+    def executor(mod):
+        run = quick_executor(mod)["main"]
+        return lambda batch: [y.numpy() for y in run(tvm.runtime.tensor(batch["x"]))]
+
+    monkeypatch.setattr(prune_channels, "host_executor", executor)
     for criterion in ("l1", "l2", "activation"):
         new = PruneChannels(Policy.uniform(keep=0.5), criterion, {"x": x})(mod)
         assert shapes(new)["conv1"] == (4, 4, 1, 1)
@@ -434,13 +447,13 @@ STEPS = (
 ).split()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(data=st.data(), seed=st.integers(0, 2**16), keep=st.sampled_from([0.25, 0.5, 0.75]))
 def test_random_networks(data, seed, keep):
     net = Net(1, data.draw(st.sampled_from([1, 3, 4])), 4, 4, seed=seed)
     x = net.conv(net.x, 8)
     seen, outputs = [x], []
-    for step in data.draw(st.lists(st.sampled_from(STEPS), min_size=3, max_size=10)):
+    for step in data.draw(st.lists(st.sampled_from(STEPS), min_size=2, max_size=8)):
         channels = ir.static_shape(x)[1]
         other = seen[data.draw(st.integers(0, len(seen) - 1))]
         if step == "conv":
