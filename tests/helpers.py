@@ -10,7 +10,7 @@ from tvm import relax
 
 
 def run_module(
-    mod: tvm.IRModule, inputs: Mapping[str, np.ndarray], function: str = "main"
+    mod: tvm.IRModule, inputs: Mapping[str, np.ndarray], function: str = "main", level: int = 1
 ) -> list[np.ndarray]:
     """Build ``mod`` without any schedule, run ``function`` once and return its outputs in tuple order.
 
@@ -20,9 +20,11 @@ def run_module(
         A module of the package (every function returns a tuple) or one whose function returns a tensor.
     inputs
         One array per parameter, by the parameter's name.
+    level
+        LLVM's optimization level. Small networks take longer to compile than to run.
     """
     params = [param.name for param in mod[function].params]
-    executable = tvm.compile(mod, target="llvm")
+    executable = tvm.compile(mod, target=tvm.target.Target({"kind": "llvm", "opt-level": level}))
     machine = relax.VirtualMachine(executable, tvm.cpu())
     result = machine[function](*(tvm.runtime.tensor(np.ascontiguousarray(inputs[name])) for name in params))
     if isinstance(result, tvm.runtime.Tensor):

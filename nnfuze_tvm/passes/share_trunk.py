@@ -24,7 +24,8 @@ class ShareTrunk:
     Value numbering over ``main``: a binding gets the number of an earlier one if its operator, its attributes
     and the numbers of its operands are the same. Names and positions do not matter, so networks that were
     trained from one trunk share exactly as deep as their weights agree. Equal constants are stored once,
-    whether or not what reads them is shared. The names of layers that are dropped become aliases of those that are kept.
+    whether or not what reads them is shared. The names of layers that are dropped become aliases of those that
+    are kept.
     """
 
     def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:

@@ -109,9 +109,7 @@ CASES = {
     "clip-low": single("Clip", [4, 4], [4, 4], [constant("lo", -0.5, "float32")]),
     "clip-high": single("Clip", [4, 4], [4, 4], [None, constant("hi", 0.5, "float32")]),
     "clip-nothing": single("Clip", [4, 4], [4, 4], [None, None]),
-    "clip-crossed": single(
-        "Clip", [4, 4], [4, 4], [constant("lo", 1, "float32"), constant("hi", -1, "float32")]
-    ),
+    "clip-crossed": single("Clip", [4, 4], [4, 4], [constant("lo", 1, "float32"), constant("hi", -1, "float32")]),
     "clip-attributes": single("Clip", [4, 4], [4, 4], opset=10, min=0.0, max=0.5),
     "dropout": single("Dropout", [4, 4], [4, 4]),
     "identity": single("Identity", [4, 4], [4, 4]),
@@ -135,9 +133,7 @@ CASES = {
         [constant("p", [1, 2]), constant("v", 3, "float32"), constant("a", [-1])],
         18,
     ),
-    "pad-reflect": single(
-        "Pad", [1, 2, 4, 4], None, [constant("p", [0, 0, 1, 0, 0, 0, 2, 3])], mode="reflect"
-    ),
+    "pad-reflect": single("Pad", [1, 2, 4, 4], None, [constant("p", [0, 0, 1, 0, 0, 0, 2, 3])], mode="reflect"),
     "pad-2": single("Pad", [1, 2, 4, 4], None, opset=10, pads=[0, 0, 1, 1, 0, 0, 1, 1]),
     "reduce-mean": single("ReduceMean", [1, 2, 4, 4], None, axes=[2, 3], keepdims=0),
     "resize": single(
@@ -331,9 +327,7 @@ def test_directory(tmp_path):
 
 
 def test_missing_external_data(tmp_path):
-    onnx.save(
-        keyword_net(), tmp_path / "x.onnx", save_as_external_data=True, location="x.bin", size_threshold=0
-    )
+    onnx.save(keyword_net(), tmp_path / "x.onnx", save_as_external_data=True, location="x.bin", size_threshold=0)
     load([tmp_path / "x.onnx"])
     (tmp_path / "x.bin").unlink()
     message = error(ModelError, [tmp_path / "x.onnx"])

@@ -132,9 +132,7 @@ def test_kernels_and_attributes_stay():
             return (y,)
 
     builder = relax.BlockBuilder()
-    builder.add_func(
-        tvm.te.create_prim_func([tvm.te.placeholder((1,), name="x")]).with_attr("global_symbol", "k"), "k"
-    )
+    builder.add_func(tvm.te.create_prim_func([tvm.te.placeholder((1,), name="x")]).with_attr("global_symbol", "k"), "k")
     mod = builder.get()
     mod[tvm.ir.GlobalVar("a")] = Module["a"]
     merged = MergeTasks()(mod.with_attrs({ir.OUTPUTS_ATTR: ["a:y"], "other": 3}))

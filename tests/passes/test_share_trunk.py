@@ -25,9 +25,7 @@ def chain(task, seeds, width=4):
     emitter = dataflow.Emitter()
     x = value = tvm.ir.Var("x", relax.TensorType([1, width], "float32"))
     for index, seed in enumerate(seeds):
-        value = emitter.emit(
-            relax.op.matmul(value, relax.const(weight(seed, width, width))), f"{task}/{index}"
-        )
+        value = emitter.emit(relax.op.matmul(value, relax.const(weight(seed, width, width))), f"{task}/{index}")
         value = emitter.emit(relax.op.nn.relu(value))
     return emitter.finish([x], [value]).with_attr("global_symbol", task)
 
@@ -39,9 +37,7 @@ def module(**tasks):
 
 def layers(mod):
     return [
-        binding.var.name
-        for binding in dataflow.bindings(mod["main"])
-        if dataflow.op_name(binding.value) == "matmul"
+        binding.var.name for binding in dataflow.bindings(mod["main"]) if dataflow.op_name(binding.value) == "matmul"
     ]
 
 
@@ -159,7 +155,5 @@ def test_shares_exactly_the_common_prefixes(seeds):
 def test_values_do_not_change(seeds):
     before = module(**{f"t{index}": chosen for index, chosen in enumerate(seeds)})
     x = weight(99, 1, 4)
-    for left, right in zip(
-        run_module(before, {"x": x}), run_module(ShareTrunk()(before), {"x": x}), strict=True
-    ):
+    for left, right in zip(run_module(before, {"x": x}), run_module(ShareTrunk()(before), {"x": x}), strict=True):
         np.testing.assert_array_equal(left, right)
