@@ -92,7 +92,7 @@ class Runner:
         self._slots = [(i.name, i.shape, np.dtype(i.dtype), view) for i, view in zip(self.inputs, views, strict=True)]
         self._lock = threading.Lock()
         counts = {task: sum(o.task == task for o in outputs) for task in self.tasks}
-        self._single = [counts[o.task] == 1 for o in self.outputs]
+        self._fields = [(o, counts[o.task] == 1) for o in self.outputs]
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray | dict[str, np.ndarray]]:
         """Run all tasks once.
@@ -116,8 +116,9 @@ class Runner:
             self.set_inputs(inputs)
             fields = self.invoke()
             result: dict = {}
-            for output, single, field in zip(self.outputs, self._single, fields, strict=True):
-                array = np.from_dlpack(field).copy()
+            # By index: iterating over TVM's array costs half as much again.
+            for n, (output, single) in enumerate(self._fields):
+                array = np.from_dlpack(fields[n]).copy()
                 if single:
                     result[output.task] = array
                 else:
