@@ -330,9 +330,7 @@ def _mobilenet_v1_100(b: _Builder) -> None:
     _mobilenet_v1(b, size=224, width=1.0, classes=1000)
 
 
-def _inverted_residual(
-    b: _Builder, name: str, x: _Tensor, channels: int, stride: int, expand: int
-) -> _Tensor:
+def _inverted_residual(b: _Builder, name: str, x: _Tensor, channels: int, stride: int, expand: int) -> _Tensor:
     inputs = x.shape[0]
     y = x
     if expand != 1:

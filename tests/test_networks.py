@@ -42,10 +42,7 @@ def macs(model: onnx.ModelProto) -> int:
         if "kernel_shape" in attrs:
             top, left, bottom, right = attrs["pads"]
             padded = (size[0] + top + bottom, size[1] + left + right)
-            size = [
-                (p - k) // s + 1
-                for p, k, s in zip(padded, attrs["kernel_shape"], attrs["strides"], strict=True)
-            ]
+            size = [(p - k) // s + 1 for p, k, s in zip(padded, attrs["kernel_shape"], attrs["strides"], strict=True)]
         elif node.op_type == "GlobalAveragePool":
             size = [1, 1]
         elif node.op_type in ("Flatten", "Gemm"):
