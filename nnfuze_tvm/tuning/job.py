@@ -12,10 +12,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 import tvm
+from tvm import te
 from tvm.s_tir import meta_schedule as ms
-from tvm.script import tirx as T
 
-from nnfuze_tvm import schedules
 from nnfuze_tvm.devices import toolchain
 from nnfuze_tvm.devices import tracker as trackers
 from nnfuze_tvm.devices.processes import Nursery
@@ -43,7 +42,7 @@ def tune(
     timeout: float = 30.0,
     wait_for_device: float = 60.0,
     seed: int = 0,
-    space: workers.Space = schedules.apply,
+    space: workers.Space | None = None,
 ) -> ms.database.JSONDatabase:
     """Measure candidate schedules of every kernel of ``mod`` on devices and keep the best ones.
 
@@ -77,10 +76,10 @@ def tune(
         Seconds to wait for a tracker that does not answer, and for a device while none is registered.
     seed : int
         Makes the choice of candidates repeatable, as far as the measured times repeat.
-    space : callable
-        ``space(sch, target, tunable)`` schedules the PrimFunc ``main`` of ``sch``; its knobs are
-        ``sch.sample_categorical`` decisions, candidate 0 being the untuned choice. Must be importable by
-        name.
+    space : callable, optional
+        The schedule rules to tune, ``schedules.apply`` by default: ``space(sch, target, tunable)`` schedules
+        the PrimFunc ``main`` of ``sch``; its knobs are ``sch.sample_categorical`` decisions, candidate 0 being
+        the untuned choice. Must be importable by name.
 
     Returns
     -------
@@ -105,6 +104,10 @@ def tune(
         key = key or trackers.LOCAL_KEY
     elif not key:
         raise DeviceError(f"tracker {tracker}: give the key of the devices to use, too")
+    if space is None:
+        from nnfuze_tvm import schedules
+
+        space = schedules.apply
     _check_toolchain(target)
     with contextlib.ExitStack() as stack:
         directory = WorkDir(work_dir)
@@ -116,7 +119,7 @@ def tune(
         stack.enter_context(_log_to(directory.path / "logs" / "tune.log"))
         nursery = stack.enter_context(
             Nursery(
-                preload=("tvm.rpc.server", workers.__name__, space.__module__),
+                preload=("tvm.rpc.server", space.__module__, workers.__name__),
                 log=directory.path / "logs" / "processes.log",
                 scratch=scratch,
             )
@@ -175,15 +178,9 @@ def tune(
 
 def _check_toolchain(target: tvm.target.Target) -> None:
     """Link something small: fails early, and fills the linker's caches before anything is timed."""
-
-    @T.prim_func(s_tir=True)
-    def main(a: T.Buffer((1,), "float32")) -> None:  # type: ignore[valid-type]
-        for i in range(1):
-            with T.sblock("a"):
-                a[i] = 0.0
-
+    zeros = te.create_prim_func([te.compute((1,), lambda _: 0.0)]).with_attr("global_symbol", "main")
     with tempfile.TemporaryDirectory(prefix="nnfuze-") as folder:
-        built = tvm.compile(tvm.IRModule({"main": main}), target=target)
+        built = tvm.compile(tvm.IRModule({"main": zeros}), target=target)
         toolchain.export_library(built, Path(folder) / "probe.so", target)
 
 

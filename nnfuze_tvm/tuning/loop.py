@@ -180,9 +180,7 @@ class Loop:
                 message = (job.candidate.library, job.candidate.args, job.state.search.best)
                 self._boards.submit(job, message)
 
-    def _compiled(
-        self, state: _State, wanted: Decisions, started: float, answer: Candidate | Failure
-    ) -> None:
+    def _compiled(self, state: _State, wanted: Decisions, started: float, answer: Candidate | Failure) -> None:
         state.search.skip(wanted)
         if isinstance(answer, Failure):
             answer = Candidate(state.kernel.id, wanted, decisions=wanted, error=f"compiling: {answer.reason}")

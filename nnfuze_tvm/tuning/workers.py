@@ -53,9 +53,7 @@ class SteeredSchedule(s_tir.Schedule):
         self.decisions: list[int] = []
         self.arity: list[int] = []
 
-    def sample_categorical(
-        self, candidates: list[int], probs: list[float], decision: int | None = None
-    ) -> tvm.ir.Expr:
+    def sample_categorical(self, candidates: list[int], probs: list[float], decision: int | None = None) -> tvm.ir.Expr:
         """Take the wanted candidate, see the class."""
         position = len(self.decisions)
         index = self.wanted[position] % len(candidates) if position < len(self.wanted) else 0
@@ -128,7 +126,6 @@ def compile_loop(
             _compile(candidate, kernels[kernel], target, space, known, folder)
         except Exception as err:
             candidate.error = _one_line(err)
-            candidate.decisions = candidate.decisions or wanted
         channel.send(candidate)
 
 
@@ -141,10 +138,12 @@ def _compile(
     folder: str | None,
 ) -> None:
     sch = SteeredSchedule(mod, candidate.wanted)
-    with target:
-        candidate.rule = space(sch, target, tunable=True)
-    candidate.decisions = tuple(sch.decisions)
-    candidate.arity = tuple(sch.arity)
+    try:
+        with target:
+            candidate.rule = space(sch, target, tunable=True)
+    finally:
+        candidate.decisions = tuple(sch.decisions)
+        candidate.arity = tuple(sch.arity)
     if folder is None or candidate.decisions in known:
         return
     candidate.trace = plain(sch.trace.as_json())
