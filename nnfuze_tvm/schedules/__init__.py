@@ -10,10 +10,10 @@ from __future__ import annotations
 from tvm import s_tir
 from tvm.target import Target
 
-from nnfuze_tvm.schedules import conv2d, dense, depthwise, fallback, pooling
+from nnfuze_tvm.schedules import conv2d, dense, depthwise, elementwise, fallback, pooling, reduction
 from nnfuze_tvm.schedules.hardware import Hardware
 
-RULES = (conv2d, depthwise, dense, pooling, fallback)
+RULES = (conv2d, depthwise, dense, pooling, reduction, elementwise, fallback)
 
 
 def apply(sch: s_tir.Schedule, target: Target, tunable: bool = False) -> str:

@@ -31,10 +31,24 @@ def choose(sch: s_tir.Schedule, candidates: Sequence[Choice], tunable: bool) -> 
     return candidates[int(sch.get(index))]
 
 
+def root(sch: s_tir.Schedule) -> SBlockRV | None:
+    """Return the outermost block of ``main``; a function that was written as plain loops has none."""
+    body = sch.mod["main"].body
+    if not isinstance(body, s_tir.SBlockRealize):
+        return None
+    return sch.get_sblock(body.block.name_hint, func_name="main")
+
+
 def blocks(sch: s_tir.Schedule) -> list[SBlockRV]:
     """Return all leaf blocks of ``main`` in program order (the root block left out)."""
-    root = sch.get_sblock("root", func_name="main")
-    return list(sch.get_child_blocks(root))
+    outermost = root(sch)
+    return [] if outermost is None else list(sch.get_child_blocks(outermost))
+
+
+def has_one_output(sch: s_tir.Schedule) -> bool:
+    """Tell whether one block alone writes what ``main`` returns."""
+    outermost = root(sch)
+    return outermost is not None and len(sch.get_output_blocks(outermost)) == 1
 
 
 def iter_kinds(sch: s_tir.Schedule, block: SBlockRV) -> str:
@@ -79,7 +93,7 @@ def single_anchor(sch: s_tir.Schedule) -> SBlockRV | None:
     reductions = [i for i, kind in enumerate(kinds) if "R" in kind]
     if len(reductions) != 1 or any("O" in kind or not kind for kind in kinds):
         return None
-    if len(sch.get_output_blocks(sch.get_sblock("root", func_name="main"))) != 1:
+    if not has_one_output(sch):
         return None
     anchor, last = everything[reductions[0]], everything[-1]
     if len(sch.get(anchor).writes) != 1:
