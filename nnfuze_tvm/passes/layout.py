@@ -11,17 +11,16 @@ from tvm.ir.transform import PassContext, module_pass
 from nnfuze_tvm.dataflow import Emitter, Value, bindings, op_name, output_fields
 from nnfuze_tvm.ir import static_shape
 
-DESIRED_LAYOUTS = {
-    "relax.nn.conv2d": ["NHWC", "OHWI"],
-    "relax.nn.max_pool2d": ["NHWC"],
-    "relax.nn.avg_pool2d": ["NHWC"],
-}
+# Poolings follow their input; to name them here is an error.
+DESIRED_LAYOUTS = {"relax.nn.conv2d": ["NHWC", "OHWI"]}
 
 # Computed element by element, so that the axes may come in any order.
 _ELEMENTWISE = {
     "add", "subtract", "multiply", "divide", "maximum", "minimum", "clip", "nn.relu", "nn.relu6",
     "nn.leakyrelu", "nn.silu", "nn.gelu", "sigmoid", "tanh", "exp", "sqrt", "abs", "negative", "astype",
 }  # fmt: skip
+
+_POOLS = {"nn.max_pool2d": relax.op.nn.max_pool2d, "nn.avg_pool2d": relax.op.nn.avg_pool2d}
 
 Axes = tuple[int, ...]
 
@@ -92,7 +91,7 @@ class _TransposeMover:
         operands = value.args[0].fields if name == "concat" and isinstance(value.args[0], relax.Tuple) else ()
         if name in _ELEMENTWISE:
             operands = [arg for arg in value.args if isinstance(arg, Var | GenericConst)]
-        elif name == "mean":
+        elif name in ("mean", "nn.adaptive_avg_pool2d", *_POOLS):
             operands = value.args[:1]
         axes = next((self.pending[arg][1] for arg in operands if arg in self.pending), None)
         if axes is None:
@@ -108,6 +107,18 @@ class _TransposeMover:
                 return False
             reduced = sorted(axes[int(axis)] for axis in value.attrs.axis)
             self.pending[var] = (self._emit(relax.op.mean(sources[0], reduced, keepdims=True), var), axes)
+        elif name in _POOLS or name == "nn.adaptive_avg_pool2d":
+            attrs = value.attrs
+            layout = "".join(attrs.layout[axes.index(axis)] for axis in range(len(axes)))
+            if attrs.out_layout != attrs.layout:
+                return False
+            if name in _POOLS:
+                sizes = (attrs.pool_size, attrs.strides, attrs.padding, attrs.dilation)
+                modes = (attrs.ceil_mode, attrs.count_include_pad)
+                pooled = _POOLS[name](sources[0], *sizes, *modes, layout=layout)
+            else:
+                pooled = relax.op.nn.adaptive_avg_pool2d(sources[0], attrs.output_size, layout)
+            self.pending[var] = (self._emit(pooled, var), axes)
         else:
             args = [*sources, *value.args[len(sources) :]]
             call = Call(value.op, args, value.attrs, value.ty_args, value.span)
