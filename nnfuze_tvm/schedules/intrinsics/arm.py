@@ -6,7 +6,7 @@ from tvm import tirx
 from tvm.s_tir import TensorIntrin
 from tvm.script import tirx as T
 
-from nnfuze_tvm.schedules.intrinsics.x86 import dot4_desc
+from nnfuze_tvm.schedules.intrinsics.x86 import dot4_desc, with_short_stack
 
 
 def _sdot(dtype: str) -> tirx.PrimFunc:
@@ -40,5 +40,10 @@ DOT4 = (
     ("dotprod", "int8", "nnfuze_dot4_sdot_i8", 4, 1),
 )
 
-TensorIntrin.register("nnfuze_dot4_sdot_u8", dot4_desc(4, "uint8"), _sdot("uint8"))
-TensorIntrin.register("nnfuze_dot4_sdot_i8", dot4_desc(4, "int8"), _sdot("int8"))
+
+def _register() -> None:
+    TensorIntrin.register("nnfuze_dot4_sdot_u8", dot4_desc(4, "uint8"), _sdot("uint8"))
+    TensorIntrin.register("nnfuze_dot4_sdot_i8", dot4_desc(4, "int8"), _sdot("int8"))
+
+
+with_short_stack(_register)

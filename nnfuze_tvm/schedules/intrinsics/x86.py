@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
 from tvm import tirx
 from tvm.s_tir import TensorIntrin
 from tvm.script import tirx as T
@@ -131,15 +134,30 @@ DOT4 = (
     ("avx2", "int8", "nnfuze_dot4_avx2_i8", 8, 2),
 )
 
-TensorIntrin.register("nnfuze_dot4_vnni_u8", dot4_desc(16, "uint8"), _vpdpbusd())
-TensorIntrin.register(
-    "nnfuze_dot4_avx512_u8",
-    dot4_desc(16, "uint8"),
-    _maddubs(16, "llvm.x86.avx512.pmaddubs.w.512", "llvm.x86.avx512.pmaddw.d.512"),
-)
-TensorIntrin.register(
-    "nnfuze_dot4_avx2_u8",
-    dot4_desc(8, "uint8"),
-    _maddubs(8, "llvm.x86.avx2.pmadd.ub.sw", "llvm.x86.avx2.pmadd.wd"),
-)
-TensorIntrin.register("nnfuze_dot4_avx2_i8", dot4_desc(8, "int8"), _sign_maddubs())
+
+def with_short_stack(function: Callable[[], None]) -> None:
+    """Call ``function`` in a thread of its own and wait for it.
+
+    TVMScript's parser inspects every frame of the call stack for every function it reads. Below a dozen nested
+    imports that takes seconds, in a new thread some milliseconds.
+    """
+    with ThreadPoolExecutor(1) as executor:
+        executor.submit(function).result()
+
+
+def _register() -> None:
+    TensorIntrin.register("nnfuze_dot4_vnni_u8", dot4_desc(16, "uint8"), _vpdpbusd())
+    TensorIntrin.register(
+        "nnfuze_dot4_avx512_u8",
+        dot4_desc(16, "uint8"),
+        _maddubs(16, "llvm.x86.avx512.pmaddubs.w.512", "llvm.x86.avx512.pmaddw.d.512"),
+    )
+    TensorIntrin.register(
+        "nnfuze_dot4_avx2_u8",
+        dot4_desc(8, "uint8"),
+        _maddubs(8, "llvm.x86.avx2.pmadd.ub.sw", "llvm.x86.avx2.pmadd.wd"),
+    )
+    TensorIntrin.register("nnfuze_dot4_avx2_i8", dot4_desc(8, "int8"), _sign_maddubs())
+
+
+with_short_stack(_register)
