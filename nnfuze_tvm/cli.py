@@ -81,6 +81,7 @@ Shape = Annotated[
 Trials = Annotated[int, typer.Option(help="Tuning trials per kernel; 0: no tuning.")]
 Tracker = Annotated[str | None, typer.Option(help="RPC tracker of the boards: host:port.")]
 Key = Annotated[str | None, typer.Option(help="Key of the boards at the tracker.")]
+Wait = Annotated[float, typer.Option(help="Seconds to wait for a tracker or a board that isn't there.")]
 WorkDir = Annotated[
     str | None, typer.Option(help="Directory of the tuning job: an interrupted one goes on, a finished one is used.")
 ]
@@ -107,6 +108,7 @@ def compile_command(
     trials: Trials = 0,
     tracker: Tracker = None,
     key: Key = None,
+    wait: Wait = 60.0,
     work_dir: WorkDir = None,
     threads: Threads = 1,
     compare: Annotated[
@@ -116,8 +118,9 @@ def compile_command(
     as_json: AsJson = False,
 ) -> None:
     """Compile networks into one bundle, with a report."""
-    options = _options(locals())
+    given = locals()
     with _progress() as announce:
+        options = _options(given)
         from nnfuze_tvm import job
 
         report = job.compile_bundle(options, output, force=force, announce=announce, progress=not as_json)
@@ -146,27 +149,21 @@ def tune_command(
     trials: Annotated[int | None, typer.Option(help="Tuning trials per kernel; 64 for a new job.")] = None,
     tracker: Tracker = None,
     key: Key = None,
+    wait: Wait = 60.0,
 ) -> None:
     """Tune the kernels of the merged network; `compile --work-dir` uses what was found.
 
     Interrupted, it goes on where it stopped: nnfuze tune --work-dir DIR
     """
     given = locals()
-    if models:
-        options = _options({**given, "trials": 64 if trials is None else trials})
-    else:
-        from nnfuze_tvm.errors import InputError
-
-        if work_dir is None:
-            raise InputError("nnfuze tune: give networks to tune, or the --work-dir of a job to go on with")
-        from nnfuze_tvm.job import saved_options
-
-        options = saved_options(work_dir)
-        changes = {"work_dir": work_dir, "trials": trials, "tracker": tracker, "key": key}
-        options = options.model_copy(update={k: v for k, v in changes.items() if v is not None})
     with _progress() as announce:
         from nnfuze_tvm import job
 
+        if models:
+            options = _options({**given, "trials": 64 if trials is None else trials})
+        else:
+            changes = {"trials": trials, "tracker": tracker, "key": key, "wait": wait}
+            options = job.saved_options(work_dir, {k: v for k, v in changes.items() if v is not None})
         job.tune_networks(options, announce=announce, progress=True)
     _out().print(f"tuning records: {options.work_dir}", highlight=False)
 
@@ -268,7 +265,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if in_main:
             signal.signal(signal.SIGINT, previous)
     if interrupted:
-        message = "interrupted; nothing was written"
+        message = "interrupted"
     if message is None:
         return 0
     if message:
@@ -327,7 +324,12 @@ def _progress() -> Iterator[Announce]:
     """Show what is being done: a spinner on a terminal, lines elsewhere."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield lambda what: print(f"nnfuze: {what}", file=sys.stderr, flush=True)
+
+        def report(what: str) -> None:
+            print(f"nnfuze: {what}", file=sys.stderr, flush=True)
+
+        report("starting")
+        yield report
         return
     with console.status("starting") as status:
 

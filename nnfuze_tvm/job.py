@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tvm
@@ -85,7 +86,9 @@ def compile_bundle(
             report.stages.insert(0, peer.record)
         _judge(built, peer, builder, graphs, options, batches, labels)
         kernels = metrics.kernels(built[-1].lowered[0])
-        if built[-1].runners:
+        if options.tracker is not None:
+            _time_remotely(report, built, graphs, options, batches)
+        elif builder.here:
             _time(report, built, peer, graphs, batches, kernels)
         announce("writing the bundle")
         seal(
@@ -118,20 +121,22 @@ def tune_networks(
     return database
 
 
-def saved_options(work_dir: str | os.PathLike[str]) -> Options:
-    """Return the options that a tuning job was started with.
+def saved_options(work_dir: str | None, changes: Mapping[str, Any]) -> Options:
+    """Return the options that a tuning job was started with, with some of them changed.
 
     Raises
     ------
     InputError
         If the directory holds none.
     """
+    if work_dir is None:
+        raise InputError("nnfuze tune: give networks to tune, or the --work-dir of a job to go on with")
     path = Path(work_dir) / OPTIONS_FILE
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise InputError(f"{work_dir}: no tuning job to go on with; give the networks, too") from None
-    return Options.parse(**fields)
+        raise InputError(f"--work-dir {work_dir}: no tuning job to go on with; give the networks, too") from None
+    return Options.parse(**{**fields, **changes, "work_dir": work_dir})
 
 
 def _check_reachable(options: Options) -> None:
@@ -140,17 +145,8 @@ def _check_reachable(options: Options) -> None:
         from nnfuze_tvm.devices import tracker
 
         assert options.key is not None
-        session = tracker.connect(options.tracker)
-        tracker.wait_for_device(session, options.key, device_wait())
-
-
-def device_wait() -> float:
-    """Return how many seconds to wait for a device (``NNFUZE_DEVICE_WAIT``, 60 by default)."""
-    text = os.environ.get("NNFUZE_DEVICE_WAIT", "60")
-    try:
-        return float(text)
-    except ValueError:
-        raise InputError(f"NNFUZE_DEVICE_WAIT={text}: give a number of seconds") from None
+        session = tracker.connect(options.tracker, min(options.wait, 10.0))
+        tracker.wait_for_device(session, options.key, options.wait)
 
 
 def _tuned(
@@ -182,6 +178,7 @@ def _tuned(
         tracker=options.tracker,
         key=options.key,
         progress=progress,
+        wait_for_device=options.wait,
     )
 
 
@@ -299,6 +296,29 @@ def _time(
         for k in kernels
         if k.name in times
     ]
+
+
+def _time_remotely(
+    report: Report,
+    built: Sequence[Built],
+    graphs: Graphs,
+    options: Options,
+    batches: Sequence[dict[str, np.ndarray]],
+) -> None:
+    """Measure the latency of all stages in turns on a board."""
+    from nnfuze_tvm.devices.timing import time_on_device
+
+    assert options.tracker is not None and options.key is not None
+    sample = batches[0] if batches else stages.made_up_sample(signature(graphs.last)[0])
+    networks = {stage.record.name: stage.networks(sample) for stage in built}
+    times, board = time_on_device(
+        options.tracker, options.key, networks, threads=options.threads, wait=options.wait
+    )
+    for stage in built:
+        values = times[stage.record.name]
+        stage.record.latency = float(np.median(values))
+        stage.record.latency_p95 = float(np.percentile(values, 95))
+    report.measured_on = f"{options.key} at {board}"
 
 
 def _layers(mod: tvm.IRModule) -> list[LayerUse]:

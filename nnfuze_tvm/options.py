@@ -51,6 +51,8 @@ class Options(BaseModel):
         Tuning trials per kernel; 0: no tuning.
     tracker, key : str, optional
         An RPC tracker (``host:port``) and the key of the devices there.
+    wait : float
+        Seconds to wait for a tracker that doesn't answer, and for a device that isn't registered.
     work_dir : str, optional
         Where the tuning job keeps everything.
     threads : int
@@ -75,6 +77,7 @@ class Options(BaseModel):
     trials: Annotated[int, Field(ge=0)] = 0
     tracker: str | None = None
     key: str | None = None
+    wait: Annotated[float, Field(ge=0)] = 60.0
     work_dir: str | None = None
     threads: Annotated[int, Field(ge=1)] = 1
     compare: bool = True

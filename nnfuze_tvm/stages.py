@@ -65,6 +65,14 @@ class Built:
             return lambda: runner.run(inputs)
         return lambda: [runner.run(inputs) for runner, inputs in pairs]
 
+    def networks(self, sample: Arrays) -> list[tuple[Path, list[np.ndarray]]]:
+        """Return each network's library with its inputs, in order, from a sample."""
+        found = []
+        for path, (inputs, _), feed in zip(self.libraries, self.signatures, self.feeds, strict=True):
+            own = {own: sample[name] for name, own in feed.items()}
+            found.append((path, [own[i.name] for i in inputs]))
+        return found
+
     def answers(self, batches: Sequence[Arrays]) -> list[np.ndarray]:
         """Return all networks' outputs for all batches."""
         collected = []
