@@ -8,6 +8,8 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from nnfuze_tvm.calibration import Method
+from nnfuze_tvm.passes.batch_branches import BatchBranches
 from nnfuze_tvm.passes.fold_batch_norm import FoldBatchNorm
 from nnfuze_tvm.passes.layout import ToNHWC
 from nnfuze_tvm.passes.merge_tasks import MergeTasks
@@ -36,7 +38,7 @@ def prune_phases(policy: Policy, criterion: str, calibration: Arrays | None) -> 
     return [PruneChannels(policy, criterion=criterion, calibration=calibration)]
 
 
-def quantize_phases(calibration: Arrays, policy: Policy, method: str) -> list[tvm.transform.Pass]:
+def quantize_phases(calibration: Arrays, policy: Policy, method: Method) -> list[tvm.transform.Pass]:
     """Return phase 4: what the policy gives 8 bits, in QDQ form."""
     from nnfuze_tvm.passes.insert_qdq import InsertQDQ
 
@@ -50,6 +52,8 @@ def lowering_phases() -> list[tvm.transform.Pass]:
         ToNHWC(),
         # Phase 6: quantize/dequantize islands become integer operators.
         RealizeInteger(),
+        # Phase 7: branches of one shape in one kernel, where that pays.
+        BatchBranches(),
         # Phase 8: one PrimFunc per operator, then one per fused kernel.
         relax.transform.LegalizeOps(),
         relax.transform.AnnotateTIROpPattern(),

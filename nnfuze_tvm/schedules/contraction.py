@@ -57,8 +57,10 @@ class Work:
         Bytes of one weight.
     multiplies : int
         Instructions on the multiply ports per accumulator and step.
+    latency : float
+        Cycles from one addition into an accumulator to the next.
     temporaries : int
-        Registers that one step needs beside the accumulators.
+        Registers that one step needs beside the accumulators and the weights.
     """
 
     rows: int
@@ -69,6 +71,7 @@ class Work:
     depth: int
     weight_bytes: int
     multiplies: int
+    latency: float
     temporaries: int
 
 
@@ -76,9 +79,10 @@ def tiles(work: Work, hw: Hardware) -> list[Tile]:
     """Return register tiles that divide the output, best first by a model of the inner loop.
 
     One step of the reduction loads ``vectors`` weight registers and broadcasts one input per pixel for
-    ``pixels · vectors`` multiply-adds. Two loads and two multiplies start per cycle, and a multiply-add takes
-    four cycles, so fewer than eight accumulators leave the units idle. Weights of a channel block that do not
-    stay in L1 come from L2 or beyond, once per tile.
+    ``pixels · vectors`` multiply-adds. Two loads and two multiplies start per cycle, and an accumulator can be
+    added to once per ``latency``, so few accumulators leave the units idle. What is loaded also takes issue slots:
+    among tiles that keep the multipliers busy the one with fewer loads wins. Weights of a channel block that do
+    not stay in L1 come from L2 or beyond, once per tile.
     """
     found: list[tuple[float, int, int, Tile]] = []
     lanes = work.lanes if work.channels % work.lanes == 0 else divisors(work.channels, work.lanes)[0]
@@ -98,9 +102,10 @@ def tiles(work: Work, hw: Hardware) -> list[Tile]:
                 cycles = max(
                     accumulators * work.multiplies / 2,
                     (pixels + vectors) / 2,
-                    4.0 * work.multiplies,
+                    work.latency,
                     step_bytes / bandwidth,
                 )
+                cycles += 0.1 * (pixels + vectors)
                 cost = cycles / (pixels * channels) * (1 + 0.02 * (rows - 1))
                 found.append((cost, rows, -cols, Tile(rows, cols, channels, lanes)))
     found.sort(key=lambda item: item[:3])
@@ -157,13 +162,15 @@ def schedule(
         depth=4 if dot else 1,
         weight_bytes=4 if weights == "float32" else 1,
         multiplies=dot.multiplies if dot else 1 if accumulator == "float32" else 2,
-        temporaries=1 if accumulator == "float32" else 3,
+        latency=1.0 if accumulator == "int32" and not (dot and dot.multiplies == 1) else 4.0,
+        temporaries=1 if accumulator == "float32" else 3 if data == "uint8" else 4,
     )
     options = tiles(work, hw)
     if not options:
         return False
     tile = choose(sch, options[:16], tunable)
-    unroll = choose(sch, divisors(depth // work.depth, 4), tunable)
+    most = depth // work.depth
+    unroll = choose(sch, [n for n in ((1, 2, 4) if dot else (2, 4, 1)) if most % n == 0], tunable)
 
     parameters = {param.name for param in _layout_free(sch)}
     constant_weights = node.reads[1].source.name in parameters

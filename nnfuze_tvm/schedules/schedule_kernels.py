@@ -60,7 +60,7 @@ def schedule_kernel(name: str, func: tirx.PrimFunc, target: Target) -> tirx.Prim
         sch = s_tir.Schedule(mod, error_render_level="fast")
         fallback.apply(sch, Hardware.of(target), False)
         rule = "fallback"
-    scheduled = sch.mod["main"].with_attr({"tirx.is_scheduled": True, "nnfuze.rule": rule})
+    scheduled = fallback.with_block(sch).with_attr({"tirx.is_scheduled": True, "nnfuze.rule": rule})
     if "global_symbol" in func.attrs:
         return scheduled.with_attr("global_symbol", func.attrs["global_symbol"])
     return scheduled.without_attr("global_symbol")

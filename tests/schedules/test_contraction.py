@@ -48,9 +48,7 @@ def conv_module(rng, size, channels, out, kernel, stride, padding, groups=1, dty
         value = builder.emit(relax.op.add(builder.emit(conv), relax.const(bias)))
         if not integer:
             return builder.emit(relax.op.nn.relu(value))
-        value = builder.emit(
-            relax.op.multiply(relax.op.astype(value, "float32"), relax.const(np.float32(2e-3)))
-        )
+        value = builder.emit(relax.op.multiply(relax.op.astype(value, "float32"), relax.const(np.float32(2e-3))))
         value = builder.emit(relax.op.clip(relax.op.round(value), 0.0, 127.0))
         return builder.emit(relax.op.astype(value, "uint8"))
 
@@ -103,9 +101,7 @@ def test_conv2d_equals_numpy(seed, size, channels, out, kernel, stride, padding,
 @pytest.mark.parametrize("dtype", ["float32", "uint8", "int8"])
 @pytest.mark.parametrize(("channels", "out", "groups"), [(32, 64, 2), (24, 48, 3)])
 def test_grouped_conv2d_equals_numpy(dtype, channels, out, groups):
-    mod, inputs, weights, bias = conv_module(
-        np.random.default_rng(0), (6, 7), channels, out, 3, 1, 1, groups, dtype
-    )
+    mod, inputs, weights, bias = conv_module(np.random.default_rng(0), (6, 7), channels, out, 3, 1, 1, groups, dtype)
     got = schedule_and_run(mod, HOST, inputs)
     want = reference_conv(inputs["x"], weights, bias, 1, 1, groups)
     assert "conv2d" in got.rules.values()
@@ -166,7 +162,7 @@ def test_every_sampled_schedule_gives_the_same_result(dtype, seed):
 
 def test_tiles_divide_the_output_and_fit_the_registers():
     hw = Hardware.of(resolve("x86-64-v3"))
-    work = Work(25, 20, 32, 288, hw.lanes("float32"), 1, 4, 1, 1)
+    work = Work(25, 20, 32, 288, hw.lanes("float32"), 1, 4, 1, 4.0, 1)
     found = tiles(work, hw)
     assert found
     for tile in found:
