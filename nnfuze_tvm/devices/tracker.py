@@ -130,9 +130,7 @@ def devices(tracker: rpc.TrackerSession) -> dict[str, list[str]]:
     return found
 
 
-def wait_for_device(
-    tracker: rpc.TrackerSession, key: str, timeout: float = 60.0, count: int = 1
-) -> list[str]:
+def wait_for_device(tracker: rpc.TrackerSession, key: str, timeout: float = 60.0, count: int = 1) -> list[str]:
     """Wait until at least ``count`` servers are registered under ``key`` and return their addresses.
 
     Raises
@@ -149,8 +147,7 @@ def wait_for_device(
         if time.monotonic() > deadline:
             keys = ", ".join(sorted(found)) or "none"
             raise DeviceError(
-                f"tracker {_name(tracker)}: no device under key {key!r} after {timeout:g} s; "
-                f"registered keys: {keys}"
+                f"tracker {_name(tracker)}: no device under key {key!r} after {timeout:g} s; registered keys: {keys}"
             )
         time.sleep(pause)
         pause = min(2 * pause, _POLL)

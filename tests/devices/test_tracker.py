@@ -84,9 +84,7 @@ def test_everything_ends_when_the_process_is_killed(how: signal.Signals) -> None
         "with tracker.EmbeddedTracker() as t:\n  print(t.address, flush=True); time.sleep(60)"
     )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, env=env, text=True
-    ) as process:
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=env, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("127.0.0.1:")
         children = psutil.Process(process.pid).children(recursive=True)
