@@ -18,6 +18,7 @@ from nnfuze_tvm import dataflow, ir
 from nnfuze_tvm.dataflow import Value, op_name, operands
 from nnfuze_tvm.passes import batch_rules
 from nnfuze_tvm.passes.batch_rules import Join, Plan
+from nnfuze_tvm.passes.share_trunk import ShareTrunk
 
 
 class Costs:
@@ -72,12 +73,14 @@ class BatchBranches:
 
     def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         """Return ``mod`` with ``main`` rewritten."""
-        search = _Search(mod["main"])
+        # Earlier passes emit per branch what is the same for all, e.g. one transpose of a common input each.
+        shared = ShareTrunk()(mod)
+        search = _Search(shared["main"])
         batches = search.run()
         if not batches:
             return mod
         writer = _Writer(search, batches)
-        mod = dataflow.with_main(mod, writer.write())
+        mod = dataflow.with_main(shared, writer.write())
         return ir.with_aliases(mod, writer.aliases) if writer.aliases else mod
 
 
