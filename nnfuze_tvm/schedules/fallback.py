@@ -35,6 +35,20 @@ def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
     return True
 
 
+def with_block(sch: s_tir.Schedule) -> tirx.PrimFunc:
+    """Return ``main``, its body wrapped in a block if it has none: some operators are legalized to bare loops.
+
+    ``SplitLayoutRewritePreproc`` fails on a whole module when one of its functions has no block below the root.
+    """
+    func = sch.mod["main"]
+    if blocks(sch):
+        return func
+    body = func.body
+    if not isinstance(body, s_tir.SBlockRealize):
+        body = s_tir.SBlockRealize([], True, s_tir.SBlock([], [], [], "opaque", body))
+    return func.with_body(s_tir.SBlockRealize([], True, s_tir.SBlock([], [], [], "root", body)))
+
+
 def attempt(step: Callable[[], object]) -> bool:
     """Run one step of a schedule; tell whether it was legal. A primitive that fails changes nothing."""
     try:
