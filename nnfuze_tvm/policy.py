@@ -194,9 +194,7 @@ class Policy(BaseModel):
 
     def _matches(self, name: str, field: str) -> Iterator[Any]:
         exact = self.layers.get(name)
-        patterns = [
-            v for k, v in self.layers.items() if k != name and _is_pattern(k) and fnmatchcase(name, k)
-        ]
+        patterns = [v for k, v in self.layers.items() if k != name and _is_pattern(k) and fnmatchcase(name, k)]
         for override in [*([exact] if exact is not None else []), *reversed(patterns)]:
             value = getattr(override, field)
             if value is not None:

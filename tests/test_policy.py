@@ -40,9 +40,7 @@ def test_exact_name_beats_pattern_and_later_pattern_beats_earlier():
 
 
 def test_alias_largest_wins():
-    policy = Policy.parse(
-        {"default": {"keep": 0.1}, "layers": {"b/conv": {"keep": 0.5}, "c/conv": {"keep": 0.7}}}
-    )
+    policy = Policy.parse({"default": {"keep": 0.1}, "layers": {"b/conv": {"keep": 0.5}, "c/conv": {"keep": 0.7}}})
     aliases = {"b/conv": "a/conv", "c/conv": "a/conv"}
     assert policy.for_layer("a/conv", aliases).keep == 0.7
     assert policy.for_layer("a/conv").keep == 0.1

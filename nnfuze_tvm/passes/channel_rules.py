@@ -79,9 +79,7 @@ def _convolution(coupling: Coupling, var: tvm.ir.Var, call: Call) -> Labels | No
         outputs = np.tile(coupling.channels.fresh(count // groups), groups)
     else:
         outputs = coupling.channels.fresh(count)
-    filters = Filters(
-        groups, layouts[1].index("O"), layouts[1].index("I"), op_name(call).endswith("_transpose")
-    )
+    filters = Filters(groups, layouts[1].index("O"), layouts[1].index("I"), op_name(call).endswith("_transpose"))
     coupling.layers[var] = Layer(var.name, data, axis, array(weight), filters, inputs, outputs)
     result[out_axis] = outputs
     return result
@@ -244,9 +242,7 @@ def _segments(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[lis
     right = [axis for axis, size in enumerate(after) if size != 1]
     while left and right:
         sources, targets = [left.pop(0)], [right.pop(0)]
-        while (have := np.prod([before[a] for a in sources])) != (
-            want := np.prod([after[a] for a in targets])
-        ):
+        while (have := np.prod([before[a] for a in sources])) != (want := np.prod([after[a] for a in targets])):
             if have < want:
                 sources.append(left.pop(0))
             else:

@@ -42,9 +42,7 @@ class FoldBatchNorm:
     def transform_module(self, mod: tvm.IRModule, _: PassContext) -> tvm.IRModule:
         """Return the module with the batch norms of all its functions folded."""
         functions = {
-            gvar: _Folder(func).rewrite()
-            for gvar, func in mod.functions_items()
-            if isinstance(func, relax.Function)
+            gvar: _Folder(func).rewrite() for gvar, func in mod.functions_items() if isinstance(func, relax.Function)
         }
         mod = mod.clone()
         for gvar, func in functions.items():
@@ -66,9 +64,7 @@ class _Affine:
             return b if a is None else a if b is None else a * b
 
         moved = None if self.shift is None else times(self.shift, scale)
-        return _Affine(
-            times(self.scale, scale), shift if moved is None else moved if shift is None else moved + shift
-        )
+        return _Affine(times(self.scale, scale), shift if moved is None else moved if shift is None else moved + shift)
 
 
 @dataclass
@@ -112,9 +108,7 @@ class _Folder:
             elif binding is chain.layer:
                 end = last[id(chain)]
                 done[end] = self._layer(emitter, chain, done, end.name)
-        return emitter.finish(
-            self.func.params, [substitute(out, done) for out in self.outputs], self.func.attrs
-        )
+        return emitter.finish(self.func.params, [substitute(out, done) for out in self.outputs], self.func.attrs)
 
     def _chains(self) -> dict[Value, _Chain]:
         """Return the chain that each Var is part of; a chain's last Var comes last."""
@@ -143,9 +137,7 @@ class _Folder:
         if op_name(value) not in ("add", "subtract", "multiply", "divide"):
             return None, None
         left, right = value.args
-        source, const, swapped = (
-            (right, left, True) if isinstance(left, GenericConst) else (left, right, False)
-        )
+        source, const, swapped = (right, left, True) if isinstance(left, GenericConst) else (left, right, False)
         if not isinstance(const, GenericConst) or source not in chains or self.uses[source] != 1:
             return None, None
         vector = _per_channel(array(const), static_shape(source), chains[source].axis)
@@ -182,9 +174,7 @@ class _Folder:
         shift = -mean * scale
         return _Affine(scale, shift + beta if call.attrs.center else shift)
 
-    def _apply(
-        self, emitter: Emitter, affine: _Affine, done: dict[Value, Value], binding: relax.VarBinding
-    ) -> Value:
+    def _apply(self, emitter: Emitter, affine: _Affine, done: dict[Value, Value], binding: relax.VarBinding) -> Value:
         """Emit a batch norm that stands alone as multiply and add."""
         assert affine.scale is not None and affine.shift is not None
         call = self.bound[binding.value.tuple_value]

@@ -215,11 +215,7 @@ class _Remover:
             else:
                 args = [self._read(arg) for arg in value.args]
                 rule = self.rules.get(op_name(value))
-                new = (
-                    Call(value.op, args, value.attrs, value.ty_args)
-                    if rule is None
-                    else rule(var, value, args)
-                )
+                new = Call(value.op, args, value.attrs, value.ty_args) if rule is None else rule(var, value, args)
             self.done[var] = emitter.emit(new, var.name)
             self._check(var)
         return emitter.finish(func.params, [self._read(out) for out in self.coupling.outputs], func.attrs)

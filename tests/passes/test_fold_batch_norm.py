@@ -64,9 +64,7 @@ def test_golden():
     with block.function("main", [x]):
         with block.dataflow():
             conv = block.emit(relax.op.nn.conv2d(x, relax.const(ones)))
-            y = block.emit(
-                relax.op.nn.batch_norm(conv, *norm_constants, axis=1, epsilon=0.0, training=False)[0]
-            )
+            y = block.emit(relax.op.nn.batch_norm(conv, *norm_constants, axis=1, epsilon=0.0, training=False)[0])
             out = block.emit_output(relax.Tuple([block.emit(relax.op.nn.relu(y))]))
         block.emit_func_output(out)
 
@@ -226,10 +224,7 @@ def test_imported_network():
         helper.make_node("Flatten", ["g"], ["f"]),
         helper.make_node("Gemm", ["f", "fc", "fb"], ["y"], transB=1),
     ]
-    x, y = (
-        helper.make_tensor_value_info(n, TensorProto.FLOAT, s)
-        for n, s in (("x", [1, 3, 8, 8]), ("y", [1, 12]))
-    )
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("x", [1, 3, 8, 8]), ("y", [1, 12])))
     model = helper.make_model(
         helper.make_graph(nodes, "g", [x], [y], initializers), opset_imports=[helper.make_opsetid("", 17)]
     )
@@ -237,17 +232,13 @@ def test_imported_network():
     mod = from_onnx(model).with_attr("nnfuze.outputs", ["t:y"])
     new = check(mod, (1, 3, 8, 8))
     assert ops(new) == ["nn.conv2d", "add", "nn.relu", "mean", "reshape", "matmul", "add"]
-    assert all(
-        isinstance(b.value.args[1], GenericConst) for b in bindings(new["main"]) if op_name(b.value) == "add"
-    )
+    assert all(isinstance(b.value.args[1], GenericConst) for b in bindings(new["main"]) if op_name(b.value) == "add")
 
 
 @settings(max_examples=12, deadline=None)
 @given(
     seed=st.integers(0, 1000),
-    steps=st.lists(
-        st.sampled_from(["conv", "depthwise", "norm", "bias", "scale", "relu", "tap"]), max_size=7
-    ),
+    steps=st.lists(st.sampled_from(["conv", "depthwise", "norm", "bias", "scale", "relu", "tap"]), max_size=7),
 )
 def test_random_chains(seed, steps):
     def build(emit, const, x):
