@@ -197,18 +197,14 @@ class IntegerOps:
     def add_residual(self, value: Sum, residual: Quantized) -> Sum:
         """Add 8-bit codes to a sum, in units of the sum: ``(expr << shift) + codes * ratio``."""
         ratio = residual.scale / value.scale
-        room = INT32_MAX / np.max(value.bound + np.abs(ratio) * residual.magnitude + 1)
         shift = max(0, int(np.ceil(_RATIO_BITS - np.log2(np.min(np.abs(ratio))))))
-        if room < 2.0**shift:
-            shift = 0 if room >= 1 and np.min(np.abs(ratio)) >= 2 ** (_RATIO_BITS - 3) else -1
-        if shift < 0:  # The units are too far apart (e.g. a channel that is almost off): meet in a third one.
-            scale = (np.max(value.bound * np.abs(value.scale)) + residual.magnitude * residual.scale) / 2**28
-            return self.add_residual_same(self.rescale(value, float(scale)), residual)
+        largest = np.max(value.bound + np.abs(ratio) * residual.magnitude + residual.magnitude)
+        if largest * 2.0**shift > INT32_MAX:
+            # The units are too far apart (e.g. a channel that is almost off): meet in a third one.
+            unit = (np.max(value.bound * np.abs(value.scale)) + residual.magnitude * residual.scale) / 2**28
+            value, shift = self.rescale(value, float(unit)), 0
+            ratio = residual.scale / value.scale
         return self._join(value, residual, np.rint(ratio * 2.0**shift).astype("int64"), shift)
-
-    def add_residual_same(self, value: Sum, residual: Quantized) -> Sum:
-        """Add 8-bit codes to a sum whose unit is known to be fine enough."""
-        return self._join(value, residual, np.rint(residual.scale / value.scale).astype("int64"), 0)
 
     def _join(self, value: Sum, residual: Quantized, ratio: np.ndarray, shift: int) -> Sum:
         def add_residual(total: te.Tensor, codes: te.Tensor, *table: te.Tensor) -> te.Tensor:
