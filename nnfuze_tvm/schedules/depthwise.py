@@ -55,9 +55,7 @@ def tiles(ow: int, oc: int, lanes: int, hw: Hardware) -> list[Tile]:
     for vectors in sorted({1, line // 2 or 1, line, 2 * line}):
         if oc % (lanes * vectors):
             continue
-        for cols in sorted(
-            {min(ow, 2), min(ow, 4), *(d for d in divisors(ow, 8) if d > 2), *divisors(ow, 3)}
-        ):
+        for cols in sorted({min(ow, 2), min(ow, 4), *(d for d in divisors(ow, 8) if d > 2), *divisors(ow, 3)}):
             if cols * vectors > hw.registers * 5 // 8:
                 continue
             count = -(-ow // cols)

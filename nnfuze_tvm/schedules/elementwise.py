@@ -25,6 +25,9 @@ from nnfuze_tvm.schedules.base import (
 )
 from nnfuze_tvm.schedules.hardware import Hardware
 
+# More copies of the innermost loop than this are no longer worth their code.
+_UNROLLED_SEGMENTS = 16
+
 
 def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
     """Schedule a kernel of spatial blocks with one result; see the package's docstring for the contract."""
@@ -58,19 +61,26 @@ def _schedule(sch: s_tir.Schedule, block: SBlockRV, hw: Hardware, tunable: bool)
     elif _is_flat(body, shape):
         loops = [sch.fuse(*loops)] if len(loops) > 1 else loops
     extent = int(sch.get(loops[-1]).extent)
-    wanted = _alignment(body, shape, gcd(extent, 4 * lanes))
-    widths = [w for w in divisors(wanted, lanes) if w > 1]
     outer = list(loops)
-    if widths and (strided is None or extent == widths[0]):
-        width = choose(sch, widths[:2], tunable)
-        outer[-1], lane = sch.split(loops[-1], [None, width])
-        sch.vectorize(lane)
-    elif widths:
-        outer[-1], lane = sch.split(loops[-1], [None, widths[0]])
-        sch.vectorize(lane)
-    if hw.cores > 1 and work >= PARALLEL_MIN_OPS:
-        keep = 2 if strided is not None else 0
-        sch.parallel(sch.fuse(*outer[: len(outer) - keep]))
+    boundaries = _boundaries(body)
+    segment = gcd(extent, *boundaries)
+    if boundaries:
+        # Lanes on both sides of a boundary would make a vector a scalar loop. Unrolling the segments between
+        # boundaries decides the conditions at compile time; LLVM vectorizes what is left.
+        if segment > 1 and 1 < extent // segment <= _UNROLLED_SEGMENTS:
+            outer[-1], _ = sch.split(loops[-1], [None, segment])
+            sch.unroll(outer[-1])
+        outer = outer[:-1]
+    else:
+        widths = [w for w in divisors(extent, lanes) if w > 1]
+        if widths:
+            width = choose(sch, widths[:2], tunable)
+            outer[-1], lane = sch.split(loops[-1], [None, width])
+            sch.vectorize(lane)
+    if strided is not None:
+        outer = loops[:-2]
+    if outer and hw.cores > 1 and work >= PARALLEL_MIN_OPS:
+        sch.parallel(sch.fuse(*outer) if len(outer) > 1 else outer[0])
 
 
 def _is_flat(body: s_tir.SBlock, shape: list[int]) -> bool:
@@ -120,12 +130,8 @@ def _tile_transpose(
     return [*outer, row, column]
 
 
-def _alignment(body: s_tir.SBlock, shape: list[int], width: int) -> int:
-    """Reduce a vector width until it divides every boundary that a condition or an index draws.
-
-    A concatenation or a pad along the last axis compares the last iterator with constants. Lanes on both
-    sides of such a boundary would make the vector a scalar loop.
-    """
+def _boundaries(body: s_tir.SBlock) -> list[int]:
+    """Return the constants that conditions compare the last iterator with (a concatenation's parts, a pad)."""
     constants: list[int] = []
     last = body.iter_vars[-1].var
 
@@ -144,9 +150,7 @@ def _alignment(body: s_tir.SBlock, shape: list[int], width: int) -> int:
                 collect(child)
 
     collect(body.body)
-    for constant in constants:
-        width = gcd(width, constant) or width
-    return width
+    return constants
 
 
 def _constants(node: tirx.PrimExpr) -> list[int]:

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.schedules import kernels
 from tvm import relax
 
 from nnfuze_tvm.devices.targets import resolve
 from nnfuze_tvm.schedules import depthwise
 from nnfuze_tvm.schedules.hardware import Hardware
+from tests.schedules import kernels
 
 
 def depthwise_module(

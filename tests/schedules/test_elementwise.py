@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.schedules import kernels
 from tvm import relax
 
 from nnfuze_tvm.devices.targets import resolve
+from tests.schedules import kernels
 
 OP = relax.op
 

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.schedules import kernels
 from tvm import relax, s_tir
 
 from nnfuze_tvm.devices.targets import resolve
 from nnfuze_tvm.schedules import fallback
 from nnfuze_tvm.schedules.hardware import Hardware
+from tests.schedules import kernels
 
 OP = relax.op
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.schedules import kernels
 from tvm import relax
 
 from nnfuze_tvm.devices.targets import resolve
+from tests.schedules import kernels
 
 
 def make(shape, dtype, build, seed=0):
@@ -44,9 +44,7 @@ def test_any_pooling(operator, dtype, height, width, channels, window, stride, p
     def build(builder, x):
         more = {"count_include_pad": include_pad} if operator == "avg_pool2d" else {}
         function = getattr(relax.op.nn, operator)
-        return builder.emit(
-            function(x, (window, window), (stride, stride), (padding,) * 4, layout="NHWC", **more)
-        )
+        return builder.emit(function(x, (window, window), (stride, stride), (padding,) * 4, layout="NHWC", **more))
 
     check(*make((1, height, width, channels), dtype if operator == "max_pool2d" else "float32", build))
 
