@@ -71,7 +71,7 @@ class Nursery:
         output: IO[bytes] | int = open(log, "ab") if log else subprocess.DEVNULL
         env = {
             **os.environ,
-            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
             "TMPDIR": str(self.scratch.resolve()),
         }
         code = f"from {__name__} import _nursery_main; _nursery_main({theirs.fileno()}, {preload!r})"

@@ -1,6 +1,6 @@
 """Tuning jobs: candidates of every kernel measured on devices over RPC, and kept in a directory."""
 
-from nnfuze_tvm.tuning.job import tune
+from nnfuze_tvm.tuning.job import load_database, tune
 from nnfuze_tvm.tuning.journal import Trial, read_journal
 
-__all__ = ["Trial", "read_journal", "tune"]
+__all__ = ["Trial", "load_database", "read_journal", "tune"]

@@ -108,6 +108,8 @@ def tune(
         from nnfuze_tvm import schedules
 
         space = schedules.apply
+    if space.__module__ == "__main__":
+        raise ValueError("space is defined in the main script: move it into a module that can be imported")
     _check_toolchain(target)
     with contextlib.ExitStack() as stack:
         directory = WorkDir(work_dir)
@@ -174,6 +176,26 @@ def tune(
         finally:
             directory.write_records()
         return ms.database.JSONDatabase(work_dir=str(directory.path))
+
+
+def load_database(work_dir: str | os.PathLike[str]) -> ms.database.JSONDatabase:
+    """Return the best records of an earlier job.
+
+    Raises
+    ------
+    InputError
+        If there was none in ``work_dir``, or if its database is damaged.
+    """
+    # The records may name tensor intrinsics.
+    import nnfuze_tvm.schedules  # noqa: F401
+
+    path = Path(work_dir)
+    if not (path / "database_tuning_record.json").exists():
+        raise InputError(f"work directory {path}: no tuning job was run there")
+    try:
+        return ms.database.JSONDatabase(work_dir=str(path))
+    except Exception as err:  # TVM raises many kinds here
+        raise InputError(f"work directory {path}: the database is damaged; run the tuning job again") from err
 
 
 def _check_toolchain(target: tvm.target.Target) -> None:

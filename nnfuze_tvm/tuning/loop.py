@@ -106,7 +106,7 @@ class Loop:
         Raises
         ------
         DeviceError
-            If devices vanish, or if nothing at all runs on them.
+            If devices vanish, if nothing at all runs on them, or if this machine can't compile.
         """
         self._states = self._probe(kernels)
         self._display.start(
@@ -132,6 +132,7 @@ class Loop:
         """Learn the knobs of every kernel, drop those without any, and load what earlier runs measured."""
         todo = deque(kernels)
         states: dict[str, _State] = {}
+        errors: list[str] = []
         while True:
             while todo and self._compilers.free:
                 kernel = todo.popleft()
@@ -141,9 +142,12 @@ class Loop:
             for kernel, _, answer in self._compilers.answers(wait(self._compilers.channels, timeout=0.5)):
                 error = answer.reason if isinstance(answer, Failure) else answer.error
                 if error:
+                    errors.append(error)
                     _log.warning("kernel %s is left out: its schedule rule failed: %s", kernel.name, error)
                 elif max(answer.arity, default=1) > 1:
                     states[kernel.id] = _State(kernel, Search(answer.arity, self._seed))
+        if errors and len(errors) == len(kernels):
+            raise DeviceError(f"no schedule rule worked on any of {len(kernels)} kernels; the first: {errors[0]}")
         for trial in self._directory.trials:
             if state := states.get(trial.kernel):
                 state.search.record(trial.decisions, trial.time)
@@ -184,6 +188,8 @@ class Loop:
         state.search.skip(wanted)
         if isinstance(answer, Failure):
             answer = Candidate(state.kernel.id, wanted, decisions=wanted, error=f"compiling: {answer.reason}")
+        if answer.broken:
+            raise DeviceError(f"compiling on this machine failed: {answer.error}")
         state.search.met(answer.arity)
         fresh = answer.decisions not in state.search.times and answer.decisions not in state.pending
         job = _Job(state, answer, started)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
 from nnfuze_tvm.devices.processes import Child, Nursery
+
+# Compiling leaks some memory with every module; a fresh worker costs only a fork.
+_MAX_USES = 200
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ class Pool:
         self._args = args
         self._from_note = from_note
         self._idle: list[Child] = []
+        self._uses: Counter[int] = Counter()
         self._busy: dict[Connection, _Busy] = {}
 
     @property
@@ -103,7 +108,11 @@ class Pool:
                 busy.deadline = now + self._timeout
                 continue
             del self._busy[channel]
-            self._idle.append(busy.child)
+            self._uses[busy.child.pid] += 1
+            if self._uses[busy.child.pid] < _MAX_USES:
+                self._idle.append(busy.child)
+            else:
+                self._end(busy.child)
             yield busy.tag, busy.note, answer
         for busy in [b for b in self._busy.values() if b.deadline is not None and now > b.deadline]:
             yield self._drop(busy, f"no answer within {self._timeout:g} s")
@@ -113,7 +122,11 @@ class Pool:
         now = time.monotonic()
         return max((now - b.since for b in self._busy.values() if b.note is None), default=0.0)
 
+    def _end(self, child: Child) -> None:
+        del self._uses[child.pid]
+        child.kill()
+
     def _drop(self, busy: _Busy, reason: str) -> tuple[Any, str | None, Failure]:
         del self._busy[busy.child.channel]
-        busy.child.kill()
+        self._end(busy.child)
         return busy.tag, busy.note, Failure(reason)

@@ -22,6 +22,7 @@ from tvm import rpc, s_tir
 from tvm.s_tir import meta_schedule as ms
 
 from nnfuze_tvm.devices import toolchain, tracker
+from nnfuze_tvm.errors import DeviceError
 from nnfuze_tvm.tuning.search import Decisions
 
 Space = Callable[..., str]
@@ -86,6 +87,8 @@ class Candidate:
         The operands of the compiled function.
     error : str, optional
         Why there is no library.
+    broken : bool
+        The error is this machine's fault, not the candidate's: no linker, no space on the disk.
     """
 
     kernel: str
@@ -98,6 +101,7 @@ class Candidate:
     code: str = ""
     args: list[tuple[tuple[int, ...], str]] = field(default_factory=list)
     error: str | None = None
+    broken: bool = False
 
 
 @dataclass
@@ -126,6 +130,7 @@ def compile_loop(
             _compile(candidate, kernels[kernel], target, space, known, folder)
         except Exception as err:
             candidate.error = _one_line(err)
+            candidate.broken = isinstance(err, DeviceError | OSError)
         channel.send(candidate)
 
 

@@ -58,7 +58,7 @@ def test_a_job_and_what_it_leaves(tmp_path: Path, capfd: pytest.CaptureFixture[s
             assert trial.device and trial.device.startswith("127.0.0.1:")
 
     # The database holds the best of every kernel and can be applied.
-    database = ms.database.JSONDatabase(work_dir=str(tmp_path))
+    database = tuning.load_database(tmp_path)
     for record in database.get_all_tuning_records():
         times = [float(s) for s in record.run_secs]
         assert times in [t.seconds for t in trials]
@@ -168,3 +168,12 @@ def test_what_a_user_can_get_wrong(
     with pytest.raises(error, match=message) as caught:
         tuning.tune(standin.kernels(), target, space=standin.space, **options)
     assert "\n" not in str(caught.value)
+
+
+def test_databases_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no tuning job was run there"):
+        tuning.load_database(tmp_path)
+    (tmp_path / "database_workload.json").write_text("[]\n")
+    (tmp_path / "database_tuning_record.json").write_text("[1]\n")
+    with pytest.raises(InputError, match="damaged"):
+        tuning.load_database(tmp_path)
