@@ -54,11 +54,9 @@ def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
     rank = iter_kinds(sch, pool).count("S")
     channels, taps = shape[rank - 1], prod(shape[rank:])
     lanes = divisors(channels, hw.lanes(str(sch.get(pool).writes[0].source.dtype)))[0]
-    # Few taps are bound by loads and need no more than one chain of operations per load port; a long
-    # reduction hides the latency of its additions behind four independent chains.
-    preferred = 4 if taps > _UNROLLED_TAPS else 2
-    options = sorted(divisors(channels // lanes, 8), key=lambda v: (abs(v - preferred), v))
-    vectors = choose(sch, options[:4], tunable)
+    # The more channels at once, the fewer times the padding's condition is asked, and the longer the run of
+    # consecutive bytes that a pixel is read in.
+    vectors = choose(sch, divisors(channels // lanes, min(8, hw.registers // 2))[:4], tunable)
 
     out = inline_around(sch, pool)
     *outer, loop_c = sch.get_loops(out)
