@@ -1,8 +1,26 @@
 """Several ONNX networks in, one merged, compressed and tuned bundle for an ARM CPU out, on top of Apache TVM."""
 
-from nnfuze_tvm.bundle import Bundle
-from nnfuze_tvm.frontend import load
-from nnfuze_tvm.job import compile_bundle
-from nnfuze_tvm.tuning import tune
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nnfuze_tvm.bundle import Bundle
+    from nnfuze_tvm.frontend import load
+    from nnfuze_tvm.job import compile_bundle
+    from nnfuze_tvm.tuning import tune
 
 __all__ = ["Bundle", "compile_bundle", "load", "tune"]
+
+# Imported when used: a device that only runs a bundle doesn't wait for the compiler, nor does `nnfuze --help`.
+_MODULES = {
+    "Bundle": "nnfuze_tvm.bundle",
+    "compile_bundle": "nnfuze_tvm.job",
+    "load": "nnfuze_tvm.frontend",
+    "tune": "nnfuze_tvm.tuning",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)
