@@ -62,7 +62,9 @@ def export(executable: relax.VMExecutable, directory: Path, target: TargetRecord
     """Write the library into a directory that is being staged."""
     from nnfuze_tvm.devices.toolchain import export_library
 
-    export_library(executable, directory / LIBRARY, Target(_target_config(target)))
+    with tempfile.TemporaryDirectory(prefix="nnfuze-") as scratch:
+        linked = export_library(executable, Path(scratch) / LIBRARY, Target(_target_config(target)))
+        shutil.copyfile(linked, directory / LIBRARY)
 
 
 def seal(directory: Path, manifest: Manifest, extra: Mapping[str, str]) -> None:
@@ -183,7 +185,8 @@ class Bundle:
             raise BundleError(f"{directory / LIBRARY}: can't be loaded ({_reason(error)})") from None
         inputs = [Input(i.name, tuple(i.shape), i.dtype) for i in manifest.inputs]
         outputs = [Output(o.task, o.name, tuple(o.shape), o.dtype) for o in manifest.outputs]
-        return cls(directory, manifest, Runner(library, inputs, outputs, threads or manifest.threads))
+        count = manifest.threads if threads is None else threads
+        return cls(directory, manifest, Runner(library, inputs, outputs, count))
 
     @property
     def tasks(self) -> list[str]:

@@ -74,9 +74,10 @@ def load_calibration(
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise InputError(f"{path}: a single array; expected an .npz file with one array per input")
+        archive = np.load(path, allow_pickle=False)
+        if isinstance(archive, np.ndarray):
+            raise InputError(f"{path}: a single array; expected an .npz file with one array per input")
+        with archive:
             return {name: archive[name] for name in archive.files}
     except OSError as error:
         raise InputError(f"{path}: can't read calibration data: {error.strerror or error}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import threading
@@ -241,33 +242,61 @@ def main() -> None:
     sys.exit(run())
 
 
-def run(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code: 0, or 2 with one line on stderr that says why."""
-    interrupted = False
+class _Interrupt:
+    """Ctrl-C, remembered: the exception that it raises may get lost on its way through TVM's C++ parts."""
 
-    def on_interrupt(_signal: int, _frame: FrameType | None) -> None:
-        nonlocal interrupted
-        interrupted = True
+    def __init__(self) -> None:
+        self.came = False
+        self._stderr: int | None = None
+
+    def handle(self, _signal: int, _frame: FrameType | None) -> None:
+        """Stop what is being done, without whatever that makes TVM print."""
+        self.came = True
+        if self._stderr is None:
+            sys.stderr.flush()
+            self._stderr = os.dup(2)
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), 2)
         raise KeyboardInterrupt
 
-    # An interrupt that passes through TVM or a linker comes out as some other error, so it is remembered here.
+    def end(self) -> None:
+        """Let things be printed again."""
+        if self._stderr is not None:
+            os.dup2(self._stderr, 2)
+            os.close(self._stderr)
+            self._stderr = None
+
+    def check(self) -> None:
+        """Stop here if what was being done didn't stop."""
+        if self.came:
+            raise KeyboardInterrupt
+
+
+_interrupt = _Interrupt()
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code: 0, or 2 with one line on stderr that says why."""
+    _interrupt.came = False
     in_main = threading.current_thread() is threading.main_thread()
-    previous = signal.signal(signal.SIGINT, on_interrupt) if in_main else None
+    previous = signal.signal(signal.SIGINT, _interrupt.handle) if in_main else None
     try:
         message = _run(arguments)
     except KeyboardInterrupt:
         message = "interrupted"
     except Exception:
-        if not interrupted:
+        if not _interrupt.came:
             raise
         message = "interrupted"
     finally:
         if in_main:
             signal.signal(signal.SIGINT, previous)
-    if interrupted:
-        message = "interrupted"
+        _interrupt.end()
     if message is None:
         return 0
+    if _interrupt.came:
+        # It looks like something else by then: a linker that failed, an import that broke.
+        message = "interrupted"
     if message:
         print(" ".join(f"error: {message}".split()), file=sys.stderr)
     return 2
@@ -311,7 +340,6 @@ def _options(given: dict[str, Any]) -> Options:
 
     fields = {
         "models": given["models"],
-        "method": given["calibration_method"],
         "shared_inputs": given["share_input"] or None,
         "shapes": parse_shapes(given["shape"] or []),
         **{name: value for name, value in given.items() if name in Options.model_fields},
@@ -323,22 +351,23 @@ def _options(given: dict[str, Any]) -> Options:
 def _progress() -> Iterator[Announce]:
     """Show what is being done: a spinner on a terminal, lines elsewhere."""
     console = Console(stderr=True)
-    if not console.is_terminal:
+    status = console.status("starting") if console.is_terminal else None
 
-        def report(what: str) -> None:
+    def announce(what: str) -> None:
+        _interrupt.check()
+        if status is None:
             print(f"nnfuze: {what}", file=sys.stderr, flush=True)
+            return
+        status.update(what)
+        # Tuning draws bars of its own.
+        status.stop() if what.startswith("tuning") else status.start()
 
-        report("starting")
-        yield report
-        return
-    with console.status("starting") as status:
-
-        def announce(what: str) -> None:
-            # Tuning draws bars of its own.
-            status.stop() if what.startswith("tuning") else status.start()
-            status.update(what)
-
+    announce("starting")
+    try:
         yield announce
+    finally:
+        if status is not None:
+            status.stop()
 
 
 def _out() -> Console:

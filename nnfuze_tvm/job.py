@@ -311,9 +311,7 @@ def _time_remotely(
     assert options.tracker is not None and options.key is not None
     sample = batches[0] if batches else stages.made_up_sample(signature(graphs.last)[0])
     networks = {stage.record.name: stage.networks(sample) for stage in built}
-    times, board = time_on_device(
-        options.tracker, options.key, networks, threads=options.threads, wait=options.wait
-    )
+    times, board = time_on_device(options.tracker, options.key, networks, threads=options.threads, wait=options.wait)
     for stage in built:
         values = times[stage.record.name]
         stage.record.latency = float(np.median(values))
@@ -347,7 +345,7 @@ def _manifest(
         quantization={
             "integer_layers": len(integer),
             "float_layers": report.float_layers if integer else len(report.float_layers),
-            "method": options.method if "int8" in graphs.stages else None,
+            "method": options.calibration_method if "int8" in graphs.stages else None,
         },
         kernels=[
             KernelRecord(

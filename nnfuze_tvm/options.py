@@ -41,7 +41,7 @@ class Options(BaseModel):
         Which channels go first.
     policy : str, optional
         A policy file; what it states goes before ``quantize`` and ``prune``.
-    method : str
+    calibration_method : str
         How calibration turns samples into ranges.
     shared_inputs : list of str, optional
         Inputs that are one and the same in all tasks.
@@ -71,7 +71,7 @@ class Options(BaseModel):
     prune: Annotated[float, Field(gt=0, le=1)] | None = None
     criterion: Literal["l1", "l2", "activation"] = "l2"
     policy: str | None = None
-    method: Literal["minmax", "percentile", "mse"] = "minmax"
+    calibration_method: Literal["minmax", "percentile", "mse"] = "minmax"
     shared_inputs: list[str] | None = None
     shapes: dict[str, list[int]] = Field(default_factory=dict)
     trials: Annotated[int, Field(ge=0)] = 0
@@ -149,7 +149,7 @@ class Graphs:
         if any(layer.bits == 8 for layer in chosen):
             announce("quantizing")
             assert self.calibration is not None
-            phases = pipeline.quantize_phases(self.calibration, self.policy, options.method)
+            phases = pipeline.quantize_phases(self.calibration, self.policy, options.calibration_method)
             self.stages["int8"] = _run(phases, self.last)
 
     @property
@@ -191,9 +191,10 @@ def read_arrays(path: str, what: str) -> dict[str, np.ndarray]:
         If it can't be read, isn't one, or is empty.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not hasattr(archive, "files"):
-                raise InputError(f"{what} {path}: a single array; save arrays by name with numpy.savez")
+        archive = np.load(path, allow_pickle=False)
+        if isinstance(archive, np.ndarray):
+            raise InputError(f"{what} {path}: a single array; save arrays by name with numpy.savez")
+        with archive:
             arrays = {name: archive[name] for name in archive.files}
     except OSError as error:
         raise InputError(f"{what} {path}: can't be read ({error.strerror or error})") from None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -129,14 +131,18 @@ class Builder:
         if feeds is None:
             feeds = [{i.name: i.name for i in inputs} for inputs, _ in signatures]
         paths = []
+        sizes = [metrics.size(module) for module in lowered]
         for n, module in enumerate(lowered):
-            path = library or self.directory / f"{name}-{n}.so"
+            path = self.directory / f"{name}-{n}.so"
+            _require_space(self.directory, sizes[n].bytes)
             export_library(build.generate(module, self.target), path, self.target)
+            if library is not None:
+                shutil.copyfile(path, library)
+                path = library
             paths.append(path)
         record = describe(name, modules)
         record.peak_memory = sum(metrics.peak_memory(module) for module in lowered)
         record.bytes = sum(path.stat().st_size for path in paths)
-        sizes = [metrics.size(module) for module in lowered]
         record.parameters = sum(size.parameters for size in sizes)
         record.parameter_bytes = sum(size.bytes for size in sizes)
         built = Built(record, lowered, paths, signatures, list(feeds))
@@ -151,6 +157,13 @@ class Builder:
         """Build every task's network on its own."""
         feeds = [{graphs.inputs[task, p.name]: p.name for p in graphs.loaded[task].params} for task in graphs.tasks]
         return self.build("separate", [graphs.alone(task) for task in graphs.tasks], feeds)
+
+
+def _require_space(directory: Path, constants: int) -> None:
+    # LLVM ends the whole process when it can't write an object file, so it must not come to that.
+    needed = 3 * constants + (4 << 20)
+    if shutil.disk_usage(directory).free < needed:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory))
 
 
 def describe(name: str, modules: Sequence[tvm.IRModule]) -> Stage:
