@@ -95,9 +95,9 @@ def check_destination(path: str | os.PathLike, *, force: bool = False) -> Path:
             raise BundleError(f"{path}: exists already; use --force to replace it")
         if not (is_bundle or is_empty):
             raise BundleError(f"{path}: exists and is not a bundle, so it is not replaced; choose another output")
+    parent = next(parent for parent in final.parents if os.path.lexists(parent))
     try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{final.name}-", dir=final.parent):
+        with tempfile.TemporaryDirectory(prefix=f".{final.name}-", dir=parent):
             pass
     except OSError as error:
         raise BundleError(f"{path}: can't be written ({_reason(error)}); choose another output") from None
@@ -108,7 +108,9 @@ def check_destination(path: str | os.PathLike, *, force: bool = False) -> Path:
 def staged(path: str | os.PathLike, *, force: bool = False) -> Iterator[Path]:
     """Give a temporary sibling of ``path`` that becomes ``path`` when the block ends well, and vanishes otherwise."""
     final = check_destination(path, force=force)
+    missing = [parent for parent in final.parents if not parent.exists()]
     try:
+        final.parent.mkdir(parents=True, exist_ok=True)
         directory = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))
         try:
             yield directory
@@ -116,6 +118,9 @@ def staged(path: str | os.PathLike, *, force: bool = False) -> Iterator[Path]:
             _publish(directory, final, force)
         finally:
             shutil.rmtree(directory, ignore_errors=True)
+            for parent in missing:
+                if not any(parent.iterdir()):
+                    parent.rmdir()
     except NNFuzeError:
         raise
     except OSError as error:

@@ -84,7 +84,10 @@ Tracker = Annotated[str | None, typer.Option(help="RPC tracker of the boards: ho
 Key = Annotated[str | None, typer.Option(help="Key of the boards at the tracker.")]
 Wait = Annotated[float, typer.Option(help="Seconds to wait for a tracker or a board that isn't there.")]
 WorkDir = Annotated[
-    str | None, typer.Option(help="Directory of the tuning job: an interrupted one goes on, a finished one is used.")
+    str | None,
+    typer.Option(
+        help="Directory of the tuning job: an interrupted one goes on, a finished one is used. With --trials, nnfuze-tuning by default."
+    ),
 ]
 Threads = Annotated[int, typer.Option(help="Threads per inference.")]
 SomeThreads = Annotated[int | None, typer.Option(help="Threads per inference; as compiled by default.")]

@@ -194,6 +194,8 @@ def test_full_disk_leaves_everything_as_it_was(
     with monkeypatch.context() as patch:
         patch.setattr(bundle, "seal", full)
         with pytest.raises(BundleError, match="No space left on device"):
+            write_bundle(tmp_path / "new" / "deep" / "out", network[0], network[1])
+        with pytest.raises(BundleError, match="No space left on device"):
             write_bundle(out, network[0], network[1], force=True)
     assert sorted(p.name for p in tmp_path.rglob("*")) == before
     if existing:

@@ -107,7 +107,8 @@ def _section(title: str, subtitle: str, body: str) -> str:
 
 
 def _cards(report: Report) -> str:
-    final, first = report.final, report.stages[0]
+    final = report.final
+    first = next((stage for stage in report.stages if stage.latency), final)
     cards = []
     if final.latency:
         cards.append((text.seconds(final.latency), f"per inference, {text.rate(final.throughput)}"))

@@ -1,0 +1,131 @@
+"""The report's views, made from a record without compiling anything."""
+
+from __future__ import annotations
+
+import io
+import re
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+from rich.console import Console
+
+from nnfuze_tvm.report import (
+    KernelTime,
+    LayerUse,
+    Report,
+    Stage,
+    TaskQuality,
+    figures,
+    render_html,
+    render_kernels,
+    render_table,
+    text,
+)
+
+TASKS = ["keyword", "speaker", "<third>"]
+
+
+def stage(name: str, latency: float | None = 1e-3, **fields: object) -> Stage:
+    tasks = {task: TaskQuality(accuracy=0.9, labelled=10, agreement=0.95) for task in TASKS}
+    values = {"macs": 1000, "parameters": 10, "bytes": 2000, "peak_memory": 64, "sparsity": 0.25, **fields}
+    return Stage.model_validate({"name": name, "latency": latency, "tasks": tasks, **values})
+
+
+@pytest.fixture
+def report() -> Report:
+    layers = [("trunk", TASKS, 0), ("pair", [TASKS[0], TASKS[2]], 1), ("own", [TASKS[1]], 1)]
+    return Report(
+        tasks=TASKS,
+        target="host",
+        measured_on="a machine",
+        stages=[stage("other", 4e-3, reference=True), stage("separate", 2e-3), stage("int8", 5e-4)],
+        kernels=[KernelTime(name=f"kernel<{n}>", calls=1, seconds=1e-6 * n, tasks=TASKS[:1]) for n in range(1, 20)],
+        layers=[
+            LayerUse(name=n, op="matmul", macs=100, parameters=5, integer=n != "own", tasks=tasks, depth=depth)
+            for n, tasks, depth in layers
+        ],
+        versions={"nnfuze-tvm": "1"},
+    )
+
+
+def shown(renderable: object) -> str:
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(renderable)
+    return console.export_text()
+
+
+def test_json_round_trip(report: Report) -> None:
+    again = Report.model_validate_json(report.to_json())
+    assert again == report
+    assert again.final.name == "int8"
+    assert again.float_layers == ["own"]
+    assert again.final.throughput == pytest.approx(2000)
+
+
+def test_table(report: Report) -> None:
+    table = shown(render_table(report))
+    for expected in ("separate", "int8", "500 µs", "2000/s", "2 KB", "25.0 %", "90.0 %", "95.0 %"):
+        assert expected in table
+    bare = Report(tasks=["a"], target="aarch64", stages=[Stage(name="merged", macs=10)])
+    table = shown(render_table(bare))
+    assert "MACs" in table
+    assert "latency" not in table
+
+
+def test_kernels_by_time(report: Report) -> None:
+    lines = shown(render_kernels(report.kernels)).splitlines()
+    names = [line for line in lines if "kernel<" in line]
+    assert "kernel<19>" in names[0]
+    assert "kernel<1>" in names[-1]
+
+
+def test_page_needs_nothing_but_itself(report: Report) -> None:
+    page = render_html(report)
+    assert not re.search(r"https?:|url\(|@import|<script|<link|<img|\bsrc=", page)
+    assert "&lt;third&gt;" in page
+    assert "<third>" not in page
+    assert "kernel<" not in page
+    for heading in ("Stages", "Latency against accuracy", "Which layers serve", "Where the time goes"):
+        assert heading in page
+    assert "1 of 3 layers: <code>own</code>" in page
+    assert "8.00×" in page
+
+
+def test_figures_are_well_formed(report: Report) -> None:
+    for figure in (figures.scatter(report), figures.lanes(report), figures.latency_bars(report)):
+        ElementTree.fromstring(f"<div>{figure}</div>")
+
+
+def test_lanes_of_tasks_that_are_no_neighbours(report: Report) -> None:
+    drawing = ElementTree.fromstring(figures.lanes(report))
+    blocks = [rect for rect in drawing.iter("rect") if rect.find("title") is not None]
+    # the trunk spans three lanes at once; the pair's lanes are apart, so it is drawn in both
+    assert [str(block.findtext("title")).partition(":")[0] for block in blocks].count("pair") == 2
+    assert len(blocks) == 4
+
+
+def test_page_of_a_build_that_was_not_measured() -> None:
+    bare = Report(tasks=["a"], target="aarch64", stages=[Stage(name="merged", macs=10, bytes=5)])
+    page = render_html(bare)
+    assert "10" in page
+    assert "Latency against accuracy" not in page
+    assert "Where the time goes" not in page
+
+
+def test_stages_of_one_figure() -> None:
+    same = Report(tasks=TASKS, target="host", stages=[stage("separate"), stage("merged")])
+    ElementTree.fromstring(f"<div>{figures.scatter(same)}</div>")
+
+
+def test_numbers_as_people_read_them() -> None:
+    assert text.seconds(1.5) == "1.50 s"
+    assert text.seconds(0.0123) == "12.3 ms"
+    assert text.seconds(4.2e-5) == "42 µs"
+    assert text.count(19_520_000) == "19.5 M"
+    assert text.size(149_344) == "149 KB"
+    assert text.size(12) == "12 B"
+    assert text.percent(0.9581) == "95.8 %"
+    assert text.ratio(4.687) == "4.69×"
+    assert text.quality(TaskQuality(error=0.01)) == "error 0.01"
+    assert text.quality(TaskQuality(agreement=1.0)) == "100.0 % agree"
+    assert text.quality(None) == text.seconds(None) == text.count(None) == "–"
