@@ -86,7 +86,8 @@ Wait = Annotated[float, typer.Option(help="Seconds to wait for a tracker or a bo
 WorkDir = Annotated[
     str | None,
     typer.Option(
-        help="Directory of the tuning job: an interrupted one goes on, a finished one is used. With --trials, nnfuze-tuning by default."
+        help="Directory of the tuning job: an interrupted one goes on, a finished one is used. "
+        "With --trials, nnfuze-tuning by default."
     ),
 ]
 Threads = Annotated[int, typer.Option(help="Threads per inference.")]
