@@ -31,6 +31,9 @@ _UNROLLED_TILES = 4
 # A window of more taps than this stays a loop.
 _UNROLLED_TAPS = 25
 _LINE_BYTES = 64
+# TVM puts buffers below 1024 bytes of scope "global" on the stack, whence LLVM takes them into registers. Larger
+# ones, and all of scope "local", cost a call of the runtime's allocator wherever they come to life.
+_STACK_BYTES = 1023
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ def tiles(ow: int, oc: int, lanes: int, hw: Hardware) -> list[Tile]:
         if oc % (lanes * vectors):
             continue
         for cols in sorted({min(ow, 2), min(ow, 4), *(d for d in divisors(ow, 8) if d > 2), *divisors(ow, 3)}):
-            if cols * vectors > hw.registers * 5 // 8:
+            if cols * vectors > min(hw.registers * 5 // 8, _STACK_BYTES // hw.vector_bytes):
                 continue
             count = -(-ow // cols)
             whole_row = count <= _UNROLLED_TILES
@@ -108,7 +111,6 @@ def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
     outer, col = sch.split(loop_x, [None, tile.cols])
     sch.reorder(loop_n, loop_y, outer, block, col, vector, lane)
     sch.compute_at(conv, block, preserve_unit_loops=True)
-    sch.set_scope(conv, 0, "local")
     _, _, acc_col, acc_c, tap_y, tap_x, group = sch.get_loops(conv)[-7:]
     acc_vector, acc_lane = sch.split(acc_c, [None, tile.lanes])
     sch.reorder(tap_y, tap_x, group, acc_col, acc_vector, acc_lane)

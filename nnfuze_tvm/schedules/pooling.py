@@ -62,7 +62,6 @@ def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
     *outer, loop_c = sch.get_loops(out)
     block, vector, lane = sch.split(loop_c, [None, vectors, lanes])
     sch.compute_at(pool, block, preserve_unit_loops=True)
-    sch.set_scope(pool, 0, "local")
     loops = sch.get_loops(pool)
     window = loops[len(loops) - len(shape) + rank :]
     acc_c = loops[len(loops) - len(shape) + rank - 1]
