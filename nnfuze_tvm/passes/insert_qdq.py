@@ -195,7 +195,7 @@ class _Plan:
         elif name in ("add", "multiply") and len(tensors) == 2:
             summed = self._summed(tensors) if name == "add" else None
             for tensor in tensors:
-                if tensor is not summed:
+                if summed is None or not tensor.same_as(summed):
                     self._quantize(tensor)
 
     def _summed(self, tensors: list[Value]) -> Value | None:
@@ -248,7 +248,7 @@ class _Plan:
 
     def _join(self, first: Value, second: Value) -> None:
         first, second = self._representative(first), self._representative(second)
-        if first is not second:
+        if not first.same_as(second):
             self._same[second] = first
 
 
