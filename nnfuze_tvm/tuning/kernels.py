@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import tvm
+import tvm_ffi
 from tvm.s_tir import meta_schedule as ms
 
 
@@ -58,8 +59,12 @@ def extract(mod: tvm.IRModule, target: tvm.target.Target, workloads: Iterable[st
         line = json.dumps(_plain(ms.database.Workload(func).as_json()))
         if kernel_id(line) not in stored:
             modules = modules or {id_: _module(old) for id_, old in stored.items()}
-            same = (id_ for id_, old in modules.items() if tvm.ir.structural_equal(old, func))
-            line = stored.get(next(same, ""), line)
+            same = next(
+                (id_ for id_, old in modules.items() if tvm_ffi.structural_equal(old, func, map_free_vars=True)), None
+            )
+            if same:
+                # Traces name blocks, so they must be made for the very module that the database holds.
+                line, func = stored[same], modules[same]
         kernels.append(Kernel(kernel_id(line), str(task.task_name), func, int(task.weight), line))
     return sorted(kernels, key=lambda kernel: -kernel.weight)
 

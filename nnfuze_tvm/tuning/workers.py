@@ -225,7 +225,9 @@ def _one_line(err: BaseException) -> str:
     """Return the telling line of an error: TVM's messages bring whole tracebacks and whole programs."""
     lines = [line.strip() for line in str(err).splitlines() if line.strip()]
     telling = [line for line in lines if "Error" in line.split(":")[0]] or lines
-    return f"{type(err).__name__}: {telling[-1] if telling else ''}"[:300]
+    name = type(err).__name__
+    text = telling[-1].removeprefix(f"{name}: ") if telling else ""
+    return f"{name}: {text}"[:300]
 
 
 def plain(value: Any) -> Any:

@@ -18,9 +18,9 @@ from nnfuze_tvm.devices import targets
 FACTORS = (8, 4, 16, 2, 1)
 
 
-def kernels() -> tvm.IRModule:
+def kernels(input_name: str = "x") -> tvm.IRModule:
     """Return a fused module with two kernels, one of them called twice."""
-    x = relax.Var("x", relax.TensorType((48, 64), "float32"))
+    x = relax.Var(input_name, relax.TensorType((48, 64), "float32"))
     builder = relax.BlockBuilder()
     with builder.function("main", [x]):
         with builder.dataflow():
