@@ -41,9 +41,7 @@ class Constant:
         """Return the constant in another shape; per-channel codes do not survive that."""
         if self.codes is None or self.scale is None or self.scale.size > 1:
             return Constant(self.values.reshape(shape))
-        return Constant(
-            self.values.reshape(shape), self.codes.reshape(shape), self.scale.reshape((1,) * len(shape))
-        )
+        return Constant(self.values.reshape(shape), self.codes.reshape(shape), self.scale.reshape((1,) * len(shape)))
 
     def transpose(self, axes: tuple[int, ...]) -> Constant:
         """Return the constant with permuted axes."""
