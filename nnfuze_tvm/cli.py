@@ -216,7 +216,7 @@ def bench_command(
 
     _out().print(
         f"latency {text.seconds(result['latency'])} (p95 {text.seconds(result['latency_p95'])}), "
-        f"{text.rate(result['throughput'])}, {result['threads']} threads, {text.size(result['bytes'])} on disk",
+        f"{text.rate(result['throughput'])}, {text.threads(result['threads'])}, {text.size(result['bytes'])} on disk",
         highlight=False,
     )
     _out().print(render_kernels([KernelTime(**kernel) for kernel in result["kernels"]]))

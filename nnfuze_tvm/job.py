@@ -226,11 +226,11 @@ def _build(
     if database is not None:
         wanted.append(("tuned", graphs.last, database))
     built = []
-    if options.compare:
+    if not options.compare:
+        wanted = wanted[-1:]
+    elif len(graphs.tasks) > 1:
         announce("building: separate")
         built.append(builder.separate(graphs))
-    else:
-        wanted = wanted[-1:]
     for n, (name, mod, records) in enumerate(wanted, 1):
         announce(f"building: {name}")
         final = library if n == len(wanted) else None
@@ -266,10 +266,13 @@ def _host_twins(graphs: Graphs, builder: Builder, options: Options) -> list[Buil
     """Return the stages built for this CPU: integers give the same answers on every one."""
     host = Builder(targets.resolve("host"), options.threads, builder.directory / "host")
     host.directory.mkdir()
-    twins = [host.build(name, [mod]) for name, mod in graphs.stages.items()]
+    wanted = graphs.stages if options.compare else {"final": graphs.last}
+    twins = [host.build(name, [mod]) for name, mod in wanted.items()]
     if options.trials or options.work_dir:
         twins.append(twins[-1])
-    return [host.separate(graphs), *twins] if options.compare else twins[-1:]
+    if not options.compare:
+        return twins[-1:]
+    return [host.separate(graphs), *twins] if len(graphs.tasks) > 1 else twins
 
 
 def _time(
@@ -337,14 +340,13 @@ def _layers(mod: tvm.IRModule) -> list[LayerUse]:
 def _manifest(
     report: Report, graphs: Graphs, target: Target, options: Options, kernels: Sequence[metrics.Kernel]
 ) -> Manifest:
-    integer = [layer.name for layer in report.layers if layer.integer]
     return Manifest(
         **signature_records(*signature(graphs.last)),
         target=describe_target(target),
         threads=options.threads,
         quantization={
-            "integer_layers": len(integer),
-            "float_layers": report.float_layers if integer else len(report.float_layers),
+            "integer_layers": sum(layer.integer for layer in report.layers),
+            "float_layers": report.float_layers,
             "method": options.calibration_method if "int8" in graphs.stages else None,
         },
         kernels=[

@@ -229,7 +229,9 @@ class OnnxRuntime:
             size += os.path.getsize(path)
             self.sessions.append(onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"]))
             self.feeds.append({graphs.inputs[task, p.name]: p.name for p in graphs.loaded[task].params})
-        self.record = Stage(name="onnxruntime, separate", reference=True, bytes=size)
+        self.record = Stage(
+            name="ONNX Runtime, separate" if len(models) > 1 else "ONNX Runtime", reference=True, bytes=size
+        )
 
     def caller(self, sample: Mapping[str, np.ndarray]) -> Callable[[], object]:
         """Return a function that runs all sessions once on a sample."""

@@ -160,7 +160,7 @@ def _panel(
             f'<g><title>{escape(hint)}</title><circle cx="{x:.1f}" cy="{y:.1f}" r="10" fill="{fill}" stroke="#fff"/>'
             f'<text x="{x:.1f}" y="{y + 4:.1f}" class="mark">{numbers[stage.name]}</text></g>'
         )
-    return f'<svg viewBox="0 0 {width} {height}" role="img">{"".join(parts)}</svg>'
+    return f'<svg style="max-width:{width}px" viewBox="0 0 {width} {height}" role="img">{"".join(parts)}</svg>'
 
 
 def _ticks(low: float, high: float) -> list[float]:

@@ -69,8 +69,7 @@ footer{color:#94a3b8;font-size:12.5px;margin-top:24px}
 def render_html(report: Report) -> str:
     """Return the report as an HTML page without any external resource."""
     title = " + ".join(report.tasks)
-    threads = f"{report.threads} thread" + "s" * (report.threads > 1)
-    facts = [f"target {report.target}", threads]
+    facts = [f"target {report.target}", text.threads(report.threads)]
     if report.measured_on:
         facts.append(f"measured on {report.measured_on}")
     sections = [

@@ -16,7 +16,7 @@ def render_table(report: Report) -> Table:
     outputs = list(dict.fromkeys(name for stage in report.stages for name in stage.tasks))
     rows: dict[str, Callable[[Stage], str]] = {
         "latency": lambda s: text.seconds(s.latency),
-        "latency, p95": lambda s: text.seconds(s.latency_p95),
+        "p95": lambda s: text.seconds(s.latency_p95),
         "throughput": lambda s: text.rate(s.throughput),
         "MACs": lambda s: text.count(s.macs),
         "parameters": lambda s: text.count(s.parameters),
@@ -79,8 +79,7 @@ def render_manifest(fields: Mapping[str, Any], *, kernels: bool) -> list[Table]:
     for name, value in metrics.get("tasks", {}).items():
         facts.add_row(f"{name}", text.quality(TaskQuality(**value)))
     if "integer_layers" in quantized:
-        left = quantized["float_layers"]
-        floats = left if isinstance(left, int) else len(left)
+        floats = len(quantized["float_layers"])
         facts.add_row("layers", f"{quantized['integer_layers']} int8, {floats} float32")
     facts.add_row("made by", ", ".join(f"{name} {version}" for name, version in fields["versions"].items()))
     if not kernels:
@@ -95,8 +94,7 @@ def render_manifest(fields: Mapping[str, Any], *, kernels: bool) -> list[Table]:
 
 
 def _title(report: Report) -> str:
-    threads = f"{report.threads} thread" + "s" * (report.threads > 1)
-    return f"{', '.join(report.tasks)} · {report.target} · {threads}"
+    return f"{', '.join(report.tasks)} · {report.target} · {text.threads(report.threads)}"
 
 
 def _style(report: Report, stage: Stage) -> str:

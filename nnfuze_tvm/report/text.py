@@ -46,6 +46,11 @@ def ratio(value: float) -> str:
     return f"{value:.2f}×" if value < 10 else f"{value:.1f}×"
 
 
+def threads(value: int) -> str:
+    """Return a number of threads."""
+    return f"{value} thread" + "s" * (value > 1)
+
+
 def accuracy(value: TaskQuality | None) -> str:
     """Return the accuracy on the labelled samples."""
     return NOTHING if value is None else percent(value.accuracy)
