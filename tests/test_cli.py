@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from nnfuze_tvm import cli
-from nnfuze_tvm.bundle import Bundle
+from nnfuze_tvm.bundle import Bundle, unfit
+from nnfuze_tvm.devices.targets import resolve
 from nnfuze_tvm.devices.tracker import EmbeddedTracker
+from nnfuze_tvm.manifest import describe_target
 from nnfuze_tvm.report import Report
-from tests.tiny_networks import samples, save_pair
+from tests.tiny_networks import classifier, samples, save_pair
 
 
 @pytest.fixture(scope="module")
@@ -141,8 +145,36 @@ def test_policy_file_goes_before_options(models: list[str], tmp_path: Path) -> N
     assert report.final.macs == 36 * 8 * 18 + 2 * 24
 
 
+def test_inputs_of_one_name_that_are_not_shared(tmp_path: Path) -> None:
+    onnx.save(classifier(), tmp_path / "small.onnx")
+    onnx.save(classifier(shape=(1, 2, 8, 8)), tmp_path / "large.onnx")
+    arrays = {"small.x": samples(4), "large.x": np.ones((4, 2, 8, 8), np.float32)}
+    np.savez(tmp_path / "evaluation.npz", **arrays, large=np.array([0, 1, 2, -1]))
+    models = [str(tmp_path / "small.onnx"), str(tmp_path / "large.onnx")]
+    out = tmp_path / "out"
+    data = ["--evaluation", str(tmp_path / "evaluation.npz"), "--threads", "2"]
+    assert cli.run(["compile", *models, *data, "--json", "-o", str(out)]) == 0
+    report = Report.model_validate_json((out / "report.json").read_text())
+    assert [stage.tasks["small"].agreement for stage in report.own] == [1.0, 1.0]
+    assert not any(len(layer.tasks) > 1 for layer in report.layers)
+    bundle = Bundle.load(out)
+    assert {i.name: i.shape for i in bundle.inputs} == {"small.x": (1, 2, 6, 6), "large.x": (1, 2, 8, 8)}
+    assert bundle.runner.threads == 2
+
+
+def test_a_better_cpu_of_the_same_family(models: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lacking = unfit(describe_target(resolve("x86-64-v4")))
+    if lacking is None:
+        pytest.skip("this CPU has everything")
+    out = tmp_path / "out"
+    assert cli.run(["compile", *models, "--target", "x86-64-v4", "--no-compare", "--json", "-o", str(out)]) == 0
+    assert cli.run(["bench", str(out)]) == 2
+    assert lacking in capsys.readouterr().err
+
+
 def test_another_machines_bundle(models: list[str], tmp_path: Path) -> None:
-    pytest.importorskip("ziglang") if not _cross_compiler() else None
+    if shutil.which("aarch64-linux-gnu-gcc") is None:
+        pytest.importorskip("ziglang")
     np.savez(tmp_path / "calibration.npz", x=samples(8))
     out = tmp_path / "out"
     data = ["--quantize", "int8", "--calibration", str(tmp_path / "calibration.npz")]
@@ -153,12 +185,6 @@ def test_another_machines_bundle(models: list[str], tmp_path: Path) -> None:
     # judged on this machine: integers give the same answers on every one
     assert report.final.tasks["one"].agreement is not None
     assert cli.run(["inspect", str(out)]) == 0
-
-
-def _cross_compiler() -> bool:
-    import shutil
-
-    return shutil.which("aarch64-linux-gnu-gcc") is not None
 
 
 def test_tune_then_compile_with_what_was_found(models: list[str], tmp_path: Path) -> None:
