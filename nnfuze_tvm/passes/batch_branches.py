@@ -17,7 +17,7 @@ from tvm_ffi import StructuralKey
 from nnfuze_tvm import dataflow, ir
 from nnfuze_tvm.dataflow import Value, op_name, operands
 from nnfuze_tvm.passes import batch_rules
-from nnfuze_tvm.passes.batch_rules import Join, Plan
+from nnfuze_tvm.passes.batch_rules import Join, Plan, size_in_bytes
 from nnfuze_tvm.passes.share_trunk import ShareTrunk
 
 
@@ -26,8 +26,9 @@ class Costs:
 
     What is saved: a kernel's start (``KERNEL``: its call, loop set-up, cold weights) for every kernel that
     goes, and the vector lanes that a layer with few channels leaves empty. What it costs: every byte that a
-    concatenation or a split moves, read and written, and its own kernel. A chain from a common input to the
-    heads moves nothing but the heads.
+    concatenation or a split moves, read and written, and its own kernel, and a slower grouped kernel where
+    its input no longer fits the first cache. A chain from a common input to the heads moves nothing but the
+    heads.
     """
 
     KERNEL = 1.0
@@ -37,6 +38,11 @@ class Costs:
     """Multiply-accumulates per microsecond with full vectors."""
     LANES = 16
     """Output channels that a kernel computes side by side (a tile of vectors)."""
+
+    CACHE = 32 * 1024
+    """Bytes of the first cache."""
+    SPREAD = 1.1
+    """How much longer a grouped kernel takes whose input is larger: measured 1.05 to 1.12."""
 
     @classmethod
     def copy(cls, size: int) -> float:
@@ -52,7 +58,8 @@ class Costs:
         if not plan.lanes_before:
             return starts
         work = plan.macs / cls.MACS
-        return starts + work * (1 / cls._filled(plan.lanes_before) - 1 / cls._filled(plan.lanes_after))
+        spread = cls.SPREAD if plan.grouped_bytes > cls.CACHE else 1.0
+        return starts + work * (1 / cls._filled(plan.lanes_before) - spread / cls._filled(plan.lanes_after))
 
     @classmethod
     def _filled(cls, channels: int) -> float:
@@ -74,7 +81,7 @@ class BatchBranches:
     def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         """Return ``mod`` with ``main`` rewritten."""
         # Earlier passes emit per branch what is the same for all, e.g. one transpose of a common input each.
-        shared = ShareTrunk()(mod)
+        shared = tvm.transform.Sequential([ShareTrunk()])(mod)
         search = _Search(shared["main"])
         batches = search.run()
         if not batches:
@@ -92,11 +99,6 @@ class _Batch:
     plan: Plan
 
 
-def _size(value: Value) -> int:
-    """Return the bytes of a tensor."""
-    return int(np.prod(ir.static_shape(value))) * np.dtype(str(value.ty.dtype)).itemsize
-
-
 class _Search:
     """Finds batches: seeds them at layers, grows them in lockstep, and keeps what pays."""
 
@@ -106,8 +108,7 @@ class _Search:
         self.index = {binding.var: i for i, binding in enumerate(self.bindings)}
         self.outputs = dataflow.output_fields(func)
         self.reads = [
-            [self.index[leaf] for leaf in operands(binding.value) if leaf in self.index]
-            for binding in self.bindings
+            [self.index[leaf] for leaf in operands(binding.value) if leaf in self.index] for binding in self.bindings
         ]
         self.users: list[list[int]] = [[] for _ in self.bindings]
         for i, sources in enumerate(self.reads):
@@ -156,9 +157,7 @@ class _Search:
             return None
         # Target shapes of reshapes follow from the operands; bounds of clips must agree.
         rest = [
-            StructuralKey(arg)
-            for arg in value.args
-            if not isinstance(arg, tvm.ir.Var | GenericConst | relax.ShapeExpr)
+            StructuralKey(arg) for arg in value.args if not isinstance(arg, tvm.ir.Var | GenericConst | relax.ShapeExpr)
         ]
         attrs = None if value.attrs is None else StructuralKey(value.attrs)
         types = tuple(str(arg.ty.dtype) for arg in value.args if isinstance(arg.ty, relax.TensorType))
@@ -279,7 +278,7 @@ class _Search:
                 if source is not None and source.members == indices and source.plan.axis == operand.axis:
                     joined.update((index, member) for index in indices for member in batch.members)
                 else:
-                    gain -= Costs.copy(sum(_size(value) for value in operand.values))
+                    gain -= Costs.copy(sum(size_in_bytes(value) for value in operand.values))
         public = set(self.outputs)
         for batch in family:
             apart = [
@@ -289,7 +288,7 @@ class _Search:
                 or any((member, user) not in joined for user in self.users[member])
             ]
             if apart:
-                gain -= Costs.copy(sum(_size(self.bindings[member].var) for member in apart))
+                gain -= Costs.copy(sum(size_in_bytes(self.bindings[member].var) for member in apart))
         return gain
 
 

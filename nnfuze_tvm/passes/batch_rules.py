@@ -43,6 +43,8 @@ class Plan:
         For a layer: channels that one kernel's vectors can run over, of one branch and joined. Else 0.
     macs
         Multiply-accumulates of all branches together.
+    grouped_bytes
+        Size of the joined input of a grouped kernel, of which every group reads a part of each row. Else 0.
     fuses
         Whether the operator costs no kernel of its own, because it ends up in that of its producer.
     """
@@ -54,6 +56,7 @@ class Plan:
     lanes_before: int = 0
     lanes_after: int = 0
     macs: int = 0
+    grouped_bytes: int = 0
     fuses: bool = False
 
 
@@ -73,6 +76,11 @@ def plan(calls: Sequence[Call], axes: Axes) -> Plan | None:
     """
     rule = RULES.get(op_name(calls[0]))
     return rule(calls, axes) if rule is not None else None
+
+
+def size_in_bytes(value: Value) -> int:
+    """Return the bytes of a tensor."""
+    return int(np.prod(static_shape(value))) * np.dtype(str(value.ty.dtype)).itemsize
 
 
 def _shapes(calls: Sequence[Call]) -> list[tuple[int, ...]]:
@@ -131,9 +139,7 @@ def _joined_operand(
     broadcast = own_axis < 0 or all(shape[own_axis] == 1 for shape in shapes)
     if all(isinstance(value, GenericConst) for value in values):
         arrays = [_array(value) for value in values]
-        if broadcast and all(
-            a.shape == arrays[0].shape and a.tobytes() == arrays[0].tobytes() for a in arrays
-        ):
+        if broadcast and all(a.shape == arrays[0].shape and a.tobytes() == arrays[0].tobytes() for a in arrays):
             return values[0]
         parts = []
         for array, size in zip(arrays, sizes, strict=True):
@@ -280,7 +286,8 @@ def _convolution(calls: Sequence[Call], axes: Axes) -> Plan | None:
         int(np.prod(shape)) * int(np.prod(output)) // output[out_axis]
         for shape, output in zip(shapes, outputs, strict=True)
     )
-    return Plan([operand], build, out_axis, sizes, lanes_before, lanes_after, macs)
+    grouped_bytes = 0 if shared else sum(size_in_bytes(value) for value in data)
+    return Plan([operand], build, out_axis, sizes, lanes_before, lanes_after, macs, grouped_bytes)
 
 
 def _dense(calls: Sequence[Call], axes: Axes) -> Plan | None:
