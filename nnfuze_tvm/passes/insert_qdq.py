@@ -260,9 +260,7 @@ class _Writer:
         limits: dict[Value, float] = {}
         for tensor, key in plan.points.items():
             limits[key] = max(limits.get(key, 0.0), ranges[tensor].limit(method))
-        self.scales = {
-            tensor: float(np.float32((limits[key] or 1.0) / _LEVELS)) for tensor, key in plan.points.items()
-        }
+        self.scales = {tensor: float(np.float32((limits[key] or 1.0) / _LEVELS)) for tensor, key in plan.points.items()}
         self.emitter = Emitter()
         self.values: dict[Value, Value] = {}
         self.biases: dict[Var, tuple[GenericConst, GenericConst]] = {}
@@ -322,17 +320,19 @@ class _Writer:
         data = {**self.values, **quantized}.get(call.args[0], call.args[0])
         new = Call(call.op, [data, self.emitter.emit(constant)], call.attrs, call.ty_args, call.span)
         result = self.emitter.emit(new, layer.name)
-        if not self.correct:
-            return result
-        error = self._mean_error(call, codes * scale.astype("float64").reshape(along) - weight)
+        error = np.zeros(len(rows))
+        if self.correct:
+            error = self._mean_error(call, codes * scale.astype("float64").reshape(along) - weight)
+        # The bias as the integers will have it, so that the simulation and they round alike.
+        unit = scale.astype("float64") * self.scales[source]
+        shift = (np.rint((offsets - error) / unit) * unit).astype("float32")
         if bias is not None and array(bias[1]).size == len(rows):
-            old = array(bias[1])
-            corrected = (old.astype("float64") - error.reshape(old.shape)).astype("float32")
-            self.biases[bias[0]] = (bias[1], relax.const(corrected))
-            return result
-        channel = 1 if op_name(call) != "matmul" else len(static_shape(layer)) - 1
-        shape = [len(rows) if k == channel else 1 for k in range(len(static_shape(layer)))]
-        return self.emitter.emit(op.add(result, relax.const((-error).reshape(shape).astype("float32"))))
+            self.biases[bias[0]] = (bias[1], relax.const(shift.reshape(array(bias[1]).shape)))
+        elif self.correct and bias is None:
+            channel = 1 if op_name(call) != "matmul" else len(static_shape(layer)) - 1
+            shape = [len(rows) if k == channel else 1 for k in range(len(static_shape(layer)))]
+            return self.emitter.emit(op.add(result, relax.const(shift.reshape(shape))))
+        return result
 
     def _mean_error(self, call: Call, difference: np.ndarray) -> np.ndarray:
         """Return the mean error of each output channel for a change of the weights."""
