@@ -189,7 +189,7 @@ class Bundle:
         except Exception as error:  # the loader's errors have no common type
             raise BundleError(f"{directory / LIBRARY}: can't be loaded ({_reason(error)})") from None
         inputs = [Input(i.name, tuple(i.shape), i.dtype) for i in manifest.inputs]
-        outputs = [Output(o.task, o.name, tuple(o.shape), o.dtype) for o in manifest.outputs]
+        outputs = [Output(o.task, o.name, tuple(o.shape), o.dtype, o.classes) for o in manifest.outputs]
         count = manifest.threads if threads is None else threads
         return cls(directory, manifest, Runner(library, inputs, outputs, count))
 

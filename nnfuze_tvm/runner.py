@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,18 +28,13 @@ class Input:
 
 @dataclass(frozen=True)
 class Output:
-    """A network output: the task it belongs to, its name, shape and dtype."""
+    """A network output: the task it belongs to, its name, shape, dtype, and the number of classes if it has such."""
 
     task: str
     name: str
     shape: tuple[int, ...]
     dtype: str
-
-    @property
-    def classes(self) -> int | None:
-        """Number of classes, if the shape is that of a classifier's scores: ``[batch, classes]``."""
-        significant = [dim for dim in self.shape[1:] if dim != 1]
-        return significant[0] if len(significant) == 1 else None
+    classes: int | None = None
 
 
 def signature(mod: tvm.IRModule) -> tuple[list[Input], list[Output]]:
@@ -46,11 +42,20 @@ def signature(mod: tvm.IRModule) -> tuple[list[Input], list[Output]]:
     main = mod["main"]
     inputs = [Input(p.name, ir.static_shape(p), str(p.ty.dtype)) for p in main.params]
     fields = main.ty.ret.fields
-    outputs = [
-        Output(owner.task, owner.name, tuple(int(d) for d in field.shape.values), str(field.dtype))
-        for owner, field in zip(ir.task_outputs(mod), fields, strict=True)
-    ]
+    outputs = []
+    for owner, field in zip(ir.task_outputs(mod), fields, strict=True):
+        shape = tuple(int(dim) for dim in field.shape.values)
+        outputs.append(Output(owner.task, owner.name, shape, str(field.dtype), _classes(shape, inputs)))
     return inputs, outputs
+
+
+def _classes(shape: tuple[int, ...], inputs: Sequence[Input]) -> int | None:
+    """Return the number of classes, if the shape is that of scores: ``[batch, classes]``, ones aside."""
+    significant = [dim for dim in shape[1:] if dim != 1]
+    # As many numbers out as in: an autoencoder or a filter.
+    if len(significant) != 1 or any(math.prod(i.shape) == math.prod(shape) for i in inputs):
+        return None
+    return significant[0]
 
 
 class Runner:

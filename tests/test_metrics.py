@@ -8,6 +8,7 @@ import pytest
 import tvm
 from onnx import TensorProto, helper, numpy_helper
 
+from benchmarks.networks import build as build_network
 from nnfuze_tvm import build, measure, metrics
 from nnfuze_tvm.devices.targets import resolve
 from nnfuze_tvm.errors import InputError
@@ -102,6 +103,13 @@ def test_integer_layers_and_their_bytes() -> None:
     assert 168 <= metrics.size(lowered).bytes <= 168 + 4 * 2 * 11 + 4 * 8
 
 
+def test_what_gives_as_much_as_it_takes_is_no_classifier() -> None:
+    mod = load([build_network("mlp_autoencoder")], ["t"])
+    _, outputs = signature(tvm.transform.Sequential(pipeline.merge_phases())(mod))
+    assert outputs[0].classes is None
+    assert signature(merged(classifier(), tasks=["t"]))[1][0].classes == 3
+
+
 def test_memory_plan_and_kernels() -> None:
     target = resolve("host")
     mod = merged(classifier(), tasks=["one"])
@@ -131,7 +139,7 @@ def test_interleaved_measurement_takes_turns() -> None:
         measure.measure(lambda: None, repeats=0)
 
 
-OUTPUT = Output("one", "scores", (1, 3), "float32")
+OUTPUT = Output("one", "scores", (1, 3), "float32", 3)
 
 
 def test_accuracy_ignores_samples_without_a_label() -> None:
