@@ -31,8 +31,8 @@ th:first-child,td:first-child{text-align:left;white-space:normal}
 tr.final td{background:#eff6ff;font-weight:600}
 tr.final small{font-weight:400}
 tr.reference td{color:#64748b}
-.bars .row{display:grid;grid-template-columns:215px 1fr 76px 64px;gap:12px;align-items:center;margin:7px 0}
-.bars.kernels .row{grid-template-columns:300px 1fr 76px 64px;margin:4px 0}
+.bars .row{display:grid;grid-template-columns:minmax(80px,24%) minmax(60px,1fr) 70px 56px;gap:12px;align-items:center;margin:7px 0}
+.bars.kernels .row{grid-template-columns:minmax(80px,31%) minmax(60px,1fr) 70px 56px;margin:4px 0}
 .name{overflow:hidden;text-overflow:ellipsis;white-space:nowrap;font-size:14px}
 .kernels .name{font:12.5px ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace}
 .track{background:#f1f5f9;border-radius:5px;height:22px;display:block}
@@ -44,7 +44,7 @@ tr.reference td{color:#64748b}
 .value,.note{text-align:right;font-variant-numeric:tabular-nums}
 .note{color:#64748b;font-size:13px}
 .final .note{color:#1d4ed8;font-weight:600}
-.panels{display:grid;grid-template-columns:repeat(auto-fit,minmax(420px,1fr));gap:10px}
+.panels{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(420px,100%),1fr));gap:10px}
 svg{width:100%;height:auto;display:block}
 svg text{font-family:inherit}
 .title{font-size:15px;font-weight:600}
