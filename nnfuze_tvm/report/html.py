@@ -31,7 +31,8 @@ th:first-child,td:first-child{text-align:left;white-space:normal}
 tr.final td{background:#eff6ff;font-weight:600}
 tr.final small{font-weight:400}
 tr.reference td{color:#64748b}
-.bars .row{display:grid;grid-template-columns:minmax(80px,24%) minmax(60px,1fr) 70px 56px;gap:12px;align-items:center;margin:7px 0}
+.bars .row{display:grid;grid-template-columns:minmax(80px,24%) minmax(60px,1fr) 70px 56px;
+  gap:12px;align-items:center;margin:7px 0}
 .bars.kernels .row{grid-template-columns:minmax(80px,31%) minmax(60px,1fr) 70px 56px;margin:4px 0}
 .name{overflow:hidden;text-overflow:ellipsis;white-space:nowrap;font-size:14px}
 .kernels .name{font:12.5px ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace}
