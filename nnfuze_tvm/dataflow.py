@@ -8,14 +8,15 @@ gets a normalized function without dead bindings from :meth:`Emitter.finish`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import tvm
 from tvm import relax
 from tvm.ir import Call, GenericConst
 from tvm.relax.expr import _update_type
 
-Value = relax.Expr
-"""Any Relax expression; what a binding binds, or one of its operands."""
+Value: TypeAlias = Any
+"""A Relax expression (TVM has no static types): what a binding binds, or one of its operands."""
 
 
 def bindings(func: relax.Function) -> list[relax.VarBinding]:

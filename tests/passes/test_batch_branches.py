@@ -315,6 +315,44 @@ def test_result_used_twice_and_inside(eager):
     batched(net.module(first[0], *second, net.emit(relax.op.add(first[0], first[1])), first[0]))
 
 
+def test_flattened_mean_stays_joined():
+    net = Network()
+    x = net.tensor(4, 6)
+    for _ in range(4):
+        mean = relax.op.sum(net.conv(x, 8), [2, 3], keepdims=True)
+        flat = net.emit(relax.op.reshape(net.emit(mean), [1, 8]))
+        net.outputs.append(net.dense(flat, 5))
+    after = batched(net.module())
+    assert len(layers(after)) == 2 and (calls(after, "concat"), calls(after, "split")) == (0, 1)
+
+
+MIXING = {
+    "sum": lambda x, c: relax.op.sum(x, [c]),
+    "sum of all": lambda x, c: relax.op.sum(x, [1, 2, 3]),
+    "max": lambda x, c: relax.op.max(x, [c], keepdims=True),
+    "softmax": lambda x, c: relax.op.nn.softmax(x, c),
+    "flatten": lambda x, c: relax.op.reshape(x, [1, 4 * 4 * 4]),
+    "fold": lambda x, c: relax.op.reshape(x, [4, 4, 4]),
+    "transpose": lambda x, c: relax.op.permute_dims(x, [0, 3, 2, 1]),
+    "transpose and sum": lambda x, c: relax.op.sum(relax.op.permute_dims(x, [0, 3, 2, 1]), [c]),
+    "pad": lambda x, c: relax.op.nn.pad(x, [0, 0, 1, 1, 1, 1, 1, 1]),
+    "pad others": lambda x, c: relax.op.nn.pad(x, [int(i // 2 in (5 - c, 2)) for i in range(8)]),
+    "matmul": lambda x, c: relax.op.matmul(x, relax.const(np.eye(4, 3, dtype="float32"))),
+}
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_operators_that_mix_or_move_channels(eager, layout):
+    """All sizes are 4, so that nothing but the axes tells what may stay joined."""
+    net = Network(layout)
+    for mix in MIXING.values():
+        x = net.tensor(4, 4)
+        for _ in range(2):
+            value = net.emit(mix(net.conv(x, 4), net.channel_axis))
+            net.outputs.append(net.emit(relax.op.add(value, net.numbers(ir.static_shape(value)))))
+    assert len(layers(batched(net.module()))) < net.layers
+
+
 def test_copies_that_cost_more_than_they_save_are_not_made():
     net = Network()
     outputs = [net.conv(net.tensor(32, 24), 32) for _ in range(2)]
