@@ -46,3 +46,23 @@ def generate(lowered: tvm.IRModule, target: Target) -> relax.VMExecutable:
 def build(mod: tvm.IRModule, target: Target, database: ms.Database | None = None) -> relax.VMExecutable:
     """Return the executable of a graph for one target (phases 5 to 10)."""
     return generate(lower(mod, target, database), target)
+
+
+@relax.register_pipeline("nnfuze")
+def nnfuze_pipeline(database: ms.Database | None = None) -> tvm.transform.Pass:
+    """Return phases 5 to 9, followed by TVM's own lowering, as a pass for ``relax.build``.
+
+    Registered with TVM as ``nnfuze``: ``relax.build(mod, target, relax_pipeline="nnfuze")``.
+
+    Parameters
+    ----------
+    database : tvm.s_tir.meta_schedule.Database, optional
+        Tuning records; by default the current one, if any.
+    """
+
+    @tvm.transform.module_pass(opt_level=0, name="nnfuze")
+    def lower_all(mod: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
+        records = database if database is not None else ms.Database.current()
+        return relax.get_pipeline("default_build")(lower(mod, Target.current(allow_none=False), records))
+
+    return lower_all

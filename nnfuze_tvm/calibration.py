@@ -59,9 +59,7 @@ def load_calibration(
             raise InputError(f"{label}: array {name!r} is no input of the network; its inputs are: {known}")
     for name in wanted:
         if name not in arrays:
-            raise InputError(
-                f"{label}: no array for input {name!r}; it holds: {', '.join(arrays) or 'nothing'}"
-            )
+            raise InputError(f"{label}: no array for input {name!r}; it holds: {', '.join(arrays) or 'nothing'}")
     checked = {}
     for name, param in wanted.items():
         checked[name] = _checked(f"{label}: array {name!r}", arrays[name], param)
@@ -82,9 +80,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     except OSError as error:
         raise InputError(f"{path}: can't read calibration data: {error.strerror or error}") from None
     except (ValueError, EOFError, zipfile.BadZipFile):
-        raise InputError(
-            f"{path}: no .npz file of plain number arrays (write one with numpy.savez)"
-        ) from None
+        raise InputError(f"{path}: no .npz file of plain number arrays (write one with numpy.savez)") from None
 
 
 def _checked(label: str, array: np.ndarray, param: relax.Var) -> np.ndarray:
@@ -144,9 +140,7 @@ class Range:
         if self._reach == 0:
             self._reach = max(self.largest, 1e-30)
         while self._reach < self.largest:  # Twice the range in as many bins: neighbours become one.
-            self._histogram = np.concatenate(
-                [self._histogram.reshape(-1, 2).sum(1), np.zeros(_BINS // 2, "int64")]
-            )
+            self._histogram = np.concatenate([self._histogram.reshape(-1, 2).sum(1), np.zeros(_BINS // 2, "int64")])
             self._reach *= 2
         self._histogram += np.histogram(np.abs(values), _BINS, (0, self._reach))[0]
 
@@ -165,9 +159,7 @@ class Range:
             return min(float(edges[np.searchsorted(share, _KEPT)]), self.largest)
         centers = edges - 0.5 * self._reach / _BINS
         candidates = self.largest * np.linspace(0.2, 1.0, 81)
-        return float(
-            min(candidates[::-1], key=lambda limit: self._squared_error(centers, limit / levels, levels))
-        )
+        return float(min(candidates[::-1], key=lambda limit: self._squared_error(centers, limit / levels, levels)))
 
     def _squared_error(self, centers: np.ndarray, scale: float, levels: int) -> float:
         rounded = np.clip(np.rint(centers / scale), 0, levels) * scale

@@ -92,9 +92,7 @@ def substitute(value: Value, replace: Mapping[Value, Value]) -> Value:
     return result
 
 
-def with_functions(
-    mod: tvm.IRModule, functions: Mapping[tvm.ir.GlobalVar | str, tvm.ir.BaseFunc]
-) -> tvm.IRModule:
+def with_functions(mod: tvm.IRModule, functions: Mapping[tvm.ir.GlobalVar | str, tvm.ir.BaseFunc]) -> tvm.IRModule:
     """Return a module with these functions and everything else of ``mod``."""
     result = tvm.IRModule(dict(functions), global_infos=mod.global_infos)
     return result.with_attrs(dict(mod.attrs.items())) if mod.attrs is not None else result
@@ -178,9 +176,7 @@ class Emitter:
         public: dict[Value, Value] = {
             out: tvm.ir.Var(out.name, out.ty) for out in outputs if isinstance(out, relax.DataflowVar)
         }
-        final = [
-            relax.VarBinding(public.get(b.var, b.var), substitute(b.value, public)) for b in reversed(kept)
-        ]
+        final = [relax.VarBinding(public.get(b.var, b.var), substitute(b.value, public)) for b in reversed(kept)]
         body = self._builder.normalize(relax.Tuple([substitute(out, public) for out in outputs]))
         sequence = relax.SeqExpr([relax.DataflowBlock(final)] if final else [], body)
         _update_type(sequence, body.ty)

@@ -53,7 +53,7 @@ def write_data(training: Clips, evaluation: Clips, out: Path) -> None:
 def write_networks(training: Clips, epochs: int, seed: int, out: Path) -> None:
     """Train and export both pairs."""
     audio = training[0]
-    labels = dict(zip(CLASSES, map(torch.from_numpy, training[1:])))
+    labels = dict(zip(CLASSES, map(torch.from_numpy, training[1:]), strict=True))
     trunk, heads = train("shared", tuple(CLASSES), audio, labels, epochs, seed)
     # Folded once: both files get the very same bits.
     frozen = fold(trunk)

@@ -122,9 +122,7 @@ def _adopt_kernels(
 
 def _check_shared(mod: tvm.IRModule, sources: Sequence[Source], shared_inputs: Sequence[str]) -> None:
     for name in shared_inputs:
-        owners = [
-            (source, param) for source in sources for param in mod[source.task].params if param.name == name
-        ]
+        owners = [(source, param) for source in sources for param in mod[source.task].params if param.name == name]
         if not owners:
             known = sorted({param.name for source in sources for param in mod[source.task].params})
             raise InputError(f"shared input {name!r}: no network has it (there are: {', '.join(known)})")

@@ -198,9 +198,7 @@ def input_shapes(source: Source, shapes: Mapping[str, Sequence[int]]) -> dict[st
             continue
         given = tuple(int(dim) for dim in given)
         if len(given) != len(fixed):
-            raise InputError(
-                f"{source.label}: input {value.name!r} has {len(fixed)} dimensions, shape {given}"
-            )
+            raise InputError(f"{source.label}: input {value.name!r} has {len(fixed)} dimensions, shape {given}")
         if any(new <= 0 or old not in (0, new) for old, new in zip(fixed, given, strict=True)):
             text = "x".join(str(dim or "?") for dim in fixed)
             raise InputError(f"{source.label}: input {value.name!r} is {text}, which can't be {given}")
@@ -220,6 +218,4 @@ def check_shape_names(all_sources: Sequence[Source], shapes: Mapping[str, Sequen
     qualified = {f"{source.task}:{value.name}" for source in all_sources for value in source.inputs}
     for name in shapes:
         if name not in known | qualified:
-            raise InputError(
-                f"shapes: no network has an input {name!r} (there are: {', '.join(sorted(known))})"
-            )
+            raise InputError(f"shapes: no network has an input {name!r} (there are: {', '.join(sorted(known))})")

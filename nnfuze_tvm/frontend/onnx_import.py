@@ -40,8 +40,7 @@ _SHARED_WITH_MICROSOFT = frozenset({"Gelu", "QuantizeLinear", "DequantizeLinear"
 # Constant inputs do not make these constant, or (dequantize) an int8 weight shall stay one.
 _NEVER_FOLDED = frozenset(
     (
-        "DequantizeLinear Dropout RandomNormal RandomNormalLike RandomUniform RandomUniformLike "
-        "Multinomial Bernoulli"
+        "DequantizeLinear Dropout RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli"
     ).split()
 )
 
@@ -115,9 +114,7 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
             if result is None:
                 result = self._converted(op_name, inputs, attrs, opset)
         except Exception as error:
-            raise ModelError(
-                f"{self._source.label}: node {node.name!r} ({op_name}): {first_line(error)}"
-            ) from error
+            raise ModelError(f"{self._source.label}: node {node.name!r} ({op_name}): {first_line(error)}") from error
         for value in result.fields if isinstance(result, relax.Tuple) else [result]:
             self._note_layers(value, node.name)
         return result

@@ -59,12 +59,8 @@ class _Merger:
                 new[binding.var] = self.emitter.emit(value, binding.var.name)
             outputs.extend(dataflow.substitute(field, new) for field in dataflow.output_fields(func))
         main = self.emitter.finish(list(dict.fromkeys(params.values())), outputs)
-        functions = {
-            var: func for var, func in self.mod.functions.items() if not isinstance(func, relax.Function)
-        }
-        return dataflow.with_functions(
-            self.mod, {**functions, "main": main.with_attr("global_symbol", "main")}
-        )
+        functions = {var: func for var, func in self.mod.functions.items() if not isinstance(func, relax.Function)}
+        return dataflow.with_functions(self.mod, {**functions, "main": main.with_attr("global_symbol", "main")})
 
     def _params(self) -> dict[tuple[str, str], tvm.ir.Var]:
         """Return the parameter of ``main`` that stands for each (task, input)."""

@@ -112,9 +112,7 @@ def tiles(work: Work, hw: Hardware) -> list[Tile]:
     return [tile for *_, tile in found]
 
 
-def schedule(
-    sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool, pixel_axes: int, groups: int
-) -> bool:
+def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool, pixel_axes: int, groups: int) -> bool:
     """Schedule a contraction in place.
 
     Parameters
@@ -193,7 +191,6 @@ def schedule(
     sch.reorder(channel_block, *outer, *blocks_of, *inside, vectors, lane)
     _unroll_tile(sch, [*inside, vectors], lane)
     sch.compute_at(anchor, blocks_of[-1], preserve_unit_loops=True)
-    sch.set_scope(anchor, 0, "local")
 
     own = sch.get_loops(anchor)[-len(kinds) :]
     spatial, reduction = own[:n_spatial], own[n_spatial:]
@@ -216,6 +213,14 @@ def schedule(
     for pad in pads:
         vectorize_inner(sch, sch.get_loops(pad)[-1], data, hw)
     return True
+
+
+def weights_follow(sch: s_tir.Schedule, anchor: SBlockRV, order: tuple[int, ...]) -> bool:
+    """Tell whether a block reads two buffers, the second at the block's iterators in this order."""
+    node = sch.get(anchor)
+    if len(node.reads) != 2 or len(node.reads[1].region) != len(order):
+        return False
+    return all(index.min.same_as(node.iter_vars[i].var) for index, i in zip(node.reads[1].region, order, strict=True))
 
 
 def isolate(sch: s_tir.Schedule, anchor: SBlockRV) -> tuple[SBlockRV, list[SBlockRV]]:
@@ -251,16 +256,14 @@ def _pack_weights(sch: s_tir.Schedule, anchor: SBlockRV, block: int, dot: Dot4 |
     rank = len(sch.get(anchor).reads[1].region)
     packed = sch.cache_read(anchor, 1, "global")
 
-    channel_first = rank == 4  # convolutions OHWI; dense layers (batch,) K, N
-
     def place(*axes: tirx.PrimExpr) -> tuple[tirx.PrimExpr, ...]:
-        if channel_first:
-            outer, (channel, *kernel, depth) = (), axes
-        else:
-            (*outer, depth, channel), kernel = axes, ()
+        if rank == 4:  # a convolution's, OHWI
+            before, channel, kernel, depth = (), axes[0], axes[1:3], axes[3]
+        else:  # a dense layer's, (batch,) K, N
+            before, channel, kernel, depth = axes[:-2], axes[-1], (), axes[-2]
         if dot is None:
-            return (*outer, channel // block, *kernel, depth, channel % block)
-        return (*outer, channel // block, *kernel, depth // 4, channel % block, depth % 4)
+            return (*before, channel // block, *kernel, depth, channel % block)
+        return (*before, channel // block, *kernel, depth // 4, channel % block, depth % 4)
 
     maps = {
         2: lambda a, b: place(a, b),

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from tvm import s_tir
 
-from nnfuze_tvm.schedules.base import blocks, iter_kinds
-from nnfuze_tvm.schedules.contraction import schedule
+from nnfuze_tvm.schedules.base import iter_kinds, single_anchor
+from nnfuze_tvm.schedules.contraction import schedule, weights_follow
 from nnfuze_tvm.schedules.hardware import Hardware
+
+# Per kind of the iterators, which of them index the right-hand side: rows are the reduction, columns the output's.
+_WEIGHTS = {"SSR": [(2, 1)], "SSSR": [(0, 3, 2), (3, 2)]}
 
 
 def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
     """Schedule a matrix product; see the package's docstring for the contract."""
-    for block in blocks(sch):
-        node = sch.get(block)
-        if iter_kinds(sch, block) not in ("SSR", "SSSR") or len(node.reads) != 2:
-            continue
-        if len(node.reads[1].region) != len(iter_kinds(sch, block)) - 1:
-            return False
-        return schedule(sch, block, hw, tunable, pixel_axes=1, groups=1)
-    return False
+    block = single_anchor(sch)
+    if block is None:
+        return False
+    orders = _WEIGHTS.get(iter_kinds(sch, block), [])
+    if not any(weights_follow(sch, block, order) for order in orders):
+        return False
+    return schedule(sch, block, hw, tunable, pixel_axes=1, groups=1)

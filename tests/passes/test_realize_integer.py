@@ -295,9 +295,7 @@ def test_pooling_is_bit_identical_to_numpy(kind, scale, count_padding, ceil, nhw
     source = ref.quantize(data, scale, zero, lo, hi)
     expected = [
         ref.max_pool(source, size, stride, padding).codes + offset,
-        ref.requantize(
-            ref.average_pool(source, size, stride, padding, count_padding), finer, 0, -127, 127
-        ).codes,
+        ref.requantize(ref.average_pool(source, size, stride, padding, count_padding), finer, 0, -127, 127).codes,
         ref.requantize(ref.mean(source, (2, 3)), finer, zero, lo, hi).codes + offset,
     ]
     for result, wanted in zip(results, expected, strict=True):

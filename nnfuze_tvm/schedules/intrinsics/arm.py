@@ -16,7 +16,7 @@ def _sdot(dtype: str) -> tirx.PrimFunc:
     def impl(
         A: T.Buffer((4,), dtype, offset_factor=1),
         B: T.Buffer((4, 4), "int8", offset_factor=1),
-        C: T.Buffer((4,), "int32", offset_factor=1, scope="local"),
+        C: T.Buffer((4,), "int32", offset_factor=1),
     ) -> None:
         with T.sblock("root"):
             T.reads(C[0:4], A[0:4], B[0:4, 0:4])

@@ -1,0 +1,101 @@
+"""Whole networks through the whole pipeline, against ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import tvm
+from tvm import relax
+
+from benchmarks.networks import build as network
+from benchmarks.networks import inputs as network_inputs
+from benchmarks.networks import shared_trunk_pair
+from nnfuze_tvm import build, load
+from nnfuze_tvm.dataflow import bindings, op_name
+from nnfuze_tvm.devices.targets import resolve
+from nnfuze_tvm.passes import pipeline
+
+HOST = resolve("host")
+SPEECH = Path(__file__).parent.parent / "examples" / "speech"
+
+
+def merged(models, **options):
+    return tvm.transform.Sequential(pipeline.merge_phases())(load(models, **options))
+
+
+def run(mod: tvm.IRModule, data: np.ndarray) -> list[np.ndarray]:
+    machine = relax.VirtualMachine(build.build(mod, HOST), tvm.cpu())
+    return [out.numpy() for out in machine["main"](tvm.runtime.tensor(data))]
+
+
+def onnx_runtime(model: bytes | str, data: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    return session.run(None, {session.get_inputs()[0].name: data})[0]
+
+
+def assert_close(got: np.ndarray, want: np.ndarray) -> None:
+    assert np.abs(got - want).max() <= 1e-4 * np.ptp(want)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["ds_cnn", "resnet8", "mlp_autoencoder", "resnet18", "mobilenet_v1", "mobilenet_v2", "resnet50"],
+)
+def test_fp32_equals_onnx_runtime(name):
+    model = network(name, batch_norm=name in ("resnet8", "mobilenet_v2"))
+    data = network_inputs(model, 1, seed=1)
+    data = data if isinstance(data, np.ndarray) else next(iter(data.values()))
+    (got,) = run(merged([model], tasks=[name]), data)
+    assert_close(got, onnx_runtime(model.SerializeToString(), data))
+
+
+def calls(mod: tvm.IRModule) -> Counter[str]:
+    """Return how often ``main`` of a lowered module calls each kernel."""
+    return Counter(
+        binding.value.args[0].name_hint for binding in bindings(mod["main"]) if op_name(binding.value) == "call_tir"
+    )
+
+
+@pytest.mark.parametrize("pair", ["shared", "independent"])
+def test_speech_pair_equals_onnx_runtime_and_the_separate_networks(pair):
+    paths = [SPEECH / pair / f"{task}.onnx" for task in ("keyword", "speaker")]
+    clips = np.load(SPEECH / "evaluation.npz")["audio"][:4]
+    mod = merged(paths)
+    machine = relax.VirtualMachine(build.build(mod, HOST), tvm.cpu())
+    alone = [relax.VirtualMachine(build.build(merged([path]), HOST), tvm.cpu()) for path in paths]
+    for clip in clips:
+        outputs = machine["main"](tvm.runtime.tensor(clip[None]))
+        for path, output, single in zip(paths, outputs, alone, strict=True):
+            assert_close(output.numpy(), onnx_runtime(str(path), clip[None]))
+            (separate,) = single["main"](tvm.runtime.tensor(clip[None]))
+            np.testing.assert_array_equal(output.numpy(), separate.numpy())
+
+
+def test_shared_trunk_runs_once():
+    paths = [SPEECH / "shared" / f"{task}.onnx" for task in ("keyword", "speaker")]
+    together = calls(build.lower(merged(paths), HOST))
+    alone = calls(build.lower(merged(paths[:1]), HOST))
+    # One more head, and nothing else.
+    assert together.total() == alone.total() + 1
+
+
+def test_two_heads_on_one_trunk_of_a_larger_network():
+    models = shared_trunk_pair("resnet8", seed=3)
+    data = network_inputs(models[0], 1, seed=2)
+    data = data if isinstance(data, np.ndarray) else next(iter(data.values()))
+    outputs = run(merged(list(models), tasks=["first", "second"]), data)
+    for model, output in zip(models, outputs, strict=True):
+        assert_close(output, onnx_runtime(model.SerializeToString(), data))
+
+
+@pytest.mark.parametrize("target", ["aarch64", "aarch64+dotprod", "x86-64-v3", "x86-64-v4"])
+def test_every_kernel_of_a_network_compiles_for_every_target(target):
+    cpu = resolve(target)
+    lowered = build.lower(merged([network("resnet8")], tasks=["resnet8"]), cpu)
+    rules = {f.attrs["nnfuze.rule"] for _, f in lowered.functions_items() if isinstance(f, tvm.tirx.PrimFunc)}
+    assert "conv2d" in rules
+    assert isinstance(build.generate(lowered, cpu), relax.VMExecutable)
