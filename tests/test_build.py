@@ -1,0 +1,91 @@
+"""From a graph to an executable: the registered pipeline, kernels without a rule of their own, tuning records."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import tvm
+from tvm import relax, s_tir
+
+from nnfuze_tvm import build, schedules
+from nnfuze_tvm.devices.targets import resolve
+from nnfuze_tvm.errors import DeviceError
+from nnfuze_tvm.schedules import conv2d
+from nnfuze_tvm.schedules.schedule_kernels import ScheduleKernels
+
+HOST = resolve("host")
+
+
+def small_network() -> tvm.IRModule:
+    rng = np.random.default_rng(0)
+    builder = relax.BlockBuilder()
+    data = relax.Var("x", relax.TensorType((1, 8, 6, 6), "float32"))
+    weights = relax.const(rng.standard_normal((16, 8, 3, 3)).astype("float32"))
+    with builder.function("main", [data]):
+        with builder.dataflow():
+            value = builder.emit(relax.op.nn.relu(builder.emit(relax.op.nn.conv2d(data, weights))))
+            result = builder.emit_output(relax.Tuple([value]))
+        builder.emit_func_output(result)
+    return builder.get()
+
+
+def run(executable: relax.VMExecutable) -> np.ndarray:
+    data = np.random.default_rng(1).standard_normal((1, 8, 6, 6)).astype("float32")
+    return relax.VirtualMachine(executable, tvm.cpu())["main"](tvm.runtime.tensor(data))[0].numpy()
+
+
+def test_pipeline_is_registered_with_tvm():
+    ours = relax.build(small_network(), HOST, relax_pipeline=relax.get_pipeline("nnfuze"))
+    by_name = relax.build(small_network(), HOST, relax_pipeline="nnfuze")
+    plain = relax.build(small_network(), HOST)
+    np.testing.assert_allclose(run(ours), run(plain), atol=1e-4)
+    np.testing.assert_array_equal(run(ours), run(by_name))
+
+
+def test_every_kernel_is_scheduled():
+    lowered = build.lower(small_network(), HOST)
+    kernels = [f for _, f in lowered.functions_items() if isinstance(f, tvm.tirx.PrimFunc)]
+    assert kernels
+    assert all("nnfuze.rule" in kernel.attrs for kernel in kernels)
+
+
+def test_rule_that_fails_costs_speed_and_not_the_compilation(monkeypatch, caplog):
+    def broken(sch, hw, tunable):
+        raise s_tir.ScheduleError("not this one")
+
+    monkeypatch.setattr(conv2d, "apply", broken)
+    with caplog.at_level(logging.WARNING):
+        lowered = build.lower(small_network(), HOST)
+    assert "not this one" in caplog.text
+    rules = {f.attrs["nnfuze.rule"] for _, f in lowered.functions_items() if isinstance(f, tvm.tirx.PrimFunc)}
+    assert "fallback" in rules and "conv2d" not in rules
+    monkeypatch.undo()
+    np.testing.assert_allclose(run(build.generate(lowered, HOST)), run(build.build(small_network(), HOST)), atol=1e-4)
+
+
+def test_record_of_the_database_goes_before_the_rule():
+    fused = build.pipeline.fused_module(small_network(), HOST)
+    database = s_tir.meta_schedule.database.MemoryDatabase()
+    tasks = s_tir.meta_schedule.relax_integration.extract_tasks(fused, HOST)
+    (task,) = (t for t in tasks if "conv2d" in t.task_name)
+    sch = s_tir.Schedule(task.dispatched[0], seed=3)
+    schedules.apply(sch, HOST, tunable=True)
+    workload = database.commit_workload(task.dispatched[0])
+    database.commit_tuning_record(s_tir.meta_schedule.database.TuningRecord(sch.trace, workload, [1e-6], HOST))
+    scheduled = ScheduleKernels(HOST, database)(fused)
+    tuned = [f for g, f in scheduled.functions_items() if isinstance(f, tvm.tirx.PrimFunc) and "conv2d" in g.name_hint]
+    tvm.ir.assert_structural_equal(tuned[0].body, sch.mod["main"].body, map_free_vars=True)
+
+
+@pytest.mark.parametrize("name", ["rpi9", "", '{"kind": "llvm", "mcpu": 1}', "{broken"])
+def test_unknown_target_is_one_line(name):
+    with pytest.raises(DeviceError, match="target") as caught:
+        resolve(name)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["host", "aarch64", "x86-64-v4", '{"kind": "llvm", "mcpu": "znver3"}'])
+def test_known_targets(name):
+    assert resolve(name).kind.name == "llvm"
