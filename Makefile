@@ -13,7 +13,7 @@ unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME
 demo: $(STAMP)
 	$(BIN)/nnfuze compile $(SPEECH)/shared/keyword.onnx $(SPEECH)/shared/speaker.onnx --target host \
 	  --calibration $(SPEECH)/calibration.npz --evaluation $(SPEECH)/evaluation.npz \
-	  --quantize int8 --prune 0.75 --trials 16 --force -o build/demo
+	  --quantize int8 --prune 0.75 --trials 16 --work-dir build/demo-tuning --force -o build/demo
 
 # make test ARGS="tests/passes -k merge"
 test: $(STAMP)
