@@ -155,6 +155,7 @@ def tune_command(
     tracker: Tracker = None,
     key: Key = None,
     wait: Wait = 60.0,
+    threads: Threads = 1,
 ) -> None:
     """Tune the kernels of the merged network; `compile --work-dir` uses what was found.
 

@@ -178,6 +178,7 @@ def _tuned(
         tracker=options.tracker,
         key=options.key,
         progress=progress,
+        threads=options.threads,
         wait_for_device=options.wait,
     )
 

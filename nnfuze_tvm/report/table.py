@@ -14,8 +14,10 @@ from nnfuze_tvm.report.record import KernelTime, Report, Stage, TaskQuality
 def render_table(report: Report) -> Table:
     """Return the stages as a table, a column each, without rows that nothing was measured for."""
     outputs = list(dict.fromkeys(name for stage in report.stages for name in stage.tasks))
+    first = report.stages[0].latency
     rows: dict[str, Callable[[Stage], str]] = {
         "latency": lambda s: text.seconds(s.latency),
+        "speed-up": lambda s: f"{first / s.latency:.2f}×" if first and s.latency else text.NOTHING,
         "p95": lambda s: text.seconds(s.latency_p95),
         "throughput": lambda s: text.rate(s.throughput),
         "MACs": lambda s: text.count(s.macs),

@@ -39,6 +39,7 @@ def tune(
     tracker: str | None = None,
     key: str | None = None,
     progress: bool = True,
+    threads: int = 1,
     timeout: float = 30.0,
     wait_for_device: float = 60.0,
     seed: int = 0,
@@ -70,6 +71,8 @@ def tune(
         The devices' key at the tracker; all devices under it are used at once.
     progress : bool
         Show bars on the terminal.
+    threads : int
+        Threads that a kernel may use while it is measured; as many as inferences will have.
     timeout : float
         Seconds that one candidate may take to compile, and again to measure.
     wait_for_device : float
@@ -134,10 +137,11 @@ def tune(
                 "tracker": tracker or "embedded",
                 "trials": trials,
                 "seed": seed,
+                "threads": threads,
                 "versions": {name: version(name) for name in ("apache-tvm", "apache-tvm-ffi")},
                 "kernels": [{"id": k.id, "name": k.name, "weight": k.weight} for k in kernels],
             },
-            fixed=("target", "key", "versions"),
+            fixed=("target", "key", "threads", "versions"),
         )
         directory.write_workloads(kernels, target)
         if tracker is None:
@@ -163,6 +167,7 @@ def tune(
                 tracker,
                 key,
                 timeout,
+                threads,
                 from_note=True,
             ),
             limit=trials,

@@ -177,7 +177,7 @@ def _compile(
     candidate.library = library
 
 
-def measure_loop(channel: Connection, address: str, key: str, timeout: float) -> None:
+def measure_loop(channel: Connection, address: str, key: str, timeout: float, threads: int) -> None:
     """Answer every ``(library, args, best)`` with the device's address as soon as known, then ``Measured``.
 
     ``best`` is the shortest time so far or None.
@@ -194,7 +194,7 @@ def measure_loop(channel: Connection, address: str, key: str, timeout: float) ->
             continue
         channel.send(device)
         try:
-            result = Measured(_measure(remote, library, args, best))
+            result = Measured(_measure(remote, library, args, best, threads))
         except Exception as err:
             result = Measured(error=_one_line(err))
         # The device ends the session, and takes the next one, when the last handle is gone.
@@ -202,9 +202,10 @@ def measure_loop(channel: Connection, address: str, key: str, timeout: float) ->
         channel.send(result)
 
 
-def _measure(remote: rpc.RPCSession, library: str, args: list, best: float | None) -> list[float]:
+def _measure(remote: rpc.RPCSession, library: str, args: list, best: float | None, threads: int) -> list[float]:
     name = os.path.basename(library)
     device = remote.cpu(0)
+    remote.get_function("runtime.config_threadpool")(1, threads)
     remote.upload(library)
     module = remote.load_module(name)
     operands = [tvm.runtime.empty(shape, dtype, device) for shape, dtype in args]

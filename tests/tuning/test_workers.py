@@ -71,7 +71,7 @@ def slow_library(folder: Path) -> str:
 
 def test_a_run_that_takes_too_long_is_ended_and_the_device_is_free_again(nursery: Nursery, tmp_path: Path) -> None:
     with EmbeddedTracker(nursery=nursery) as tracker:
-        pool = Pool(nursery, 1, 10, workers.measure_loop, tracker.address, tracker.key, 1.0, from_note=True)
+        pool = Pool(nursery, 1, 10, workers.measure_loop, tracker.address, tracker.key, 1.0, 1, from_note=True)
         library = slow_library(tmp_path)
         for _ in range(2):
             pool.submit("slow", (library, [((1,), "float32")], None))
