@@ -8,6 +8,9 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from nnfuze_tvm.devices.targets import resolve
+from nnfuze_tvm.devices.toolchain import linker_for
+
 
 def run_module(
     mod: tvm.IRModule, inputs: Mapping[str, np.ndarray], function: str = "main", level: int = 1
@@ -25,7 +28,8 @@ def run_module(
     """
     params = [param.name for param in mod[function].params]
     executable = tvm.compile(mod, target=tvm.target.Target({"kind": "llvm", "opt-level": level}))
-    machine = relax.VirtualMachine(executable, tvm.cpu())
+    # TVM links what has no kernel at all, and takes a system compiler for it unless told otherwise.
+    machine = relax.VirtualMachine(executable.jit(fcompile=linker_for(resolve("host"))), tvm.cpu())
     result = machine[function](*(tvm.runtime.tensor(np.ascontiguousarray(inputs[name])) for name in params))
     if isinstance(result, tvm.runtime.Tensor):
         return [result.numpy()]
