@@ -14,10 +14,11 @@ from tvm import relax
 from benchmarks.networks import build as network
 from benchmarks.networks import inputs as network_inputs
 from benchmarks.networks import shared_trunk_pair
-from nnfuze_tvm import build, load
+from nnfuze_tvm import build, ir, load, metrics
 from nnfuze_tvm.dataflow import bindings, op_name
 from nnfuze_tvm.devices.targets import resolve
 from nnfuze_tvm.passes import pipeline
+from nnfuze_tvm.policy import Policy
 
 HOST = resolve("host")
 SPEECH = Path(__file__).parent.parent / "examples" / "speech"
@@ -81,6 +82,15 @@ def test_shared_trunk_runs_once():
     alone = calls(build.lower(merged(paths[:1]), HOST))
     # One more head, and nothing else.
     assert together.total() == alone.total() + 1
+
+
+def test_shipped_policy_names_layers_of_the_shipped_networks():
+    mod = merged([SPEECH / "shared" / f"{task}.onnx" for task in ("keyword", "speaker")])
+    policy = Policy.load(SPEECH / "policy.json")
+    policy.validate_layers([layer.name for layer in metrics.layers(mod)], ir.aliases(mod))
+    assert policy.for_layer("keyword/trunk/stem/Conv").keep == 1.0
+    assert policy.for_layer("speaker/head/Gemm").bits == 32
+    assert policy.for_layer("keyword/trunk/block1/conv1/Conv").keep == 0.75
 
 
 def test_two_heads_on_one_trunk_of_a_larger_network():

@@ -14,7 +14,7 @@ from nnfuze_tvm.report.record import KernelTime, Report, Stage, TaskQuality
 def render_table(report: Report) -> Table:
     """Return the stages as a table, a column each, without rows that nothing was measured for."""
     outputs = list(dict.fromkeys(name for stage in report.stages for name in stage.tasks))
-    first = report.stages[0].latency
+    first = report.stages[0].latency if len(report.stages) > 1 else None
     rows: dict[str, Callable[[Stage], str]] = {
         "latency": lambda s: text.seconds(s.latency),
         "speed-up": lambda s: f"{first / s.latency:.2f}×" if first and s.latency else text.NOTHING,
