@@ -89,3 +89,26 @@ def test_unknown_target_is_one_line(name):
 @pytest.mark.parametrize("name", ["host", "aarch64", "x86-64-v4", '{"kind": "llvm", "mcpu": "znver3"}'])
 def test_known_targets(name):
     assert resolve(name).kind.name == "llvm"
+
+
+@pytest.mark.parametrize("kind", ["conv2d", "dense"])
+@pytest.mark.parametrize("weight", [-127, -128])
+def test_lowest_weights_are_exact_on_signed_data(kind, weight):
+    """A CPU that multiplies magnitudes has none for -128."""
+    scale, zero = relax.const(np.float32(1.0)), relax.const(np.int8(0))
+    builder = relax.BlockBuilder()
+    shape, weight_shape = ((1, 8, 3, 3), (16, 8, 1, 1)) if kind == "conv2d" else ((1, 8), (8, 16))
+    data = relax.Var("x", relax.TensorType(shape, "float32"))
+    with builder.function("main", [data]):
+        with builder.dataflow():
+            codes = builder.emit(relax.op.quantize(data, scale, zero, axis=0, out_dtype="int8"))
+            value = builder.emit(relax.op.dequantize(codes, scale, zero, axis=0, out_dtype="float32"))
+            stored = relax.const(np.full(weight_shape, weight, "int8"))
+            weights = builder.emit(relax.op.dequantize(stored, scale, zero, axis=0, out_dtype="float32"))
+            layer = relax.op.nn.conv2d(value, weights) if kind == "conv2d" else relax.op.matmul(value, weights)
+            result = builder.emit_output(relax.Tuple([builder.emit(layer)]))
+        builder.emit_func_output(result)
+    x = np.random.default_rng(0).integers(-127, 128, shape).astype("float32")
+    machine = relax.VirtualMachine(build.build(builder.get(), HOST), tvm.cpu())
+    got = machine["main"](tvm.runtime.tensor(x))[0].numpy()
+    np.testing.assert_array_equal(got, np.broadcast_to(x.sum(1, keepdims=True) * weight, got.shape))

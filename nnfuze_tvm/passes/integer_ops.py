@@ -33,7 +33,7 @@ class IntegerOps(SumOps):
         result = self.emit(
             convolve(
                 source,
-                relax.const(weight.codes.astype("int8")),
+                _weights(weight.codes),
                 strides=list(attrs.strides),
                 padding=padding,
                 dilation=list(attrs.dilation),
@@ -51,8 +51,7 @@ class IntegerOps(SumOps):
     def matmul(self, data: Quantized, weight: Constant, name: str) -> Sum:
         """Multiply codes by an int8 matrix ``[K, N]``."""
         assert weight.codes is not None
-        matrix = relax.const(weight.codes.astype("int8"))
-        result = self.emit(op.matmul(data.codes.expr, matrix, out_dtype="int32"), name)
+        result = self.emit(op.matmul(data.codes.expr, _weights(weight.codes), out_dtype="int32"), name)
         rank = len(data.shape)
         return self._contraction(result, data, weight, 1, rank - 1, rank)
 
@@ -160,3 +159,11 @@ class IntegerOps(SumOps):
             total = self.widen(part) if isinstance(part, Quantized) else part
             codes.append(self.requantize(total, scale, zero_point, dtype))
         return self.concat(codes, value.axis)
+
+
+def _weights(codes: np.ndarray) -> relax.Expr:
+    """Return weights as the integer graph holds them: int8 in [-127, 127], what reaches -128 as int16.
+
+    Dot-product instructions for int8 may move the sign of the data to the weights, and -(-128) is no int8.
+    """
+    return relax.const(codes.astype("int16" if codes.min(initial=0) == -128 else "int8"))

@@ -3,7 +3,8 @@
 ``dot4(features, dtype)`` names the intrinsic of the best instruction set at hand. All of them compute
 ``C[i] += sum(A[k] * B[i, k] for k in range(4))`` in exact int32 arithmetic, so results are the same bits
 everywhere. Two conditions make that true on AVX2 (whose ``vpmaddubsw`` saturates at int16): ``uint8`` data
-holds values up to 127 only, and weights are never -128.
+holds values up to 127 only, and int8 weights are never -128 (``RealizeInteger`` holds layers with such weights in
+int16, which no intrinsic takes).
 """
 
 from __future__ import annotations
