@@ -104,17 +104,19 @@ def single_anchor(sch: s_tir.Schedule) -> SBlockRV | None:
     return anchor
 
 
-def inline_around(sch: s_tir.Schedule, anchor: SBlockRV) -> SBlockRV:
+def inline_around(sch: s_tir.Schedule, anchor: SBlockRV, keep: Sequence[SBlockRV] = ()) -> SBlockRV:
     """Inline all blocks before the anchor into it and all after it into the last one; return the last one.
 
-    An anchor that is itself the last block gets a copy of its result as the last one.
+    An anchor that is itself the last block gets a copy of its result as the last one. Blocks in ``keep`` stay.
     """
+    kept = {sch.get(block).name_hint for block in keep}
     names = [sch.get(block).name_hint for block in blocks(sch)]
     position = names.index(sch.get(anchor).name_hint)
     last = position + 1 == len(names)
     out = sch.cache_write(anchor, 0, "global") if last else sch.get_sblock(names[-1])
     for name in names[:position] + names[position + 1 : -1]:
-        sch.compute_inline(sch.get_sblock(name))
+        if name not in kept:
+            sch.compute_inline(sch.get_sblock(name))
     return out
 
 

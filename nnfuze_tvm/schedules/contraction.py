@@ -18,10 +18,10 @@ from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from nnfuze_tvm.schedules.base import (
     PARALLEL_MIN_OPS,
-    blocks,
     choose,
     divisors,
     extents,
+    inline_around,
     iter_kinds,
     vectorize_inner,
 )
@@ -143,8 +143,9 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool,
     data, weights = (str(region.source.dtype) for region in node.reads[:2])
     accumulator = str(node.writes[0].source.dtype)
     depth = sizes[-1]
+    constant_weights = node.reads[1].source.name in {param.name for param in _layout_free(sch)}
     dot = None
-    if (accumulator, weights) == ("int32", "int8") and depth % 4 == 0:
+    if constant_weights and (accumulator, weights) == ("int32", "int8") and depth % 4 == 0:
         dot = dot4(hw.features, data)
     channels = sizes[n_spatial - 1] // groups
     if dot is not None and channels % dot.lanes:
@@ -158,7 +159,7 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool,
         steps=prod(sizes[n_spatial:]) // (4 if dot else 1),
         lanes=lanes,
         depth=4 if dot else 1,
-        weight_bytes=4 if weights == "float32" else 1,
+        weight_bytes={"int8": 1, "int16": 2}.get(weights, 4),
         multiplies=dot.multiplies if dot else 1 if accumulator == "float32" else 2,
         latency=1.0 if accumulator == "int32" and not (dot and dot.multiplies == 1) else 4.0,
         temporaries=1 if accumulator == "float32" else 3 if data == "uint8" else 4,
@@ -170,13 +171,10 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool,
     most = depth // work.depth
     unroll = choose(sch, [n for n in ((1, 2, 4) if dot else (2, 4, 1)) if most % n == 0], tunable)
 
-    parameters = {param.name for param in _layout_free(sch)}
-    constant_weights = node.reads[1].source.name in parameters
-    out, pads = isolate(sch, anchor)
+    pads = [block for block in sch.get_producers(anchor) if "pad" in sch.get(block).name_hint]
+    out = inline_around(sch, anchor, keep=pads)
     if constant_weights:
         _pack_weights(sch, anchor, tile.channels, dot)
-    elif dot is not None:
-        dot = None
 
     loops = sch.get_loops(out)
     if len(loops) != n_spatial:
@@ -221,28 +219,6 @@ def weights_follow(sch: s_tir.Schedule, anchor: SBlockRV, order: tuple[int, ...]
     if len(node.reads) != 2 or len(node.reads[1].region) != len(order):
         return False
     return all(index.min.same_as(node.iter_vars[i].var) for index, i in zip(node.reads[1].region, order, strict=True))
-
-
-def isolate(sch: s_tir.Schedule, anchor: SBlockRV) -> tuple[SBlockRV, list[SBlockRV]]:
-    """Leave three kinds of blocks: padding before the anchor, the anchor, one output block after it.
-
-    Returns the output block and the list of padding blocks.
-    """
-    name = sch.get(anchor).name_hint
-    names = [sch.get(block).name_hint for block in blocks(sch)]
-    out = sch.cache_write(anchor, 0, "global") if names[-1] == name else sch.get_sblock(names[-1])
-    out_name = sch.get(out).name_hint
-    for after in names[names.index(name) + 1 :]:
-        if after != out_name:
-            sch.compute_inline(sch.get_sblock(after))
-    pads = []
-    for before in names[: names.index(name)]:
-        block = sch.get_sblock(before)
-        if "pad" in before:
-            pads.append(block)
-        else:
-            sch.compute_inline(block)
-    return out, pads
 
 
 def _layout_free(sch: s_tir.Schedule) -> list:

@@ -6,7 +6,7 @@ from tvm import tirx
 from tvm.s_tir import TensorIntrin
 from tvm.script import tirx as T
 
-from nnfuze_tvm.schedules.intrinsics.x86 import dot4_desc, with_short_stack
+from nnfuze_tvm.schedules.intrinsics.description import dot4_desc, with_short_stack
 
 
 def _sdot(dtype: str) -> tirx.PrimFunc:
