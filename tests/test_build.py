@@ -13,7 +13,8 @@ from nnfuze_tvm import build, schedules
 from nnfuze_tvm.devices.targets import resolve
 from nnfuze_tvm.errors import DeviceError
 from nnfuze_tvm.schedules import conv2d
-from nnfuze_tvm.schedules.schedule_kernels import ScheduleKernels
+from nnfuze_tvm.schedules.base import take_notes
+from nnfuze_tvm.schedules.schedule_kernels import ScheduleKernels, schedule_kernel
 
 HOST = resolve("host")
 
@@ -29,6 +30,10 @@ def small_network() -> tvm.IRModule:
             result = builder.emit_output(relax.Tuple([value]))
         builder.emit_func_output(result)
     return builder.get()
+
+
+def primitives(mod: tvm.IRModule) -> list[tvm.tirx.PrimFunc]:
+    return [f for _, f in mod.functions_items() if isinstance(f, tvm.tirx.PrimFunc)]
 
 
 def run(executable: relax.VMExecutable) -> np.ndarray:
@@ -49,6 +54,16 @@ def test_every_kernel_is_scheduled():
     kernels = [f for _, f in lowered.functions_items() if isinstance(f, tvm.tirx.PrimFunc)]
     assert kernels
     assert all("nnfuze.rule" in kernel.attrs for kernel in kernels)
+
+
+def test_kernels_say_how_they_are_scheduled():
+    kernels = primitives(build.lower(small_network(), HOST))
+    knobs = [list(f.attrs["nnfuze.knobs"].items()) for f in kernels]
+    again = primitives(build.lower(small_network(), HOST))
+    assert knobs == [list(f.attrs["nnfuze.knobs"].items()) for f in again]
+    (conv,) = (dict(found) for found, f in zip(knobs, kernels, strict=True) if f.attrs["nnfuze.rule"] == "conv2d")
+    assert conv["channels"] % conv["lanes"] == 0
+    assert "knob" not in {name for found in knobs for name, _ in found}, "every knob has a name"
 
 
 def test_rule_that_fails_costs_speed_and_not_the_compilation(monkeypatch, caplog):
@@ -76,7 +91,11 @@ def test_record_of_the_database_goes_before_the_rule():
     database.commit_tuning_record(s_tir.meta_schedule.database.TuningRecord(sch.trace, workload, [1e-6], HOST))
     scheduled = ScheduleKernels(HOST, database)(fused)
     tuned = [f for g, f in scheduled.functions_items() if isinstance(f, tvm.tirx.PrimFunc) and "conv2d" in g.name_hint]
-    tvm.ir.assert_structural_equal(tuned[0].body, sch.mod["main"].body, map_free_vars=True)
+    expected, notes = take_notes(sch.mod["main"])
+    tvm.ir.assert_structural_equal(tuned[0].body, expected.body, map_free_vars=True)
+    assert notes.pop("rule") == tuned[0].attrs["nnfuze.rule"] == "conv2d"
+    assert notes == dict(tuned[0].attrs["nnfuze.knobs"])
+    assert notes != dict(schedule_kernel("k", task.dispatched[0]["main"], HOST).attrs["nnfuze.knobs"])
 
 
 @pytest.mark.parametrize("name", ["rpi9", "", '{"kind": "llvm", "mcpu": 1}', "{broken"])

@@ -11,6 +11,7 @@ from tvm import s_tir
 from tvm.target import Target
 
 from nnfuze_tvm.schedules import conv2d, dense, depthwise, elementwise, fallback, pooling, reduction
+from nnfuze_tvm.schedules.base import note
 from nnfuze_tvm.schedules.hardware import Hardware
 
 RULES = (conv2d, depthwise, dense, pooling, reduction, elementwise, fallback)
@@ -36,5 +37,7 @@ def apply(sch: s_tir.Schedule, target: Target, tunable: bool = False) -> str:
     hw = Hardware.of(target)
     for rule in RULES:
         if rule.apply(sch, hw, tunable):
-            return rule.__name__.rsplit(".", 1)[-1]
+            name = rule.__name__.rsplit(".", 1)[-1]
+            note(sch, rule=name)
+            return name
     raise AssertionError("the fallback rule takes every kernel")

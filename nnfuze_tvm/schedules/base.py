@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -17,18 +18,52 @@ Choice = TypeVar("Choice")
 # operations (about 20 µs on one core) stay on one thread.
 PARALLEL_MIN_OPS = 400_000
 
+_NOTE = "nnfuze."
 
-def choose(sch: s_tir.Schedule, candidates: Sequence[Choice], tunable: bool) -> Choice:
+
+def choose(sch: s_tir.Schedule, candidates: Sequence[Choice], tunable: bool, name: str = "knob") -> Choice:
     """Return the first candidate, or a sampled one that is recorded in the schedule's trace.
 
     Candidates are ordered by the hardware model, best first. Rules compute with the chosen value in
-    Python, so another decision means running the rule again, not replaying a mutated trace.
+    Python, so another decision means running the rule again, not replaying a mutated trace. What was chosen
+    is noted under ``name``, or under the names of its fields if it is a dataclass.
     """
-    if not tunable or len(candidates) == 1:
-        return candidates[0]
-    probability = 1.0 / len(candidates)
-    index = sch.sample_categorical(list(range(len(candidates))), [probability] * len(candidates))
-    return candidates[int(sch.get(index))]
+    chosen = candidates[0]
+    if tunable and len(candidates) > 1:
+        probability = 1.0 / len(candidates)
+        index = sch.sample_categorical(list(range(len(candidates))), [probability] * len(candidates))
+        chosen = candidates[int(sch.get(index))]
+    if dataclasses.is_dataclass(chosen) and not isinstance(chosen, type):
+        note(sch, **dataclasses.asdict(chosen))
+    else:
+        note(sch, **{name: chosen})
+    return chosen
+
+
+def note(sch: s_tir.Schedule, **facts: object) -> None:
+    """Note how ``main`` is scheduled, in its outermost block: so tuning records keep it, too."""
+    outermost = root(sch)
+    if outermost is not None:
+        for name, value in facts.items():
+            sch.annotate(outermost, f"{_NOTE}{name}", value if isinstance(value, int) else str(value))
+
+
+def take_notes(func: tirx.PrimFunc) -> tuple[tirx.PrimFunc, dict[str, int | str]]:
+    """Return a scheduled kernel without what was noted in it, and the notes in the order they were made."""
+    body = func.body
+    if not isinstance(body, s_tir.SBlockRealize):
+        return func, {}
+    block = body.block
+    found = {str(key): value for key, value in block.annotations.items()}
+    notes = {
+        key.removeprefix(_NOTE): str(value) if isinstance(value, str) else int(value)
+        for key, value in found.items()
+        if key.startswith(_NOTE)
+    }
+    rest = {key: value for key, value in found.items() if not key.startswith(_NOTE)}
+    parts = (block.iter_vars, block.reads, block.writes, block.name_hint, block.body, block.init)
+    bare = s_tir.SBlock(*parts, block.alloc_buffers, block.match_buffers, rest)
+    return func.with_body(s_tir.SBlockRealize(body.iter_values, body.predicate, bare)), notes
 
 
 def root(sch: s_tir.Schedule) -> SBlockRV | None:

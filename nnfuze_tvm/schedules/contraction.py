@@ -169,7 +169,7 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool,
         return False
     tile = choose(sch, options[:16], tunable)
     most = depth // work.depth
-    unroll = choose(sch, [n for n in ((1, 2, 4) if dot else (2, 4, 1)) if most % n == 0], tunable)
+    unroll = choose(sch, [n for n in ((1, 2, 4) if dot else (2, 4, 1)) if most % n == 0], tunable, "unroll")
 
     pads = [block for block in sch.get_producers(anchor) if "pad" in sch.get(block).name_hint]
     out = inline_around(sch, anchor, keep=pads)

@@ -56,7 +56,7 @@ def _schedule(sch: s_tir.Schedule, block: SBlockRV, hw: Hardware, tunable: bool)
     lanes = hw.lanes(str(body.writes[0].source.dtype))
     strided = _strided_axis(body, shape)
     if strided is not None:
-        rows = choose(sch, [d for d in (16, 8, 32, 4) if shape[strided] >= d] or [1], tunable)
+        rows = choose(sch, [d for d in (16, 8, 32, 4) if shape[strided] >= d] or [1], tunable, "rows")
         loops = _tile_transpose(sch, loops, strided, rows, shape)
     elif _is_flat(body, shape):
         loops = [sch.fuse(*loops)] if len(loops) > 1 else loops
@@ -74,7 +74,7 @@ def _schedule(sch: s_tir.Schedule, block: SBlockRV, hw: Hardware, tunable: bool)
     else:
         widths = [w for w in divisors(extent, lanes) if w > 1]
         if widths:
-            width = choose(sch, widths[:2], tunable)
+            width = choose(sch, widths[:2], tunable, "lanes")
             outer[-1], lane = sch.split(loops[-1], [None, width])
             sch.vectorize(lane)
     if strided is not None:

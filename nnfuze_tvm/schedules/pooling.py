@@ -56,7 +56,7 @@ def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
     lanes = divisors(channels, hw.lanes(str(sch.get(pool).writes[0].source.dtype)))[0]
     # The more channels at once, the fewer times the padding's condition is asked, and the longer the run of
     # consecutive bytes that a pixel is read in.
-    vectors = choose(sch, divisors(channels // lanes, min(8, hw.registers // 2))[:4], tunable)
+    vectors = choose(sch, divisors(channels // lanes, min(8, hw.registers // 2))[:4], tunable, "vectors")
 
     out = inline_around(sch, pool)
     *outer, loop_c = sch.get_loops(out)

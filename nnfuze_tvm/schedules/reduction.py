@@ -73,7 +73,7 @@ def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
     if rows is None:
         return False
     work = sum(prod(extents(sch, block)) for block in blocks(sch))
-    vectors = choose(sch, [2, 1, 4], tunable)
+    vectors = choose(sch, [2, 1, 4], tunable, "vectors")
     out = blocks(sch)[-1]
     # Inlining what several stages read would compute it several times.
     inline_spatial(sch, keep=[out, *(block for block in blocks(sch) if len(sch.get_consumers(block)) > 1)])

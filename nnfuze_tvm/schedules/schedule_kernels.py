@@ -12,6 +12,7 @@ from tvm.target import Target
 
 from nnfuze_tvm import schedules
 from nnfuze_tvm.schedules import fallback
+from nnfuze_tvm.schedules.base import take_notes
 from nnfuze_tvm.schedules.hardware import Hardware
 
 logger = logging.getLogger(__name__)
@@ -34,13 +35,21 @@ class ScheduleKernels:
         self.database = database
 
     def transform_module(self, mod: tvm.IRModule, _: PassContext) -> tvm.IRModule:
-        """Return the module with scheduled kernels, the rule's name in attribute ``nnfuze.rule``."""
+        """Return the module with scheduled kernels.
+
+        Attribute ``nnfuze.rule`` of a kernel is the rule's name (``database``: a tuning record that none of the
+        rules made), ``nnfuze.knobs`` maps the knobs' names to their values.
+        """
         if self.database is not None:
             with self.target, self.database:
                 mod = relax.transform.MetaScheduleApplyDatabase()(mod)
         for gvar, func in mod.functions_items():
-            if isinstance(func, tirx.PrimFunc) and "tirx.is_scheduled" not in func.attrs:
+            if not isinstance(func, tirx.PrimFunc):
+                continue
+            if "tirx.is_scheduled" not in func.attrs:
                 mod.update_func(gvar, schedule_kernel(gvar.name_hint, func, self.target))
+            elif "nnfuze.rule" not in func.attrs:
+                mod.update_func(gvar, _with_notes(func, "database"))
         return mod
 
 
@@ -60,7 +69,14 @@ def schedule_kernel(name: str, func: tirx.PrimFunc, target: Target) -> tirx.Prim
         sch = s_tir.Schedule(mod, error_render_level="fast")
         fallback.apply(sch, Hardware.of(target), False)
         rule = "fallback"
-    scheduled = fallback.with_block(sch).with_attr({"tirx.is_scheduled": True, "nnfuze.rule": rule})
+    scheduled = _with_notes(fallback.with_block(sch), rule).with_attr("tirx.is_scheduled", True)
     if "global_symbol" in func.attrs:
         return scheduled.with_attr("global_symbol", func.attrs["global_symbol"])
     return scheduled.without_attr("global_symbol")
+
+
+def _with_notes(func: tirx.PrimFunc, rule: str) -> tirx.PrimFunc:
+    """Return a scheduled kernel with what its rule noted as attributes; ``rule`` is for one without notes."""
+    func, notes = take_notes(func)
+    named = str(notes.pop("rule", rule))
+    return func.with_attr({"nnfuze.rule": named, "nnfuze.knobs": notes})
