@@ -53,14 +53,19 @@ class _Builder:
         self.inputs: list[_Tensor] = []
         self.outputs: list[_Tensor] = []
 
-    def start(self, name: str, *shape: int) -> _Tensor:
+    def start(self, name: str, *shape: int, channel_axis: int = 0) -> _Tensor:
         """Declare an input of ``shape`` (without the batch dimension), of zero mean and unit variance."""
-        x = _Tensor(name, shape, np.zeros(shape[0]), np.ones(shape[0]))
+        channels = shape[channel_axis]
+        x = _Tensor(name, shape, np.zeros(channels), np.ones(channels))
         self.inputs.append(x)
         return x
 
     def constant(self, name: str, value: np.ndarray) -> str:
         self.weights[name] = numpy_helper.from_array(value.astype(np.float32), name)
+        return name
+
+    def integers(self, name: str, values: list[int]) -> str:
+        self.weights[name] = numpy_helper.from_array(np.array(values, "int64"), name)
         return name
 
     def node(
@@ -145,6 +150,63 @@ class _Builder:
     def dense(self, name: str, x: _Tensor, width: int) -> _Tensor:
         """Append a hidden dense layer."""
         return self.layer("Gemm", name, x, (width, *x.shape), (width,), transB=1)
+
+    def project(self, name: str, x: _Tensor, width: int) -> _Tensor:
+        """Append a dense layer on the last axis of a sequence: a MatMul and an Add, as torch exports it."""
+        rng = np.random.default_rng([self.seed, zlib.crc32(name.encode())])
+        weight, strength = _draw(rng, x, (width, len(x.mean)))
+        shift = 0.1 * rng.standard_normal(width)
+        shape = (x.shape[0], width)
+        factor = self.constant(f"{name}.weight", np.ascontiguousarray(weight.T))
+        y = self.node("MatMul", name, [x.name, factor], shape, _through(weight, x.mean), strength**2)
+        bias = self.constant(f"{name}.bias", shift - y.mean)
+        return self.node("Add", f"{name}.add", [y.name, bias], shape, shift, strength**2)
+
+    def layer_norm(self, name: str, x: _Tensor) -> _Tensor:
+        rng = np.random.default_rng([self.seed, zlib.crc32(name.encode())])
+        scale, shift = _strengths(rng, x.shape[-1]), 0.1 * rng.standard_normal(x.shape[-1])
+        inputs = [x.name, self.constant(f"{name}.scale", scale), self.constant(f"{name}.shift", shift)]
+        return self.node("LayerNormalization", name, inputs, x.shape, shift, scale**2, axis=-1, epsilon=1e-5)
+
+    def gelu(self, name: str, x: _Tensor) -> _Tensor:
+        """Append x · (1 + erf(x / √2)) / 2, in the five nodes that stand for it below opset 20."""
+        moments = _rectify(x)
+
+        def step(op: str, suffix: str, *inputs: str) -> str:
+            return self.node(op, f"{name}.{suffix}", list(inputs), x.shape, *moments).name
+
+        root, one, half = (
+            self.constant(key, np.array(value)) for key, value in (("root2", math.sqrt(2)), ("one", 1), ("half", 0.5))
+        )
+        error = step("Erf", "erf", step("Div", "div", x.name, root))
+        gated = step("Mul", "mul", x.name, step("Add", "add", error, one))
+        return self.node("Mul", name, [gated, half], x.shape, *moments)
+
+    def attention(self, name: str, x: _Tensor, heads: int) -> _Tensor:
+        """Append softmax(Q·Kᵀ / √depth)·V per head.
+
+        Its moments are left those of V, though a mean varies less: amplified, what is common to all positions
+        would grow from layer to layer until they were all alike.
+        """
+        length, width = x.shape
+        depth = width // heads
+        q, k, v = (self.project(f"{name}.{part}", x, width) for part in ("query", "key", "value"))
+
+        def split(y: _Tensor, perm: list[int]) -> str:
+            sizes = self.integers("head_shape", [0, 0, heads, depth])
+            y = self.node("Reshape", f"{y.name}.split", [y.name, sizes], (length, heads, depth), y.mean, y.variance)
+            return self.node("Transpose", f"{y.name}.transpose", [y.name], (), y.mean, y.variance, perm=perm).name
+
+        def step(op: str, suffix: str, *inputs: str, **attrs: Any) -> str:
+            return self.node(op, f"{name}.{suffix}", list(inputs), (), v.mean, v.variance, **attrs).name
+
+        scores = step("MatMul", "scores", split(q, [0, 2, 1, 3]), split(k, [0, 2, 3, 1]))
+        scaled = step("Div", "scaled", scores, self.constant("root_depth", np.array(math.sqrt(depth))))
+        mixed = step("MatMul", "mix", step("Softmax", "softmax", scaled, axis=-1), split(v, [0, 2, 1, 3]))
+        merged = step("Transpose", "merge", mixed, perm=[0, 2, 1, 3])
+        sizes = self.integers("sequence_shape", [0, 0, width])
+        y = self.node("Reshape", f"{name}.flat", [merged, sizes], x.shape, v.mean, v.variance)
+        return self.project(f"{name}.output", y, width)
 
     def head(self, x: _Tensor, width: int, output: str) -> None:
         """Append the last dense layer: never normalized, and the one that `shared_trunk_pair` varies."""
@@ -369,6 +431,21 @@ def _mlp_autoencoder(b: _Builder) -> None:
     b.head(x, 640, "reconstruction")
 
 
+def _transformer(b: _Builder) -> None:
+    """A small encoder with its layer norms behind the residuals, and a classifier on the mean of the sequence."""
+    x = b.start("embeddings", 64, 128, channel_axis=1)
+    for i in range(1, 5):
+        y = b.attention(f"layer{i}.attention", x, heads=4)
+        x = b.layer_norm(f"layer{i}.norm1", b.add(f"layer{i}.add1", x, y))
+        y = b.gelu(f"layer{i}.gelu", b.project(f"layer{i}.expand", x, 512))
+        y = b.project(f"layer{i}.contract", y, 128)
+        x = b.layer_norm(f"layer{i}.norm2", b.add(f"layer{i}.add2", x, y))
+    # Attention makes the positions of a sequence alike in part.
+    variance = x.variance / math.sqrt(x.shape[0])
+    x = b.node("ReduceMean", "pool", [x.name], x.shape[1:], x.mean, variance, axes=[1], keepdims=0)
+    b.head(x, 10, "logits")
+
+
 _BUILDERS: dict[str, Callable[[_Builder], None]] = {
     "ds_cnn": _ds_cnn,
     "resnet8": _resnet8,
@@ -378,6 +455,7 @@ _BUILDERS: dict[str, Callable[[_Builder], None]] = {
     "resnet50": _resnet50,
     "mobilenet_v1": _mobilenet_v1_100,
     "mobilenet_v2": _mobilenet_v2,
+    "transformer": _transformer,
 }
 NAMES = tuple(_BUILDERS)
 
@@ -402,17 +480,20 @@ def build(name: str, seed: int = 0, batch_norm: bool = False) -> onnx.ModelProto
     Parameters
     ----------
     name
-        One of `NAMES`. The last four have the size of everyday work, the first four are those of MLPerf Tiny.
+        One of `NAMES`. The first four are those of MLPerf Tiny, the next four have the size of everyday work; the
+        last is a small transformer encoder.
     seed
         Every weight depends on it and on the layer's name only.
     batch_norm
-        Put a BatchNormalization with its own statistics behind each layer but the head, instead of a bias.
+        Put a BatchNormalization with its own statistics behind each layer but the head, instead of a bias; the
+        transformer has layer norms in any case.
 
     Returns
     -------
     onnx.ModelProto
-        One float32 input with dynamic batch dimension: `audio` [N, 1, 49, 10], `image` [N, 3, H, W] or
-        `features` [N, 640]; one output: `logits` [N, classes] (no softmax) or `reconstruction` [N, 640].
+        One float32 input with dynamic batch dimension: `audio` [N, 1, 49, 10], `image` [N, 3, H, W],
+        `features` [N, 640] or `embeddings` [N, 64, 128]; one output: `logits` [N, classes] (no softmax) or
+        `reconstruction` [N, 640].
         Inputs of zero mean and unit variance give outputs with a standard deviation of the order of 1.
 
     Raises

@@ -44,7 +44,7 @@ def assert_close(got: np.ndarray, want: np.ndarray) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["ds_cnn", "resnet8", "mlp_autoencoder", "resnet18", "mobilenet_v1", "mobilenet_v2", "resnet50"],
+    ["ds_cnn", "resnet8", "mlp_autoencoder", "resnet18", "mobilenet_v1", "mobilenet_v2", "resnet50", "transformer"],
 )
 def test_fp32_equals_onnx_runtime(name):
     model = network(name, batch_norm=name in ("resnet8", "mobilenet_v2"))

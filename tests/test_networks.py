@@ -1,6 +1,7 @@
 import math
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ MEGA_MACS = {
     "resnet50": 4090,
     "mobilenet_v1": 569,
     "mobilenet_v2": 301,
+    "transformer": 54.5,
 }
 
 
@@ -31,25 +33,23 @@ def weights(model: onnx.ModelProto) -> dict[str, np.ndarray]:
 
 
 def macs(model: onnx.ModelProto) -> int:
-    """Count multiply-accumulates for a batch of one, following the spatial sizes through the graph."""
-    value = model.graph.input[0]
-    shape = {value.name: [d.dim_value for d in value.type.tensor_type.shape.dim[2:]]}
-    weight_shape = {t.name: list(t.dims) for t in model.graph.initializer}
+    """Count multiply-accumulates for a batch of one."""
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(model)
+    for value in (*fixed.graph.input, *fixed.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    graph = onnx.shape_inference.infer_shapes(fixed, data_prop=True).graph
+    shape = {
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (*graph.input, *graph.value_info, *graph.output)
+    }
+    shape |= {t.name: list(t.dims) for t in graph.initializer}
     total = 0
-    for node in model.graph.node:
-        size = shape[node.input[0]]
-        attrs = {a.name: list(a.ints) for a in node.attribute}
-        if "kernel_shape" in attrs:
-            top, left, bottom, right = attrs["pads"]
-            padded = (size[0] + top + bottom, size[1] + left + right)
-            size = [(p - k) // s + 1 for p, k, s in zip(padded, attrs["kernel_shape"], attrs["strides"], strict=True)]
-        elif node.op_type == "GlobalAveragePool":
-            size = [1, 1]
-        elif node.op_type in ("Flatten", "Gemm"):
-            size = []
+    for node in graph.node:
         if node.op_type in ("Conv", "Gemm"):
-            total += math.prod(size) * math.prod(weight_shape[node.input[1]])
-        shape[node.output[0]] = size
+            total += math.prod(shape[node.output[0]]) * math.prod(shape[node.input[1]][1:])
+        elif node.op_type == "MatMul":
+            total += math.prod(shape[node.output[0]]) * shape[node.input[0]][-1]
     return total
 
 
@@ -68,8 +68,10 @@ def test_valid_with_unique_names_and_the_published_size(name):
     assert [value.type.tensor_type.shape.dim[0].dim_param for value in model.graph.input] == ["N"]
 
 
-@pytest.mark.parametrize("batch_norm", [False, True])
-@pytest.mark.parametrize("name", [*TINY, "resnet18", "mobilenet_v2"])
+@pytest.mark.parametrize(
+    ("name", "batch_norm"),
+    [*product([*TINY, "resnet18", "mobilenet_v2"], [False, True]), ("transformer", False)],
+)
 def test_outputs_are_well_conditioned(name, batch_norm):
     model = networks.build(name, seed=1, batch_norm=batch_norm)
     norms = [node for node in model.graph.node if node.op_type == "BatchNormalization"]
