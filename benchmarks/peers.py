@@ -1,0 +1,319 @@
+"""Our bundles beside ONNX Runtime, OpenVINO and ncnn: latency of one inference, all in turns in one process.
+
+    python -m benchmarks.peers
+    python -m benchmarks.peers --networks resnet8,resnet8+resnet8,model.onnx --precision int8 --trials 32
+
+``a+b`` is two networks side by side: one merged bundle for us, two sessions for everybody else; ``a+a`` are two with
+a common trunk. What is converted, quantized, tuned and compiled is kept in ``--work-dir``, so that the next run only
+measures. Run it on a quiet machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import engines, networks
+from benchmarks.engines import Engine, Unavailable, relative_error
+from benchmarks.interleaved import Timing, interleaved
+from benchmarks.workloads import Workload, workload
+from nnfuze_tvm.errors import NNFuzeError
+from nnfuze_tvm.report import text
+from nnfuze_tvm.stages import machine_name
+
+UNTUNED, TUNED = "nnfuze", "nnfuze tuned"
+PRECISIONS = ("fp32", "int8")
+DEFAULT_PEERS = ("onnxruntime", "openvino", "ncnn")
+
+# An answer in float32 that is further off than this is wrong, and its latency means nothing.
+_WRONG = 1e-2
+
+# For the spinning threads of the engine that ran last, where engines have threads at all.
+_PAUSE = 0.005
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one engine did with one workload.
+
+    Attributes
+    ----------
+    network, precision, engine : str
+        Which one.
+    timing : Timing, optional
+        Wall time of a call; None if it can't run the workload.
+    error : float, optional
+        The largest difference of an output from ONNX Runtime's in float32, relative to the range of that output.
+    reason : str, optional
+        Why there is no timing.
+    details : dict
+        How it was made.
+    """
+
+    network: str
+    precision: str
+    engine: str
+    timing: Timing | None = None
+    error: float | None = None
+    reason: str | None = None
+    details: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """The fastest peer's latency over one of ours, per network: more than 1 means that we are faster."""
+
+    peers: dict[str, str]
+    values: dict[str, float]
+
+    @property
+    def geometric_mean(self) -> float:
+        """Over all networks."""
+        return math.exp(sum(math.log(v) for v in self.values.values()) / len(self.values))
+
+    @property
+    def least(self) -> float:
+        """Over all networks."""
+        return min(self.values.values())
+
+
+def ratios(results: Sequence[Result], ours: str) -> Ratio:
+    """Return by how much ``ours`` is faster than the fastest other engine, on networks that both ran."""
+    peers, values = {}, {}
+    for name in dict.fromkeys(r.network for r in results):
+        medians = {r.engine: r.timing.median for r in results if r.network == name and r.timing}
+        others = {engine: t for engine, t in medians.items() if engine not in (UNTUNED, TUNED)}
+        if ours in medians and others:
+            peers[name] = min(others, key=others.__getitem__)
+            values[name] = others[peers[name]] / medians[ours]
+    return Ratio(peers, values)
+
+
+def measure(
+    work: Workload,
+    precision: str,
+    peers: Sequence[str],
+    *,
+    trials: int,
+    threads: int,
+    rounds: int,
+    announce: Callable[[str], None],
+) -> list[Result]:
+    """Return what every engine does with one workload; ours first, without and (if asked for) with tuning."""
+    makers: dict[str, Callable[[], Engine]] = {UNTUNED: lambda: engines.nnfuze(work, precision, threads)}
+    if trials:
+        makers[TUNED] = lambda: engines.nnfuze(work, precision, threads, trials)
+    for peer in peers:
+        makers[peer] = lambda make=engines.PEERS[peer]: make(work, precision, threads)  # type: ignore[misc]
+    announce("reference answers")
+    exact = engines.reference(work)
+    ready: dict[str, Engine] = {}
+    errors: dict[str, float] = {}
+    reasons: dict[str, str] = {}
+    for name, make in makers.items():
+        announce(name)
+        try:
+            engine = make()
+            errors[name] = relative_error(engine.answers(work.evaluation), exact)
+            if precision == "fp32" and not errors[name] < _WRONG:
+                raise Unavailable(f"wrong: its answers are off by {errors[name]:.0%} of their range")
+            ready[name] = engine
+        except Unavailable as reason:
+            reasons[name] = str(reason)
+    announce("measuring")
+    calls = {name: engine.bind(work.evaluation[0]) for name, engine in ready.items()}
+    timings = interleaved(calls, rounds=rounds, pause=_PAUSE if threads > 1 else 0.0)
+    return [
+        Result(
+            work.name,
+            precision,
+            name,
+            timings.get(name),
+            errors.get(name),
+            reasons.get(name),
+            ready[name].details if name in ready else None,
+        )
+        for name in makers
+    ]
+
+
+def render(results: Sequence[Result], precision: str) -> Table:
+    """Return the table of one precision."""
+    shown = [r for r in results if r.precision == precision]
+    names = list(dict.fromkeys(r.engine for r in shown))
+    found = {ours: ratios(shown, ours) for ours in (UNTUNED, TUNED) if ours in names}
+    table = Table(title=f"{precision}, latency of one inference", title_justify="left", show_footer=True)
+    table.add_column("network", footer="geometric mean\nleast", no_wrap=True)
+    for name in names:
+        table.add_column(name, justify="right")
+    for ours, ratio in found.items():
+        footer = f"{text.ratio(ratio.geometric_mean)}\n{text.ratio(ratio.least)}" if ratio.values else ""
+        table.add_column(f"best peer / {ours}", justify="right", footer=footer)
+    for network in dict.fromkeys(r.network for r in shown):
+        row = {r.engine: r for r in shown if r.network == network}
+        gains = [text.ratio(r.values[network]) if network in r.values else text.NOTHING for r in found.values()]
+        table.add_row(network, *(_cell(row[name]) if name in row else "" for name in names), *gains)
+    return table
+
+
+def _cell(result: Result) -> str:
+    if result.timing is None:
+        return text.NOTHING
+    latency = text.seconds(result.timing.median)
+    return latency if result.precision == "fp32" or result.error is None else f"{latency} ±{result.error:.1%}"
+
+
+def footnotes(results: Sequence[Result]) -> list[str]:
+    """Return a line for everything that is missing from the tables."""
+    missing: dict[tuple[str, str, str], list[str]] = {}
+    for r in results:
+        if r.reason:
+            missing.setdefault((r.engine, r.precision, r.reason), []).append(r.network)
+    everything = {r.network for r in results}
+    return [
+        f"{engine}, {precision}: {reason}" + ("" if set(where) == everything else f" ({', '.join(where)})")
+        for (engine, precision, reason), where in missing.items()
+    ]
+
+
+def machine(peers: Sequence[str], threads: int) -> dict[str, Any]:
+    """Return where the figures come from."""
+    return {
+        "cpu": machine_name(),
+        "cores": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "threads": threads,
+        "versions": engines.versions(peers),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark; return the exit code."""
+    args = _parse(arguments)
+    errors, out = Console(stderr=True), Console()
+    results: list[Result] = []
+    where = machine(args.peers, args.threads)
+    status = errors.status("starting") if errors.is_terminal else None
+    try:
+        works = [workload(spec, args.work_dir) for spec in args.networks]
+        if status:
+            status.start()
+        for work in works:
+            for precision in args.precision:
+
+                def announce(what: str, prefix: str = f"{work.name}, {precision}: ") -> None:
+                    status.update(prefix + what) if status else print(prefix + what, file=sys.stderr, flush=True)
+
+                results += measure(
+                    work,
+                    precision,
+                    args.peers,
+                    trials=args.trials,
+                    threads=args.threads,
+                    rounds=args.rounds,
+                    announce=announce,
+                )
+                if args.json:
+                    document = {"machine": where, "trials": args.trials, **as_json(results)}
+                    args.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 2
+    except (NNFuzeError, Unavailable, OSError) as error:
+        print(" ".join(f"error: {error}".split()), file=sys.stderr)
+        return 2
+    finally:
+        if status:
+            status.stop()
+    for precision in args.precision:
+        out.print(render(results, precision))
+    for line in footnotes(results):
+        out.print(line, highlight=False, soft_wrap=True)
+    used = ", ".join(f"{name} {number}" for name, number in where["versions"].items())
+    out.print(f"{where['cpu']}, {text.threads(args.threads)}; {used}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def as_json(results: Sequence[Result]) -> dict[str, Any]:
+    """Return results and ratios as JSON objects; times in seconds."""
+    found: dict[str, Any] = {}
+    for precision in dict.fromkeys(r.precision for r in results):
+        shown = [r for r in results if r.precision == precision]
+        for ours in (UNTUNED, TUNED):
+            ratio = ratios(shown, ours)
+            if ratio.values:
+                found.setdefault(precision, {})[ours] = {
+                    "geometric_mean": ratio.geometric_mean,
+                    "least": ratio.least,
+                    "networks": ratio.values,
+                    "best_peer": ratio.peers,
+                }
+    return {"results": [asdict(r) for r in results], "ratios": found}
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    assert __doc__
+    summary, _, more = __doc__.partition("\n\n")
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("benchmarks.peers", description=summary, epilog=more, formatter_class=form)
+    parser.add_argument(
+        "--networks", type=_names(), default=list(networks.NAMES), metavar="A,B,…", help="names, files, a+b"
+    )
+    parser.add_argument(
+        "--precision", type=_names(PRECISIONS), default=list(PRECISIONS), metavar="P,…", help=", ".join(PRECISIONS)
+    )
+    parser.add_argument(
+        "--peers",
+        type=_names(tuple(engines.PEERS)),
+        default=list(DEFAULT_PEERS),
+        metavar="P,…",
+        help=f"of {', '.join(engines.PEERS)}; {','.join(DEFAULT_PEERS)} by default",
+    )
+    parser.add_argument("--trials", type=_at_least(0), default=0, help="also tune, with as many trials per kernel")
+    parser.add_argument("--threads", type=_at_least(1), default=1, help="threads per inference, for everybody")
+    parser.add_argument("--rounds", type=_at_least(1), default=30, help="the least number of samples per engine")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to a file, too")
+    parser.add_argument(
+        "--work-dir", type=Path, default=Path("build/peers"), metavar="DIR", help="default: build/peers"
+    )
+    return parser.parse_args(arguments)
+
+
+def _names(known: Sequence[str] = ()) -> Callable[[str], list[str]]:
+    def parse(value: str) -> list[str]:
+        names = [name.strip() for name in value.split(",")]
+        for name in names:
+            if not name or (known and name not in known):
+                raise argparse.ArgumentTypeError(f"{name!r}: use {', '.join(known)}" if known else "an empty name")
+        return list(dict.fromkeys(names))
+
+    return parse
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def parse(value: str) -> int:
+        try:
+            number = int(value)
+        except ValueError:
+            number = least - 1
+        if number < least:
+            raise argparse.ArgumentTypeError(f"{value!r}: give a whole number from {least}")
+        return number
+
+    return parse
+
+
+if __name__ == "__main__":
+    sys.exit(main())
