@@ -8,7 +8,6 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,8 +96,10 @@ def kept(directory: Path, make: Callable[[Path], object]) -> Path:
         scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
         try:
             make(scratch)
-            with suppress(OSError) if directory.exists() else nullcontext():  # another process was faster
-                os.replace(scratch, directory)
+            os.replace(scratch, directory)
+        except OSError:
+            if not directory.exists():  # else another process was faster
+                raise
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     return directory
