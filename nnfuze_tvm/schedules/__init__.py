@@ -7,12 +7,13 @@ model; with ``tunable=True`` the same knobs are sampled, so a tuning space is th
 
 from __future__ import annotations
 
-from tvm import s_tir
+from tvm import s_tir, tirx
 from tvm.target import Target
 
 from nnfuze_tvm.schedules import conv2d, dense, depthwise, elementwise, fallback, pooling, reduction
 from nnfuze_tvm.schedules.base import note
 from nnfuze_tvm.schedules.hardware import Hardware
+from nnfuze_tvm.schedules.overlap import overlap_tiles
 
 RULES = (conv2d, depthwise, dense, pooling, reduction, elementwise, fallback)
 
@@ -41,3 +42,8 @@ def apply(sch: s_tir.Schedule, target: Target, tunable: bool = False) -> str:
             note(sch, rule=name)
             return name
     raise AssertionError("the fallback rule takes every kernel")
+
+
+def finished(sch: s_tir.Schedule) -> tirx.PrimFunc:
+    """Return ``main`` of a schedule as it can be compiled: what no schedule primitive can express is done here."""
+    return overlap_tiles(fallback.with_block(sch))

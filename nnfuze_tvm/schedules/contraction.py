@@ -16,6 +16,7 @@ from math import prod
 from tvm import s_tir, tirx
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
+from nnfuze_tvm.schedules import overlap
 from nnfuze_tvm.schedules.base import (
     PARALLEL_MIN_OPS,
     choose,
@@ -31,12 +32,15 @@ from nnfuze_tvm.schedules.intrinsics import Dot4, dot4
 
 @dataclass(frozen=True)
 class Tile:
-    """Output pixels (``rows`` × ``cols``) × output channels (``channels``, in vectors of ``lanes``)."""
+    """``pixels`` neighbouring output pixels × ``channels``, in vectors of ``lanes``.
 
-    rows: int
-    cols: int
+    ``flat`` tiles run on from the end of one row of the image into the next.
+    """
+
+    pixels: int
     channels: int
     lanes: int
+    flat: bool
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class Work:
     Attributes
     ----------
     rows, cols, channels : int
-        Output rows and columns that a tile may span, and output channels (of one group).
+        Rows and columns of the output, and its channels (of one group).
     steps : int
         Length of the reduction, in instructions that each take ``depth`` of its elements.
     lanes : int
@@ -76,15 +80,17 @@ class Work:
 
 
 def tiles(work: Work, hw: Hardware) -> list[Tile]:
-    """Return register tiles that divide the output, best first by a model of the inner loop.
+    """Return register tiles, best first by a model of the inner loop.
 
     One step of the reduction loads ``vectors`` weight registers and broadcasts one input per pixel for
     ``pixels · vectors`` multiply-adds. Two loads and two multiplies start per cycle, and an accumulator can be
     added to once per ``latency``, so few accumulators leave the units idle. What is loaded also takes issue slots:
     among tiles that keep the multipliers busy the one with fewer loads wins. Weights of a channel block that do
-    not stay in L1 come from L2 or beyond, once per tile.
+    not stay in L1 come from L2 or beyond, once per tile. A tile's accumulators are cleared, and its results stored,
+    once. Where pixels don't divide a row, either the last tile of every row overlaps the one before it, or tiles run
+    on into the next row, and then only the image's last one overlaps.
     """
-    found: list[tuple[float, int, int, Tile]] = []
+    found: list[tuple[float, int, Tile]] = []
     lanes = work.lanes if work.channels % work.lanes == 0 else divisors(work.channels, work.lanes)[0]
     for vectors in range(1, 9):
         channels = vectors * lanes
@@ -93,22 +99,30 @@ def tiles(work: Work, hw: Hardware) -> list[Tile]:
         step_bytes = channels * work.weight_bytes * work.depth
         block_bytes = work.steps * step_bytes
         bandwidth = 64 if block_bytes < hw.l1_bytes else 16 if block_bytes < hw.l2_bytes else 6
-        for rows in divisors(work.rows, 4):
-            for cols in divisors(work.cols, hw.registers):
-                pixels = rows * cols
-                accumulators = pixels * vectors
-                if accumulators + work.temporaries + min(vectors, 2) > hw.registers:
+        for pixels in range(1, min(hw.registers, work.rows * work.cols) + 1):
+            accumulators = pixels * vectors
+            # Weights that several pixels use stay in registers; of a single pixel's, each is used once. And a
+            # broadcast that is used once gives its register to the float sum: LLVM then needs two per pixel.
+            needed = accumulators + work.temporaries + (vectors if pixels > 1 else 1)
+            if vectors == 1 and work.temporaries == 1:
+                needed += pixels - 1
+            if needed > hw.registers:
+                continue
+            cycles = max(
+                accumulators * work.multiplies / 2,
+                (pixels + vectors) / 2,
+                work.latency,
+                step_bytes / bandwidth,
+            )
+            cycles += 0.05 * (pixels + vectors)
+            tile_cycles = cycles * work.steps + 4 * accumulators + 0.1 * accumulators**2 + 12
+            for flat in (False, True):
+                if (flat and work.cols % pixels == 0) or (not flat and pixels > work.cols):
                     continue
-                cycles = max(
-                    accumulators * work.multiplies / 2,
-                    (pixels + vectors) / 2,
-                    work.latency,
-                    step_bytes / bandwidth,
-                )
-                cycles += 0.1 * (pixels + vectors)
-                cost = cycles / (pixels * channels) * (1 + 0.02 * (rows - 1))
-                found.append((cost, rows, -cols, Tile(rows, cols, channels, lanes)))
-    found.sort(key=lambda item: item[:3])
+                count = -(-work.rows * work.cols // pixels) if flat else work.rows * -(-work.cols // pixels)
+                cost = count * (tile_cycles + (4 * pixels if flat else 0)) / channels
+                found.append((cost, -pixels, Tile(pixels, channels, lanes, flat)))
+    found.sort(key=lambda item: item[:2])
     return [tile for *_, tile in found]
 
 
@@ -127,7 +141,7 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool,
     tunable : bool
         Sample tile and unrolling instead of taking the model's best.
     pixel_axes : int
-        2 (rows and columns) or 1 (columns only).
+        2 (rows and columns of an image) or 1.
     groups : int
         Groups of output channels that read different data.
 
@@ -151,10 +165,9 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool,
     if dot is not None and channels % dot.lanes:
         dot = None
     lanes = dot.lanes if dot else hw.lanes(accumulator)
-    pixels = sizes[n_spatial - 1 - pixel_axes : n_spatial - 1]
     work = Work(
-        rows=pixels[0] if pixel_axes == 2 else 1,
-        cols=pixels[-1],
+        rows=sizes[n_spatial - 3] if pixel_axes == 2 else 1,
+        cols=sizes[n_spatial - 2],
         channels=channels,
         steps=prod(sizes[n_spatial:]) // (4 if dot else 1),
         lanes=lanes,
@@ -175,42 +188,47 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool,
     out = inline_around(sch, anchor, keep=pads)
     if constant_weights:
         _pack_weights(sch, anchor, tile.channels, dot)
+    if tile.flat:
+        _flatten_pixels(sch, anchor, out, work.cols)
+        n_spatial -= 1
 
-    loops = sch.get_loops(out)
-    if len(loops) != n_spatial:
-        raise AssertionError("the output block has other axes than the anchor")
-    outer, tiled, channel = loops[: n_spatial - 1 - pixel_axes], loops[-1 - pixel_axes : -1], loops[-1]
-    counts = [tile.rows, tile.cols][-pixel_axes:]
+    loops = sch.get_loops(anchor)
+    *outer, pixel, channel = loops[:n_spatial]
+    *window, depth_loop = loops[n_spatial:]
+    extent = int(sch.get(pixel).extent)
     channel_block, inner = sch.split(channel, [None, tile.channels])
-    split = [sch.split(loop, [None, count]) for loop, count in zip(tiled, counts, strict=True)]
+    # Without conditions on the pixels of the last tile: it will overlap the one before.
+    pixel_block, inside = sch.split(pixel, [None, tile.pixels], disable_predication=True)
     vectors, lane = sch.split(inner, [None, tile.lanes])
-    blocks_of = [pair[0] for pair in split]
-    inside = [pair[1] for pair in split]
-    sch.reorder(channel_block, *outer, *blocks_of, *inside, vectors, lane)
-    _unroll_tile(sch, [*inside, vectors], lane)
-    sch.compute_at(anchor, blocks_of[-1], preserve_unit_loops=True)
-
-    own = sch.get_loops(anchor)[-len(kinds) :]
-    spatial, reduction = own[:n_spatial], own[n_spatial:]
-    tile_loops, tile_channel = spatial[-1 - pixel_axes : -1], spatial[-1]
-    vectors, lane = sch.split(tile_channel, [None, tile.lanes])
-    factors = [None, unroll] if dot is None else [None, unroll, 4]
-    steps, unrolled, *dot_axis = sch.split(reduction[-1], factors)
-    sch.reorder(*reduction[:-1], steps, unrolled, *tile_loops, vectors, lane, *dot_axis)
-    for loop in (unrolled, *tile_loops, vectors):
+    steps, unrolled, *dot_axis = sch.split(depth_loop, [None, unroll] if dot is None else [None, unroll, 4])
+    reduction = [*window, steps]
+    sch.reorder(channel_block, *outer, pixel_block, *reduction, unrolled, inside, vectors, lane, *dot_axis)
+    for loop in (unrolled, inside, vectors):
         sch.unroll(loop)
     if dot is None:
         sch.vectorize(lane)
+    if extent % tile.pixels:
+        overlap.mark(sch, pixel_block, extent)
+
+    sch.reverse_compute_at(out, pixel_block, preserve_unit_loops=True)
+    *_, out_pixel, out_channel = sch.get_loops(out)
+    _unroll_tile(sch, [out_pixel, *sch.split(out_channel, [None, tile.lanes])])
     if hw.cores > 1 and prod(sizes) >= PARALLEL_MIN_OPS:
-        sch.parallel(sch.fuse(channel_block, *outer, *blocks_of[:-1]))
-    init = sch.decompose_reduction(anchor, [*reduction[:-1], steps][0])
-    *init_tile, init_lane = sch.get_loops(init)[-pixel_axes - 2 :]
-    _unroll_tile(sch, init_tile, init_lane)
+        sch.parallel(sch.fuse(channel_block, *outer))
+    init = sch.decompose_reduction(anchor, reduction[0])
+    _unroll_tile(sch, sch.get_loops(init)[-3:])
     if dot is not None:
         sch.tensorize(lane, dot.name)
     for pad in pads:
         vectorize_inner(sch, sch.get_loops(pad)[-1], data, hw)
     return True
+
+
+def _flatten_pixels(sch: s_tir.Schedule, anchor: SBlockRV, out: SBlockRV, width: int) -> None:
+    """Make one iterator of the rows and columns, in the anchor (n, y, x, f, ky, kx, c) and in the output block."""
+    sch.transform_layout(anchor, ("write", 0), lambda n, y, x, f: (n, y * width + x, f))
+    sch.transform_block_layout(anchor, lambda n, y, x, f, ky, kx, c: (n, y * width + x, f, ky, kx, c))
+    sch.transform_block_layout(out, lambda n, y, x, f: (n, y * width + x, f))
 
 
 def weights_follow(sch: s_tir.Schedule, anchor: SBlockRV, order: tuple[int, ...]) -> bool:
@@ -250,7 +268,8 @@ def _pack_weights(sch: s_tir.Schedule, anchor: SBlockRV, block: int, dot: Dot4 |
     sch.annotate(packed, "meta_schedule.layout_rewrite_preproc", True)
 
 
-def _unroll_tile(sch: s_tir.Schedule, loops: list[LoopRV], lane: LoopRV) -> None:
-    for loop in loops:
+def _unroll_tile(sch: s_tir.Schedule, loops: list[LoopRV]) -> None:
+    *unrolled, lane = loops
+    for loop in unrolled:
         sch.unroll(loop)
     sch.vectorize(lane)

@@ -21,6 +21,7 @@ import tvm
 from tvm import rpc, s_tir
 from tvm.s_tir import meta_schedule as ms
 
+from nnfuze_tvm import schedules
 from nnfuze_tvm.devices import toolchain, tracker
 from nnfuze_tvm.errors import DeviceError
 from nnfuze_tvm.tuning.search import Decisions
@@ -154,7 +155,8 @@ def _compile(
     candidate.trace = plain(sch.trace.as_json())
     # What the database will do with the record; better a failed candidate now than a failed build later.
     s_tir.Trace.apply_json_to_schedule(candidate.trace, s_tir.Schedule(mod))
-    lowered = s_tir.transform.RemoveWeightLayoutRewriteBlock(skip_tensor_rewrite=True)(sch.mod)
+    whole = tvm.IRModule({"main": schedules.finished(sch)})
+    lowered = s_tir.transform.RemoveWeightLayoutRewriteBlock(skip_tensor_rewrite=True)(whole)
     candidate.args = [
         (tuple(int(dim) for dim in info.shape), str(info.dtype))
         for info in ms.arg_info.ArgInfo.from_prim_func(lowered["main"])

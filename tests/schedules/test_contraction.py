@@ -13,6 +13,7 @@ from tvm import relax, s_tir
 
 from nnfuze_tvm import schedules
 from nnfuze_tvm.devices.targets import resolve
+from nnfuze_tvm.schedules import contraction
 from nnfuze_tvm.schedules.contraction import Work, tiles
 from nnfuze_tvm.schedules.hardware import Hardware
 from tests.schedules.kernels import fused_kernels, schedule_and_run, single_function
@@ -160,14 +161,35 @@ def test_every_sampled_schedule_gives_the_same_result(dtype, seed):
     np.testing.assert_allclose(sampled.outputs[0], plain.outputs[0], rtol=1e-5, atol=1e-4)
 
 
-def test_tiles_divide_the_output_and_fit_the_registers():
+@pytest.mark.parametrize(("rows", "cols"), [(25, 20), (7, 7), (1, 13), (3, 1)])
+@pytest.mark.parametrize("channels", [32, 24, 12])
+def test_tiles_cover_the_output_and_fit_the_registers(rows, cols, channels):
     hw = Hardware.of(resolve("x86-64-v3"))
-    work = Work(25, 20, 32, 288, hw.lanes("float32"), 1, 4, 1, 4.0, 1)
-    found = tiles(work, hw)
+    found = tiles(Work(rows, cols, channels, 288, hw.lanes("float32"), 1, 4, 1, 4.0, 1), hw)
     assert found
     for tile in found:
-        assert work.rows % tile.rows == work.cols % tile.cols == work.channels % tile.channels == 0
-        assert tile.rows * tile.cols * (tile.channels // tile.lanes) < hw.registers
+        assert tile.pixels <= (rows * cols if tile.flat else cols)
+        assert channels % tile.channels == tile.channels % tile.lanes == 0
+        assert tile.pixels * (tile.channels // tile.lanes) < hw.registers
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint8", "int8"])
+@pytest.mark.parametrize("flat", [False, True])
+def test_tiles_that_do_not_divide_the_image_overlap(monkeypatch, dtype, flat):
+    pixels = 5
+    real = contraction.tiles
+    monkeypatch.setattr(
+        contraction, "tiles", lambda *args: [t for t in real(*args) if t.flat == flat and t.pixels == pixels]
+    )
+    mod, inputs, weights, bias = conv_module(np.random.default_rng(5), (7, 7), 8, 16, 3, 1, 1, dtype=dtype)
+    got = schedule_and_run(mod, HOST, inputs)
+    want = reference_conv(inputs["x"], weights, bias, 1, 1, 1)
+    assert list(got.rules.values()) == ["conv2d"]
+    if dtype == "float32":
+        np.testing.assert_allclose(got.outputs[0], np.maximum(want, 0), atol=1e-5 * np.ptp(want), rtol=0)
+    else:
+        scaled = want.astype(np.float32) * np.float32(2e-3)
+        np.testing.assert_array_equal(got.outputs[0], np.clip(np.rint(scaled), 0, 127).astype("uint8"))
 
 
 VNNI = '{"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "znver4"}'
@@ -193,6 +215,8 @@ def test_hot_loop_uses_the_instruction_of_its_isa(target, dtype, instruction):
     sch = s_tir.Schedule(kernel)
     cpu = resolve(target)
     assert schedules.apply(sch, cpu) == "conv2d"
-    built = tvm.s_tir.transform.RemoveWeightLayoutRewriteBlock(skip_tensor_rewrite=True)(sch.mod)
+    built = tvm.s_tir.transform.RemoveWeightLayoutRewriteBlock(skip_tensor_rewrite=True)(
+        tvm.IRModule({"main": schedules.finished(sch)})
+    )
     assembly = tvm.compile(built, target=cpu).mod.inspect_source("asm")
     assert len(re.findall(rf"^\s+{instruction}\b", assembly, re.MULTILINE)) >= 8
