@@ -9,7 +9,11 @@ from nnfuze_tvm.schedules.contraction import schedule, weights_follow
 from nnfuze_tvm.schedules.hardware import Hardware
 
 # Per kind of the iterators, which of them index the right-hand side: rows are the reduction, columns the output's.
-_WEIGHTS: dict[str, list[tuple[int, ...]]] = {"SSR": [(2, 1)], "SSSR": [(0, 3, 2), (3, 2)]}
+_WEIGHTS: dict[str, list[tuple[int, ...]]] = {
+    "SSR": [(2, 1)],
+    "SSSR": [(0, 3, 2), (3, 2)],
+    "SSSSR": [(0, 1, 4, 3), (4, 3)],
+}
 
 
 def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:

@@ -139,7 +139,16 @@ def test_dense_equals_numpy(dtype, m, k, n):
         np.testing.assert_allclose(got.outputs[0], want, atol=1e-5 * np.ptp(want), rtol=0)
 
 
-@pytest.mark.parametrize("shapes", [((2, 5, 16), (2, 16, 24)), ((5, 16), (16, 24)), ((3, 5, 16), (16, 24))])
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        ((2, 5, 16), (2, 16, 24)),
+        ((5, 16), (16, 24)),
+        ((3, 5, 16), (16, 24)),
+        ((1, 4, 7, 12), (1, 4, 12, 7)),
+        ((2, 3, 6, 16), (16, 24)),
+    ],
+)
 def test_product_of_two_activations_needs_no_constant(shapes):
     rng = np.random.default_rng(2)
     left, right = (rng.standard_normal(shape).astype("float32") for shape in shapes)

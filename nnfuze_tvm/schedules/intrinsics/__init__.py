@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nnfuze_tvm.schedules.intrinsics import arm, x86
+from nnfuze_tvm.schedules.intrinsics import arm, elementary, x86
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,128 @@
+"""Exponential, error function, hyperbolic tangent and logistic function of float32 in whole vectors.
+
+LLVM turns a vector of them into one call of the C library per lane, and a kernel spends most of its time there.
+These are sums and products (and one division) instead, which every instruction set has in vectors. The coefficients
+are minimax fits: of the exponential by linear programming, of the error function by reweighted least squares.
+
+They replace TVM's rules for the LLVM targets of a process that imports this package, so that a kernel computes the
+same whether a rule or the tuner scheduled it. Nothing of an integer graph goes through them but what it leaves in
+float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import reduce
+
+import tvm
+from tvm import tirx
+
+# TVM's own rules have level 10.
+_ABOVE_TVM = 11
+_LOG2_E = 1.4426950408889634
+# log(2) in two parts: a multiple of the first, which ends in zeros, is exact.
+_LOG_2 = (0.693359375, -2.12194440e-4)
+# e^x for |x| <= log(2) / 2, constant term first; relative error 5.3e-8.
+_EXP = (1.0, 0.9999993443489075, 0.4999889135360718, 0.1666819453239441, 0.04191873222589493, 0.008272635750472546)
+# Beyond these the result is 0 or infinite in float32; below the first it would be denormal.
+_EXP_RANGE = (-87.33654, 88.72283)
+# Adding it rounds a float32 to an integer, which then stands in its low bits.
+_ROUND = 12582912.0
+_MANTISSA_BITS = 23
+# erf(x) = x·P(x²) / Q(x²) for |x| up to the bound, where it is 1 but for 2.3e-8; absolute error below 7e-7.
+_ERF_BOUND = 3.95
+_ERF_P = (1.128376841545105, 0.34743383526802063, 0.07223129272460938, 0.01009764987975359, 0.00035962421679869294)
+_ERF_Q = (
+    1.0,
+    0.6412118673324585,
+    0.17784608900547028,
+    0.027764080092310905,
+    0.002567547606304288,
+    2.06482127396157e-05,
+)
+
+
+def _let(value: tirx.PrimExpr, body: Callable[[tirx.Var], tirx.PrimExpr]) -> tirx.PrimExpr:
+    """Return ``body`` of a value that it may read several times."""
+    var = tirx.Var("t", value.ty)
+    return tirx.Let(var, value, body(var))
+
+
+def _like(x: tirx.PrimExpr, value: float, dtype: str = "float32") -> tirx.PrimExpr:
+    """Return a constant of as many lanes as ``x``."""
+    lanes = x.ty.dtype.lanes
+    scalar = tirx.const(value, dtype)
+    return scalar if lanes == 1 else tirx.Broadcast(scalar, lanes)
+
+
+def _polynomial(coefficients: tuple[float, ...], x: tirx.PrimExpr) -> tirx.PrimExpr:
+    """Return a polynomial of ``x``, its constant term first, by Horner's rule."""
+    *rest, first = (_like(x, c) for c in coefficients)
+    return reduce(lambda total, c: total * x + c, reversed(rest), first)
+
+
+def exp(x: tirx.PrimExpr) -> tirx.PrimExpr:
+    """Return e^x within 2e-7 of it, as 2^n · e^r with n the integer nearest to x / log(2).
+
+    What would be a denormal number is 0; infinities and NaN come out as they should.
+    """
+    lowest, highest = (_like(x, bound) for bound in _EXP_RANGE)
+    integers = f"int32x{x.ty.dtype.lanes}" if x.ty.dtype.lanes > 1 else "int32"
+
+    def power(bounded: tirx.Var, rounded: tirx.Var) -> tirx.PrimExpr:
+        n = rounded - _like(x, _ROUND)
+        rest = bounded - n * _like(x, _LOG_2[0]) - n * _like(x, _LOG_2[1])
+        mantissa = tirx.reinterpret(integers, _let(rest, lambda r: _polynomial(_EXP, r)))
+        exponent = tirx.shift_left(tirx.reinterpret(integers, rounded), _like(x, _MANTISSA_BITS, "int32"))
+        return tirx.reinterpret(x.ty.dtype, mantissa + exponent)
+
+    def whole(value: tirx.Var) -> tirx.PrimExpr:
+        # With the bound as its first operand the minimum of it and NaN is NaN.
+        bounded = tirx.max(lowest, tirx.min(highest, value))
+        near = _let(
+            bounded,
+            lambda b: _let(b * _like(x, _LOG2_E) + _like(x, _ROUND), lambda rounded: power(b, rounded)),
+        )
+        near = tirx.Select(value < lowest, _like(x, 0.0), near)
+        return tirx.Select(value > highest, _like(x, float("inf")), near)
+
+    return _let(x, whole)
+
+
+def erf(x: tirx.PrimExpr) -> tirx.PrimExpr:
+    """Return the error function of x within 7e-7."""
+    bound = _like(x, _ERF_BOUND)
+
+    def quotient(bounded: tirx.Var) -> tirx.PrimExpr:
+        return _let(bounded * bounded, lambda s: bounded * _polynomial(_ERF_P, s) / _polynomial(_ERF_Q, s))
+
+    return _let(tirx.max(_like(x, -_ERF_BOUND), tirx.min(bound, x)), quotient)
+
+
+def tanh(x: tirx.PrimExpr) -> tirx.PrimExpr:
+    """Return the hyperbolic tangent of x within 2e-7, as 1 - 2 / (e^(2x) + 1)."""
+    one, two = _like(x, 1.0), _like(x, 2.0)
+    return one - two / (exp(two * x) + one)
+
+
+def sigmoid(x: tirx.PrimExpr) -> tirx.PrimExpr:
+    """Return 1 / (1 + e^-x) within 2e-7."""
+    one = _like(x, 1.0)
+    return one / (one + exp(_like(x, 0.0) - x))
+
+
+def _register(function: Callable[[tirx.PrimExpr], tirx.PrimExpr]) -> None:
+    """Make ``function`` the LLVM targets' rule for the operator of its name in float32; else TVM's remains."""
+    name = f"tirx.{function.__name__}"
+    keys = ("llvm.FLowerIntrinsic", "default.FLowerIntrinsic", "default.FLegalize")
+    before = next(filter(None, map(tvm.ir.Op.get(name).get_attr, keys)))
+
+    def lower(call: tvm.ir.Call) -> tirx.PrimExpr:
+        is_float32 = str(call.ty.dtype).split("x")[0] == "float32"
+        return function(*call.args) if is_float32 else before(call)
+
+    tirx.register_intrin_lowering(name, target="llvm", f=lower, level=_ABOVE_TVM)
+
+
+for _function in (exp, erf, tanh, sigmoid):
+    _register(_function)
