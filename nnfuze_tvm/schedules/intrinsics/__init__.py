@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 from nnfuze_tvm.schedules.intrinsics import arm, elementary, x86
 
+elementary.install()
+
 
 @dataclass(frozen=True)
 class Dot4:

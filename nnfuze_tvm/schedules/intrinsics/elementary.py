@@ -4,7 +4,7 @@ LLVM turns a vector of them into one call of the C library per lane, and a kerne
 These are sums and products (and one division) instead, which every instruction set has in vectors. The coefficients
 are minimax fits: of the exponential by linear programming, of the error function by reweighted least squares.
 
-They replace TVM's rules for the LLVM targets of a process that imports this package, so that a kernel computes the
+Installed, they replace TVM's rules for the LLVM targets of the process, so that a kernel computes the
 same whether a rule or the tuner scheduled it. Nothing of an integer graph goes through them but what it leaves in
 float32.
 """
@@ -124,5 +124,7 @@ def _register(function: Callable[[tirx.PrimExpr], tirx.PrimExpr]) -> None:
     tirx.register_intrin_lowering(name, target="llvm", f=lower, level=_ABOVE_TVM)
 
 
-for _function in (exp, erf, tanh, sigmoid):
-    _register(_function)
+def install() -> None:
+    """Register the rules with TVM."""
+    for function in (exp, erf, tanh, sigmoid):
+        _register(function)
