@@ -91,7 +91,7 @@ def test_record_of_the_database_goes_before_the_rule():
     database.commit_tuning_record(s_tir.meta_schedule.database.TuningRecord(sch.trace, workload, [1e-6], HOST))
     scheduled = ScheduleKernels(HOST, database)(fused)
     tuned = [f for g, f in scheduled.functions_items() if isinstance(f, tvm.tirx.PrimFunc) and "conv2d" in g.name_hint]
-    expected, notes = take_notes(schedules.finished(sch))
+    expected, notes = take_notes(schedules.finished(sch.mod["main"]))
     tvm.ir.assert_structural_equal(tuned[0].body, expected.body, map_free_vars=True)
     assert notes.pop("rule") == tuned[0].attrs["nnfuze.rule"] == "conv2d"
     assert notes == dict(tuned[0].attrs["nnfuze.knobs"])

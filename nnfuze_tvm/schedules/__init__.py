@@ -14,6 +14,7 @@ from nnfuze_tvm.schedules import conv2d, dense, depthwise, elementwise, fallback
 from nnfuze_tvm.schedules.base import note
 from nnfuze_tvm.schedules.hardware import Hardware
 from nnfuze_tvm.schedules.overlap import overlap_tiles
+from nnfuze_tvm.schedules.prefetch import prefetch_weights
 
 RULES = (conv2d, depthwise, dense, pooling, reduction, elementwise, fallback)
 
@@ -44,6 +45,6 @@ def apply(sch: s_tir.Schedule, target: Target, tunable: bool = False) -> str:
     raise AssertionError("the fallback rule takes every kernel")
 
 
-def finished(sch: s_tir.Schedule) -> tirx.PrimFunc:
-    """Return ``main`` of a schedule as it can be compiled: what no schedule primitive can express is done here."""
-    return overlap_tiles(fallback.with_block(sch))
+def finished(func: tirx.PrimFunc) -> tirx.PrimFunc:
+    """Return a scheduled kernel as it can be compiled: what rules mark and no schedule primitive can express."""
+    return prefetch_weights(overlap_tiles(func))

@@ -16,7 +16,7 @@ from math import prod
 from tvm import s_tir, tirx
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
-from nnfuze_tvm.schedules import overlap
+from nnfuze_tvm.schedules import overlap, prefetch
 from nnfuze_tvm.schedules.base import (
     PARALLEL_MIN_OPS,
     choose,
@@ -88,9 +88,11 @@ def tiles(work: Work, hw: Hardware) -> list[Tile]:
     among tiles that keep the multipliers busy the one with fewer loads wins. Weights of a channel block that do
     not stay in L1 come from L2 or beyond, once per tile. A tile's accumulators are cleared, and its results stored,
     once. Where pixels don't divide a row, either the last tile of every row overlaps the one before it, or tiles run
-    on into the next row, and then only the image's last one overlaps.
+    on into the next row, and then only the image's last one overlaps. Where the weights outgrow the cache, all tiles
+    of a channel block stand in one loop, which prefetches the next block's.
     """
     found: list[tuple[float, int, Tile]] = []
+    streams = work.steps * work.depth * work.channels * work.weight_bytes > hw.l2_bytes // 2
     lanes = work.lanes if work.channels % work.lanes == 0 else divisors(work.channels, work.lanes)[0]
     for vectors in range(1, 9):
         channels = vectors * lanes
@@ -104,8 +106,8 @@ def tiles(work: Work, hw: Hardware) -> list[Tile]:
             # Weights that several pixels use stay in registers; of a single pixel's, each is used once. And a
             # broadcast that is used once gives its register to the float sum: LLVM then needs two per pixel.
             needed = accumulators + work.temporaries + (vectors if pixels > 1 else 1)
-            if vectors == 1 and work.temporaries == 1:
-                needed += pixels - 1
+            if vectors == 1 and work.temporaries == 2:
+                needed += pixels
             if needed > hw.registers:
                 continue
             cycles = max(
@@ -115,9 +117,11 @@ def tiles(work: Work, hw: Hardware) -> list[Tile]:
                 step_bytes / bandwidth,
             )
             cycles += 0.05 * (pixels + vectors)
-            tile_cycles = cycles * work.steps + 4 * accumulators + 0.1 * accumulators**2 + 12
+            tile_cycles = cycles * work.steps + 0.2 * accumulators**2 + 4
             for flat in (False, True):
-                if (flat and work.cols % pixels == 0) or (not flat and pixels > work.cols):
+                if flat and work.cols % pixels == 0 and not streams:
+                    continue
+                if not flat and (pixels > work.cols or (streams and work.rows > 1)):
                     continue
                 count = -(-work.rows * work.cols // pixels) if flat else work.rows * -(-work.cols // pixels)
                 cost = count * (tile_cycles + (4 * pixels if flat else 0)) / channels
@@ -175,7 +179,7 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool,
         weight_bytes={"int8": 1, "int16": 2}.get(weights, 4),
         multiplies=dot.multiplies if dot else 1 if accumulator == "float32" else 2,
         latency=1.0 if accumulator == "int32" and not (dot and dot.multiplies == 1) else 4.0,
-        temporaries=1 if accumulator == "float32" else 3 if data == "uint8" else 4,
+        temporaries=2 if accumulator == "float32" else 3 if data == "uint8" else 4,
     )
     options = tiles(work, hw)
     if not options:
@@ -184,13 +188,14 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool,
     most = depth // work.depth
     unroll = choose(sch, [n for n in ((1, 2, 4) if dot else (2, 4, 1)) if most % n == 0], tunable, "unroll")
 
-    pads = [block for block in sch.get_producers(anchor) if "pad" in sch.get(block).name_hint]
+    pads = [block for block in sch.get_producers(anchor) if _is_padding(sch, block)]
     out = inline_around(sch, anchor, keep=pads)
     if constant_weights:
-        _pack_weights(sch, anchor, tile.channels, dot)
+        packed = _pack_weights(sch, anchor, tile.channels, dot)
     if tile.flat:
         _flatten_pixels(sch, anchor, out, work.cols)
         n_spatial -= 1
+        sizes = extents(sch, anchor)
 
     loops = sch.get_loops(anchor)
     *outer, pixel, channel = loops[:n_spatial]
@@ -209,6 +214,9 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool,
         sch.vectorize(lane)
     if extent % tile.pixels:
         overlap.mark(sch, pixel_block, extent)
+    if constant_weights and prod(sizes[: n_spatial - 2]) == 1:
+        block_bytes = work.steps * tile.channels * work.weight_bytes * work.depth
+        _prefetch(sch, packed, pixel_block, reduction, block_bytes)
 
     sch.reverse_compute_at(out, pixel_block, preserve_unit_loops=True)
     *_, out_pixel, out_channel = sch.get_loops(out)
@@ -222,6 +230,25 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool,
     for pad in pads:
         vectorize_inner(sch, sch.get_loops(pad)[-1], data, hw)
     return True
+
+
+def _is_padding(sch: s_tir.Schedule, block: SBlockRV) -> bool:
+    """Tell whether a block puts zeros around its data; without any it is worth no copy."""
+    node = sch.get(block)
+    shapes = [[int(extent) for extent in region.source.ty.shape] for region in (*node.reads, *node.writes)]
+    return "pad" in node.name_hint and any(shape != shapes[-1] for shape in shapes)
+
+
+def _prefetch(sch: s_tir.Schedule, packed: str, tiles: LoopRV, reduction: list[LoopRV], block_bytes: int) -> None:
+    """Spread the prefetch of a channel block's weights evenly over the tiles of the block before."""
+    count = int(sch.get(tiles).extent)
+    window = prod(int(sch.get(loop).extent) for loop in reduction[:-1])
+    steps = int(sch.get(reduction[-1]).extent)
+    lines = -(-block_bytes // (prefetch.LINE_BYTES * count * window))
+    # In bursts of a few lines, which the load buffers hold.
+    groups = next((n for n in reversed(divisors(steps, steps)) if lines <= 4 * n), steps)
+    reduction[-1:] = sch.split(reduction[-1], [groups, None])
+    prefetch.mark(sch, tiles, reduction[-2], packed, -(-lines // groups))
 
 
 def _flatten_pixels(sch: s_tir.Schedule, anchor: SBlockRV, out: SBlockRV, width: int) -> None:
@@ -245,8 +272,8 @@ def _layout_free(sch: s_tir.Schedule) -> list:
     return [func.params[int(i)] for i in func.attrs.get("layout_free_buffers", [])]
 
 
-def _pack_weights(sch: s_tir.Schedule, anchor: SBlockRV, block: int, dot: Dot4 | None) -> None:
-    """Rewrite the weights' layout for the tile, in a block that is evaluated at compile time."""
+def _pack_weights(sch: s_tir.Schedule, anchor: SBlockRV, block: int, dot: Dot4 | None) -> str:
+    """Rewrite the weights' layout for the tile, in a block that is evaluated at compile time; return its buffer's name."""
     rank = len(sch.get(anchor).reads[1].region)
     packed = sch.cache_read(anchor, 1, "global")
 
@@ -266,6 +293,7 @@ def _pack_weights(sch: s_tir.Schedule, anchor: SBlockRV, block: int, dot: Dot4 |
     }
     sch.transform_layout(anchor, ("read", 1), maps[rank])
     sch.annotate(packed, "meta_schedule.layout_rewrite_preproc", True)
+    return str(sch.get(packed).writes[0].source.name)
 
 
 def _unroll_tile(sch: s_tir.Schedule, loops: list[LoopRV]) -> None:

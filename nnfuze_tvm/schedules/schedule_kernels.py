@@ -14,7 +14,6 @@ from nnfuze_tvm import schedules
 from nnfuze_tvm.schedules import fallback
 from nnfuze_tvm.schedules.base import take_notes
 from nnfuze_tvm.schedules.hardware import Hardware
-from nnfuze_tvm.schedules.overlap import overlap_tiles
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +49,7 @@ class ScheduleKernels:
             if "tirx.is_scheduled" not in func.attrs:
                 mod.update_func(gvar, schedule_kernel(gvar.name_hint, func, self.target))
             elif "nnfuze.rule" not in func.attrs:
-                mod.update_func(gvar, _with_notes(overlap_tiles(func), "database"))
+                mod.update_func(gvar, _with_notes(schedules.finished(func), "database"))
         return mod
 
 
@@ -70,7 +69,7 @@ def schedule_kernel(name: str, func: tirx.PrimFunc, target: Target) -> tirx.Prim
         sch = s_tir.Schedule(mod, error_render_level="fast")
         fallback.apply(sch, Hardware.of(target), False)
         rule = "fallback"
-    scheduled = _with_notes(schedules.finished(sch), rule).with_attr("tirx.is_scheduled", True)
+    scheduled = _with_notes(schedules.finished(fallback.with_block(sch)), rule).with_attr("tirx.is_scheduled", True)
     if "global_symbol" in func.attrs:
         return scheduled.with_attr("global_symbol", func.attrs["global_symbol"])
     return scheduled.without_attr("global_symbol")

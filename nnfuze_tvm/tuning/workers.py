@@ -155,7 +155,7 @@ def _compile(
     candidate.trace = plain(sch.trace.as_json())
     # What the database will do with the record; better a failed candidate now than a failed build later.
     s_tir.Trace.apply_json_to_schedule(candidate.trace, s_tir.Schedule(mod))
-    whole = tvm.IRModule({"main": schedules.finished(sch)})
+    whole = tvm.IRModule({"main": schedules.finished(sch.mod["main"])})
     lowered = s_tir.transform.RemoveWeightLayoutRewriteBlock(skip_tensor_rewrite=True)(whole)
     candidate.args = [
         (tuple(int(dim) for dim in info.shape), str(info.dtype))

@@ -11,6 +11,7 @@ from tvm import relax, s_tir, tirx
 from tvm.target import Target
 
 from nnfuze_tvm import schedules
+from nnfuze_tvm.schedules import fallback
 
 _LAYOUTS = {"relax.nn.conv2d": ["NHWC", "OHWI"]}
 
@@ -76,7 +77,7 @@ def schedule(
             continue
         sch = s_tir.Schedule(tvm.IRModule({"main": func.with_attr("global_symbol", "main")}), seed=seed)
         rules[gv.name_hint] = schedules.apply(sch, target, tunable)
-        fused[gv] = schedules.finished(sch).without_attr("global_symbol")
+        fused[gv] = schedules.finished(fallback.with_block(sch)).without_attr("global_symbol")
     packed = tvm.transform.Sequential(
         [
             relax.transform.SplitLayoutRewritePreproc(),

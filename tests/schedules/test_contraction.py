@@ -201,6 +201,39 @@ def test_tiles_that_do_not_divide_the_image_overlap(monkeypatch, dtype, flat):
         np.testing.assert_array_equal(got.outputs[0], np.clip(np.rint(scaled), 0, 127).astype("uint8"))
 
 
+def assembly_of(sch, target):
+    """Return the assembly of a scheduled kernel whose weights are packed already."""
+    whole = tvm.IRModule({"main": schedules.finished(sch.mod["main"])})
+    built = tvm.s_tir.transform.RemoveWeightLayoutRewriteBlock(skip_tensor_rewrite=True)(whole)
+    return tvm.compile(built, target=target).mod.inspect_source("asm")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+@pytest.mark.parametrize(("target", "instruction"), [("x86-64-v3", "prefetcht1"), ("aarch64", "prfm")])
+def test_weights_that_outgrow_the_cache_are_prefetched(target, instruction, dtype):
+    def count(channels):
+        mod, *_ = conv_module(np.random.default_rng(6), (4, 4), channels, channels, 3, 1, 1, dtype=dtype)
+        (kernel,) = fused_kernels(mod).values()
+        sch = s_tir.Schedule(kernel)
+        schedules.apply(sch, resolve(target))
+        return assembly_of(sch, resolve(target)).count(instruction)
+
+    assert count(256) > 0
+    assert count(16) == 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_prefetches_change_no_result(dtype):
+    mod, inputs, weights, bias = conv_module(np.random.default_rng(7), (5, 3), 256, 256, 3, 1, 1, dtype=dtype)
+    got = schedule_and_run(mod, HOST, inputs)
+    want = reference_conv(inputs["x"], weights, bias, 1, 1, 1)
+    if dtype == "float32":
+        np.testing.assert_allclose(got.outputs[0], np.maximum(want, 0), atol=1e-5 * np.ptp(want), rtol=0)
+    else:
+        scaled = want.astype(np.float32) * np.float32(2e-3)
+        np.testing.assert_array_equal(got.outputs[0], np.clip(np.rint(scaled), 0, 127).astype("uint8"))
+
+
 VNNI = '{"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "znver4"}'
 
 
@@ -224,8 +257,5 @@ def test_hot_loop_uses_the_instruction_of_its_isa(target, dtype, instruction):
     sch = s_tir.Schedule(kernel)
     cpu = resolve(target)
     assert schedules.apply(sch, cpu) == "conv2d"
-    built = tvm.s_tir.transform.RemoveWeightLayoutRewriteBlock(skip_tensor_rewrite=True)(
-        tvm.IRModule({"main": schedules.finished(sch)})
-    )
-    assembly = tvm.compile(built, target=cpu).mod.inspect_source("asm")
+    assembly = assembly_of(sch, cpu)
     assert len(re.findall(rf"^\s+{instruction}\b", assembly, re.MULTILINE)) >= 8
