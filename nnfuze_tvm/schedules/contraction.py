@@ -273,7 +273,7 @@ def _layout_free(sch: s_tir.Schedule) -> list:
 
 
 def _pack_weights(sch: s_tir.Schedule, anchor: SBlockRV, block: int, dot: Dot4 | None) -> str:
-    """Rewrite the weights' layout for the tile, in a block that is evaluated at compile time; return its buffer's name."""
+    """Rewrite the weights for the tile, in a block that is evaluated at compile time; return its buffer's name."""
     rank = len(sch.get(anchor).reads[1].region)
     packed = sch.cache_read(anchor, 1, "global")
 
