@@ -25,7 +25,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import engines, networks
-from benchmarks.engines import Engine, Unavailable, relative_error
+from benchmarks.engines import nnfuze, tvm
+from benchmarks.engines.base import Engine, Unavailable, relative_error
+from benchmarks.engines.onnxruntime import reference
 from benchmarks.interleaved import Timing, interleaved
 from benchmarks.workloads import Workload, workload
 from nnfuze_tvm.errors import NNFuzeError
@@ -35,6 +37,9 @@ from nnfuze_tvm.stages import machine_name
 UNTUNED, TUNED = "nnfuze", "nnfuze tuned"
 PRECISIONS = ("fp32", "int8")
 DEFAULT_PEERS = ("onnxruntime", "openvino", "ncnn")
+
+# TVM's own tuner, which costs more than a second per trial.
+MS = "tvm-ms"
 
 # An answer in float32 that is further off than this is wrong, and its latency means nothing.
 _WRONG = 1e-2
@@ -111,13 +116,15 @@ def measure(
     announce: Callable[[str], None],
 ) -> list[Result]:
     """Return what every engine does with one workload; ours first, without and (if asked for) with tuning."""
-    makers: dict[str, Callable[[], Engine]] = {UNTUNED: lambda: engines.nnfuze(work, precision, threads)}
+    makers: dict[str, Callable[[], Engine]] = {UNTUNED: lambda: nnfuze.make(work, precision, threads)}
     if trials:
-        makers[TUNED] = lambda: engines.nnfuze(work, precision, threads, trials)
-    for peer in peers:
+        makers[TUNED] = lambda: nnfuze.make(work, precision, threads, trials)
+    for peer in (p for p in peers if p != MS):
         makers[peer] = lambda make=engines.PEERS[peer]: make(work, precision, threads)  # type: ignore[misc]
+    if MS in peers:
+        makers[MS] = lambda: tvm.make(work, precision, threads, trials)
     announce("reference answers")
-    exact = engines.reference(work)
+    exact = reference(work)
     ready: dict[str, Engine] = {}
     errors: dict[str, float] = {}
     reasons: dict[str, str] = {}
@@ -276,10 +283,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--peers",
-        type=_names(tuple(engines.PEERS)),
+        type=_names((*engines.PEERS, MS)),
         default=list(DEFAULT_PEERS),
         metavar="P,…",
-        help=f"of {', '.join(engines.PEERS)}; {','.join(DEFAULT_PEERS)} by default",
+        help=f"of {', '.join((*engines.PEERS, MS))}; {','.join(DEFAULT_PEERS)} by default",
     )
     parser.add_argument("--trials", type=_at_least(0), default=0, help="also tune, with as many trials per kernel")
     parser.add_argument("--threads", type=_at_least(1), default=1, help="threads per inference, for everybody")
@@ -288,7 +295,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--work-dir", type=Path, default=Path("build/peers"), metavar="DIR", help="default: build/peers"
     )
-    return parser.parse_args(arguments)
+    parsed = parser.parse_args(arguments)
+    if MS in parsed.peers and not parsed.trials:
+        parser.error(f"--peers {MS}: it only runs with as many trials as we get; give --trials")
+    return parsed
 
 
 def _names(known: Sequence[str] = ()) -> Callable[[str], list[str]]:

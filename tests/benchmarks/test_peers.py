@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks import peers
-from benchmarks.engines import relative_error
+from benchmarks.engines.base import relative_error
 from benchmarks.interleaved import Timing
 from benchmarks.peers import Result
 
@@ -77,6 +77,7 @@ def test_errors_are_relative_to_the_range_of_each_output():
     [
         (["--peers", "onnxruntime,tensorflow"], "'tensorflow'"),
         (["--precision", "int4"], "'int4'"),
+        (["--peers", "tvm-ms"], "give --trials"),
         (["--trials", "-1"], "'-1'"),
         (["--threads", "0"], "'0'"),
         (["--rounds", "many"], "'many'"),

@@ -1,0 +1,90 @@
+"""What all engines are made of: a workload ready to run, and what is said where there is none."""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+
+from benchmarks.interleaved import interleaved
+from benchmarks.workloads import Feeds
+
+# Settings whose latencies differ by less than this factor are equally good to a peer.
+_ABOUT_EQUAL = 1.02
+
+INSTALL = "pip install 'nnfuze-tvm[peers]'"
+
+
+class Unavailable(Exception):
+    """Why an engine can't run a workload, in one line."""
+
+
+@dataclass
+class Engine:
+    """A workload, ready to run.
+
+    Attributes
+    ----------
+    bind : callable
+        Returns a function without arguments that runs all networks on the given inputs: what is timed. It takes
+        its inputs as numpy arrays, the caller's, and has its outputs as such.
+    arrays : callable
+        Returns what such a call returned as a list of arrays, network by network.
+    details : dict
+        What is worth keeping about how it was made.
+    """
+
+    bind: Callable[[Feeds], Callable[[], Any]]
+    arrays: Callable[[Any], list[np.ndarray]]
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def answers(self, samples: Sequence[Feeds]) -> list[np.ndarray]:
+        """Return every output for all samples, ``[N, ...]``."""
+        rows = [[np.array(a) for a in self.arrays(self.bind(feeds)())] for feeds in samples]
+        return [np.stack(values) for values in zip(*rows, strict=True)]
+
+
+def fastest(variants: Mapping[str, Engine], samples: Sequence[Feeds], exact: Sequence[np.ndarray]) -> Engine:
+    """Return the fastest variant; of those that are about equally fast, the most exact one."""
+    calls = {name: engine.bind(samples[0]) for name, engine in variants.items()}
+    times = {name: t.median for name, t in interleaved(calls, rounds=10, min_seconds=0.5).items()}
+    fast = [name for name, seconds in times.items() if seconds < _ABOUT_EQUAL * min(times.values())]
+    errors = {name: relative_error(variants[name].answers(samples), exact) for name in fast}
+    chosen = min(fast, key=errors.__getitem__)
+    variants[chosen].details = {"chosen": chosen, "seconds": times}
+    return variants[chosen]
+
+
+def relative_error(answers: Sequence[np.ndarray], exact: Sequence[np.ndarray]) -> float:
+    """Return the largest difference between outputs ``[N, ...]``, relative to the range of the exact output."""
+    worst = 0.0
+    for found, wanted in zip(answers, exact, strict=True):
+        if found.size != wanted.size or not np.isfinite(found).all():
+            return math.inf
+        difference = np.abs(found.reshape(wanted.shape).astype(np.float64) - wanted).max()
+        worst = max(worst, float(difference) / float(np.ptp(wanted)))
+    return worst
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep quantizers from printing what they do."""
+    logging.disable(logging.WARNING)
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def require(package: str) -> None:
+    """Say how to install a package that is missing."""
+    if find_spec(package) is None:
+        raise Unavailable(f"not installed: {INSTALL}")

@@ -1,0 +1,88 @@
+"""ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.engines.base import Engine, fastest, quiet, require
+from benchmarks.workloads import Feeds, Workload, kept
+
+
+def make(workload: Workload, precision: str, threads: int) -> Engine:
+    """Return one ONNX Runtime session per network; in int8, the fastest of the forms its quantizer offers."""
+    require("onnxruntime")
+    if precision == "fp32":
+        return _sessions(workload.models, threads)
+    variants = {
+        f"{form}, {'reduced' if reduced else 'full'} range": _sessions(
+            [_quantize_static(workload, n, form, reduced) for n in range(len(workload.models))],
+            threads,
+        )
+        for form in ("QDQ", "QOperator")
+        for reduced in (False, True)
+    }
+    return fastest(variants, workload.evaluation, reference(workload))
+
+
+def reference(workload: Workload) -> list[np.ndarray]:
+    """Return the outputs that all engines are judged by: ONNX Runtime's in float32, ``[N, ...]``."""
+    require("onnxruntime")
+    return _sessions(workload.models, 1).answers(workload.evaluation)
+
+
+def _sessions(models: Sequence[Path], threads: int) -> Engine:
+    import onnxruntime as ort
+
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = threads
+    settings.inter_op_num_threads = 1
+    settings.log_severity_level = 4
+    # Its threads may spin while it computes, which makes it faster, but not while another engine has its turn.
+    settings.add_session_config_entry("session.force_spinning_stop", "1")
+    sessions = [ort.InferenceSession(p, settings, providers=["CPUExecutionProvider"]) for p in models]
+
+    def bind(feeds: Feeds) -> Callable[[], Any]:
+        pairs = [(session.run, feed) for session, feed in zip(sessions, feeds, strict=True)]
+        return lambda: [run(None, feed) for run, feed in pairs]
+
+    return Engine(bind, lambda raw: [array for row in raw for array in row])
+
+
+def _quantize_static(workload: Workload, n: int, form: str, reduced: bool) -> Path:
+    from onnxruntime import quantization as q
+
+    samples = workload.calibration[n]
+
+    class Reader(q.CalibrationDataReader):
+        def __init__(self) -> None:
+            self.rows = (
+                {name: array[row : row + 1] for name, array in samples.items()}
+                for row in range(len(next(iter(samples.values()))))
+            )
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(self.rows, None)
+
+    def make(folder: Path) -> None:
+        prepared = folder / "prepared.onnx"
+        with quiet():
+            q.quant_pre_process(workload.models[n], prepared, skip_symbolic_shape=True)
+            q.quantize_static(
+                prepared,
+                folder / "model.onnx",
+                Reader(),
+                quant_format=q.QuantFormat[form],
+                per_channel=True,
+                reduce_range=reduced,
+                activation_type=q.QuantType.QUInt8,
+                weight_type=q.QuantType.QInt8,
+            )
+        prepared.unlink()
+
+    label = f"onnxruntime-{version('onnxruntime')}-{form}-{'reduced' if reduced else 'full'}-{n}"
+    return kept(workload.directory / label, make) / "model.onnx"
