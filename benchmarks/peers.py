@@ -24,7 +24,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import engines, networks
+from benchmarks import engines, networks, plots
 from benchmarks.engines import nnfuze, tvm
 from benchmarks.engines.base import Engine, Unavailable, relative_error
 from benchmarks.engines.onnxruntime import reference
@@ -155,20 +155,27 @@ def measure(
     ]
 
 
-def render(results: Sequence[Result], precision: str) -> Table:
-    """Return the table of one precision."""
-    shown = [r for r in results if r.precision == precision]
-    names = list(dict.fromkeys(r.engine for r in shown))
-    found = {ours: ratios(shown, ours) for ours in (UNTUNED, TUNED) if ours in names}
-    table = Table(title=f"{precision}, latency of one inference", title_justify="left", show_footer=True)
+def groups(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """Return the results by precision, several networks at once apart: what is merged has an advantage of its own."""
+    found: dict[str, list[Result]] = {}
+    for r in results:
+        found.setdefault(f"{r.precision}, several networks at once" if "+" in r.network else r.precision, []).append(r)
+    return found
+
+
+def render(title: str, results: Sequence[Result]) -> Table:
+    """Return the table of one group of results."""
+    names = list(dict.fromkeys(r.engine for r in results))
+    found = {ours: ratios(results, ours) for ours in (UNTUNED, TUNED) if ours in names}
+    table = Table(title=f"{title}: latency of one inference", title_justify="left", show_footer=True)
     table.add_column("network", footer="geometric mean\nleast", no_wrap=True)
     for name in names:
         table.add_column(name, justify="right")
     for ours, ratio in found.items():
         footer = f"{text.ratio(ratio.geometric_mean)}\n{text.ratio(ratio.least)}" if ratio.values else ""
         table.add_column(f"best peer / {ours}", justify="right", footer=footer)
-    for network in dict.fromkeys(r.network for r in shown):
-        row = {r.engine: r for r in shown if r.network == network}
+    for network in dict.fromkeys(r.network for r in results):
+        row = {r.engine: r for r in results if r.network == network}
         gains = [text.ratio(r.values[network]) if network in r.values else text.NOTHING for r in found.values()]
         table.add_row(network, *(_cell(row[name]) if name in row else "" for name in names), *gains)
     return table
@@ -209,11 +216,13 @@ def machine(peers: Sequence[str], threads: int) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; return the exit code."""
     args = _parse(arguments)
-    errors, out = Console(stderr=True), Console()
+    errors = Console(stderr=True)
     results: list[Result] = []
     where = machine(args.peers, args.threads)
     status = errors.status("starting") if errors.is_terminal else None
     try:
+        if args.plot:
+            plots.check(args.plot)
         works = [workload(spec, args.work_dir) for spec in args.networks]
         if status:
             status.start()
@@ -244,24 +253,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         if status:
             status.stop()
-    for precision in args.precision:
-        out.print(render(results, precision))
+    # Where nothing is known about the width (a file, a pipe), cut nothing off.
+    out = Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(width=200)
+    for title, shown in groups(results).items():
+        out.print(render(title, shown))
     for line in footnotes(results):
         out.print(line, highlight=False, soft_wrap=True)
     used = ", ".join(f"{name} {number}" for name, number in where["versions"].items())
+    if args.plot:
+        draw(args.plot, results, f"{where['cpu']}, {text.threads(args.threads)}")
     out.print(f"{where['cpu']}, {text.threads(args.threads)}; {used}", highlight=False, soft_wrap=True)
     return 0
+
+
+def draw(path: Path, results: Sequence[Result], title: str) -> None:
+    """Draw ratios and latencies of both precisions."""
+    factors: dict[str, dict[str, dict[str, float]]] = {}
+    latencies: dict[str, dict[str, dict[str, float]]] = {}
+    for precision in dict.fromkeys(r.precision for r in results):
+        shown = [r for r in results if r.precision == precision]
+        found = {ours: ratios(shown, ours).values for ours in (UNTUNED, TUNED)}
+        factors[precision] = {ours: values for ours, values in found.items() if values}
+        for r in shown:
+            if r.timing:
+                latencies.setdefault(precision, {}).setdefault(r.engine, {})[r.network] = r.timing.median
+    plots.bars(path, title, factors, latencies)
 
 
 def as_json(results: Sequence[Result]) -> dict[str, Any]:
     """Return results and ratios as JSON objects; times in seconds."""
     found: dict[str, Any] = {}
-    for precision in dict.fromkeys(r.precision for r in results):
-        shown = [r for r in results if r.precision == precision]
+    for title, shown in groups(results).items():
         for ours in (UNTUNED, TUNED):
             ratio = ratios(shown, ours)
             if ratio.values:
-                found.setdefault(precision, {})[ours] = {
+                found.setdefault(title, {})[ours] = {
                     "geometric_mean": ratio.geometric_mean,
                     "least": ratio.least,
                     "networks": ratio.values,
@@ -291,6 +317,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--trials", type=_at_least(0), default=0, help="also tune, with as many trials per kernel")
     parser.add_argument("--threads", type=_at_least(1), default=1, help="threads per inference, for everybody")
     parser.add_argument("--rounds", type=_at_least(1), default=30, help="the least number of samples per engine")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw ratios and latencies (.png, .svg, .pdf)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to a file, too")
     parser.add_argument(
         "--work-dir", type=Path, default=Path("build/peers"), metavar="DIR", help="default: build/peers"

@@ -45,7 +45,7 @@ def test_a_network_without_peers_has_no_ratio():
 def test_the_table_shows_latencies_ratios_and_what_is_missing():
     console = Console(width=160)
     with console.capture() as captured:
-        console.print(peers.render(RESULTS, "fp32"))
+        console.print(peers.render("fp32", RESULTS))
     lines = captured.get().splitlines()
     row = next(line for line in lines if line.startswith("│ b"))
     assert [cell.strip() for cell in row.strip("│").split("│")] == ["b", "8 ms", "4 ms", "4 ms", "–", "0.50×", "1.00×"]
@@ -55,10 +55,19 @@ def test_the_table_shows_latencies_ratios_and_what_is_missing():
     assert peers.footnotes(RESULTS) == ["openvino, fp32: does not convert (b)"]
 
 
+def test_several_networks_at_once_have_means_of_their_own():
+    found = peers.groups([*RESULTS, result("a+a", "nnfuze", 1e-3), result("a+a", "onnxruntime", 3e-3)])
+    assert list(found) == ["fp32", "fp32, several networks at once"]
+    assert found["fp32"] == RESULTS
+    ratio = peers.as_json([r for shown in found.values() for r in shown])["ratios"]
+    assert ratio["fp32"]["nnfuze"]["geometric_mean"] == pytest.approx(1.0)
+    assert ratio["fp32, several networks at once"]["nnfuze"]["geometric_mean"] == pytest.approx(3.0)
+
+
 def test_int8_latencies_carry_their_error():
     console = Console(width=160)
     with console.capture() as captured:
-        console.print(peers.render([result("a", "nnfuze", 1e-3, precision="int8", error=0.034)], "int8"))
+        console.print(peers.render("int8", [result("a", "nnfuze", 1e-3, precision="int8", error=0.034)]))
     assert "1 ms ±3.4%" in captured.get()
 
 
@@ -82,6 +91,7 @@ def test_errors_are_relative_to_the_range_of_each_output():
         (["--threads", "0"], "'0'"),
         (["--rounds", "many"], "'many'"),
         (["--networks", ""], "empty name"),
+        (["--plot", "figure.docx"], "use a file name that ends in .png"),
         (["--networks", "resnet9"], "resnet9: no such network or file"),
     ],
 )
@@ -96,25 +106,37 @@ def test_bad_arguments_are_one_line_and_exit_code_2(arguments, message, capsys, 
     assert not (tmp_path / "work").exists()
 
 
+def test_the_figure_holds_every_network_and_engine(tmp_path):
+    pytest.importorskip("matplotlib").rcParams["svg.fonttype"] = "none"
+    file = tmp_path / "figure.svg"
+    peers.draw(file, [*RESULTS, result("a", "ncnn", 3e-3, precision="int8")], "a machine")
+    drawn = file.read_text()
+    for expected in ("a machine", "fp32", "int8", "onnxruntime", "openvino", "ncnn", ">a<", ">b<"):
+        assert expected in drawn
+
+
 @pytest.mark.slow
 def test_a_pair_beside_onnx_runtime(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     file = tmp_path / "figures.json"
     arguments = ["--networks", "mlp_autoencoder+mlp_autoencoder", "--peers", "onnxruntime", "--rounds", "2"]
     arguments += ["--work-dir", str(tmp_path / "work"), "--json", str(file)]
-    assert peers.main(arguments) == 0
-    printed = capsys.readouterr().out
-    assert "mlp_autoencoder+mlp_autoencoder" in printed and "geometric mean" in printed
-    document = json.loads(file.read_text())
-    found = {(r["precision"], r["engine"]): r for r in document["results"]}
-    assert set(found) == {(p, e) for p in ("fp32", "int8") for e in ("nnfuze", "onnxruntime")}
+    found = {}
+    for more in (["--precision", "int8"], ["--precision", "fp32", "--trials", "2"]):
+        assert peers.main([*arguments, *more]) == 0
+        printed = capsys.readouterr().out
+        assert "mlp_autoencoder+mlp_autoencoder" in printed and "geometric mean" in printed
+        document = json.loads(file.read_text())
+        found.update({(r["precision"], r["engine"]): r for r in document["results"]})
+    assert {engine for precision, engine in found if precision == "int8"} == {"nnfuze", "onnxruntime"}
+    assert {engine for precision, engine in found if precision == "fp32"} == {"nnfuze", "nnfuze tuned", "onnxruntime"}
     assert all(r["timing"]["median"] > 0 and r["reason"] is None for r in found.values())
     assert found["fp32", "nnfuze"]["error"] < 1e-4
     assert found["fp32", "onnxruntime"]["error"] < 1e-6
     assert 1e-4 < found["int8", "nnfuze"]["error"] < 0.3
     assert 1e-4 < found["int8", "onnxruntime"]["error"] < 0.3
     assert found["int8", "onnxruntime"]["details"]["chosen"] in found["int8", "onnxruntime"]["details"]["seconds"]
-    ratio = document["ratios"]["fp32"]["nnfuze"]
+    ratio = document["ratios"]["fp32, several networks at once"]["nnfuze"]
     expected = found["fp32", "onnxruntime"]["timing"]["median"] / found["fp32", "nnfuze"]["timing"]["median"]
     assert ratio["networks"] == {"mlp_autoencoder+mlp_autoencoder": pytest.approx(expected)}
     assert document["machine"]["threads"] == 1 and "onnxruntime" in document["machine"]["versions"]
