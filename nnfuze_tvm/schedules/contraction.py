@@ -65,6 +65,8 @@ class Work:
         Cycles from one addition into an accumulator to the next.
     temporaries : int
         Registers that one step needs beside the accumulators and the weights.
+    integer : bool
+        The accumulators are int32 and not float32.
     """
 
     rows: int
@@ -77,6 +79,7 @@ class Work:
     multiplies: int
     latency: float
     temporaries: int
+    integer: bool
 
 
 def tiles(work: Work, hw: Hardware) -> list[Tile]:
@@ -106,7 +109,7 @@ def tiles(work: Work, hw: Hardware) -> list[Tile]:
             # Weights that several pixels use stay in registers; of a single pixel's, each is used once. And a
             # broadcast that is used once gives its register to the float sum: LLVM then needs two per pixel.
             needed = accumulators + work.temporaries + (vectors if pixels > 1 else 1)
-            if vectors == 1 and work.temporaries == 2:
+            if vectors == 1 and not work.integer:
                 needed += pixels
             if needed > hw.registers:
                 continue
@@ -117,7 +120,9 @@ def tiles(work: Work, hw: Hardware) -> list[Tile]:
                 step_bytes / bandwidth,
             )
             cycles += 0.05 * (pixels + vectors)
-            tile_cycles = cycles * work.steps + 0.2 * accumulators**2 + 4
+            # Integer sums are requantized, which takes its cycles; float ones only wait for their last additions.
+            finish = 5 * accumulators + 12 if work.integer else 0.2 * accumulators**2 + 4
+            tile_cycles = cycles * work.steps + finish
             for flat in (False, True):
                 if flat and work.cols % pixels == 0 and not streams:
                     continue
@@ -180,6 +185,7 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool,
         multiplies=dot.multiplies if dot else 1 if accumulator == "float32" else 2,
         latency=1.0 if accumulator == "int32" and not (dot and dot.multiplies == 1) else 4.0,
         temporaries=2 if accumulator == "float32" else 3 if data == "uint8" else 4,
+        integer=accumulator != "float32",
     )
     options = tiles(work, hw)
     if not options:
