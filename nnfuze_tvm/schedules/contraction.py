@@ -95,7 +95,7 @@ def tiles(work: Work, hw: Hardware) -> list[Tile]:
     of a channel block stand in one loop, which prefetches the next block's.
     """
     found: list[tuple[float, int, Tile]] = []
-    streams = work.steps * work.depth * work.channels * work.weight_bytes > hw.l2_bytes // 2
+    streams = _streams(work, hw)
     lanes = work.lanes if work.channels % work.lanes == 0 else divisors(work.channels, work.lanes)[0]
     for vectors in range(1, 9):
         channels = vectors * lanes
@@ -220,7 +220,7 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool,
         sch.vectorize(lane)
     if extent % tile.pixels:
         overlap.mark(sch, pixel_block, extent)
-    if constant_weights and prod(sizes[: n_spatial - 2]) == 1:
+    if constant_weights and prod(sizes[: n_spatial - 2]) == 1 and _streams(work, hw):
         block_bytes = work.steps * tile.channels * work.weight_bytes * work.depth
         _prefetch(sch, packed, pixel_block, reduction, block_bytes)
 
@@ -236,6 +236,11 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool,
     for pad in pads:
         vectorize_inner(sch, sch.get_loops(pad)[-1], data, hw)
     return True
+
+
+def _streams(work: Work, hw: Hardware) -> bool:
+    """Tell whether the weights don't stay in L2 from one inference to the next."""
+    return work.steps * work.depth * work.channels * work.weight_bytes > hw.l2_bytes // 2
 
 
 def _is_padding(sch: s_tir.Schedule, block: SBlockRV) -> bool:
