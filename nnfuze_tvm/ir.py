@@ -13,6 +13,9 @@ OUTPUTS_ATTR = "nnfuze.outputs"
 ALIASES_ATTR = "nnfuze.aliases"
 SHARED_INPUTS_ATTR = "nnfuze.shared_inputs"
 
+# What stands between the layers' names in the name of a Var that holds the result of several of them.
+JOINED = "+"
+
 
 @dataclass(frozen=True)
 class TaskOutput:
@@ -57,6 +60,11 @@ def with_aliases(mod: tvm.IRModule, mapping: Mapping[str, str]) -> tvm.IRModule:
 def clean_name(text: str) -> str:
     """Return ``text`` with characters outside ``[A-Za-z0-9_./-]`` replaced by ``_``."""
     return re.sub(r"[^A-Za-z0-9_./-]", "_", text)
+
+
+def layers_of(var: relax.Var) -> list[str]:
+    """Return the names of the layers whose result a Var holds, several where a kernel computes several."""
+    return [name for name in var.name.split(JOINED) if "/" in name]
 
 
 def static_shape(expr: relax.Expr) -> tuple[int, ...]:

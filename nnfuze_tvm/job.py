@@ -18,11 +18,19 @@ from nnfuze_tvm import measure, metrics, stages
 from nnfuze_tvm.bundle import LIBRARY, check_destination, seal, staged
 from nnfuze_tvm.devices import targets
 from nnfuze_tvm.errors import InputError
-from nnfuze_tvm.manifest import KernelRecord, Manifest, describe_target, package_versions, signature_records
+from nnfuze_tvm.manifest import (
+    HardwareRecord,
+    KernelRecord,
+    Manifest,
+    describe_target,
+    package_versions,
+    signature_records,
+)
 from nnfuze_tvm.options import Announce, Arrays, Graphs, Options, check_names, read_arrays
 from nnfuze_tvm.passes import pipeline
 from nnfuze_tvm.report import KernelTime, LayerUse, Report, render_html
 from nnfuze_tvm.runner import signature
+from nnfuze_tvm.schedules.hardware import Hardware
 from nnfuze_tvm.stages import Builder, Built
 
 # The options of a tuning job, kept in its directory so that it can go on without being told again.
@@ -296,7 +304,13 @@ def _time(
     report.measured_on = stages.machine_name()
     times = measure.kernel_times(built[-1].runners[0].library, [(k.name, k.arguments) for k in kernels])
     report.kernels = [
-        KernelTime(name=k.name, calls=k.calls, seconds=times[k.name] * k.calls, tasks=list(k.tasks))
+        KernelTime(
+            name=k.name,
+            calls=k.calls,
+            seconds=times[k.name] * k.calls,
+            tasks=list(k.tasks),
+            layers=list(k.layers),
+        )
         for k in kernels
         if k.name in times
     ]
@@ -356,9 +370,14 @@ def _manifest(
                 calls=k.calls,
                 arguments=[(list(shape), dtype) for shape, dtype in k.arguments],
                 tasks=list(k.tasks),
+                layers=list(k.layers),
+                rule=k.rule,
+                knobs=k.knobs,
+                parallel=k.parallel,
             )
             for k in kernels
         ],
+        hardware=HardwareRecord.model_validate(Hardware.of(target), from_attributes=True),
         metrics=report.final.model_dump(mode="json", exclude={"name", "reference"}, exclude_none=True),
         versions=report.versions,
     )

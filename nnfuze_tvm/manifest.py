@@ -67,12 +67,26 @@ class TargetRecord(_Record):
 
 
 class KernelRecord(_Record):
-    """A kernel: how often one inference calls it, and its arguments as (shape, dtype)."""
+    """A kernel: how often one inference calls it, its arguments as (shape, dtype), and what `metrics.Kernel` says."""
 
     name: str
     calls: int
     arguments: list[tuple[list[int], str]]
     tasks: list[str] = Field(default_factory=list)
+    layers: list[str] = Field(default_factory=list)
+    rule: str = ""
+    knobs: dict[str, int | str] = Field(default_factory=dict)
+    parallel: bool = False
+
+
+class HardwareRecord(_Record):
+    """The model of the machine that set the knobs; see `schedules.hardware.Hardware`."""
+
+    vector_bytes: int
+    registers: int
+    l1_bytes: int
+    l2_bytes: int
+    cores: int
 
 
 class FileRecord(_Record):
@@ -93,6 +107,7 @@ class Manifest(_Record):
     threads: int = 1
     quantization: dict[str, Any] = Field(default_factory=dict)
     kernels: list[KernelRecord] = Field(default_factory=list)
+    hardware: HardwareRecord | None = None
     metrics: dict[str, Any] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=dict)
     files: dict[str, FileRecord] = Field(default_factory=dict)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import tvm
-from tvm import relax
+import tvm_ffi
+from tvm import relax, tirx
 from tvm.ir import Call, GenericConst
 
 from nnfuze_tvm import ir
@@ -72,12 +73,24 @@ class Kernel:
         Shape and dtype per argument, results last.
     tasks : tuple of str
         The tasks whose outputs depend on one of the calls.
+    layers : tuple of str
+        The layers that it computes, call by call.
+    rule : str
+        The schedule rule that made it.
+    knobs : dict
+        What the rule chose, by name.
+    parallel : bool
+        Whether it runs on several threads where it may.
     """
 
     name: str
     calls: int
     arguments: tuple[tuple[tuple[int, ...], str], ...]
     tasks: tuple[str, ...]
+    layers: tuple[str, ...]
+    rule: str
+    knobs: dict[str, int | str]
+    parallel: bool
 
 
 @dataclass(frozen=True)
@@ -215,6 +228,9 @@ def kernels(lowered: tvm.IRModule) -> list[Kernel]:
     calls: Counter[str] = Counter()
     arguments: dict[str, tuple] = {}
     used_by: dict[str, dict[str, None]] = {}
+    layers: dict[str, dict[str, None]] = {}
+    # A packed kernel's result is bound a second time, to the Var that has the layer's name.
+    renamed = {b.value: b.var for b in bindings(main) if isinstance(b.value, tvm.ir.Var)}
     for binding in bindings(main):
         call = binding.value
         if op_name(call) not in ("call_tir", "call_tir_inplace"):
@@ -223,7 +239,21 @@ def kernels(lowered: tvm.IRModule) -> list[Kernel]:
         calls[name] += 1
         arguments[name] = (*_tensors(call.args[1]), *_tensors(call))
         used_by.setdefault(name, {}).update(dict.fromkeys(tasks.get(binding.var, ())))
-    return [Kernel(name, calls[name], arguments[name], tuple(used_by[name])) for name in calls]
+        layers.setdefault(name, {}).update(dict.fromkeys(ir.layers_of(renamed.get(binding.var, binding.var))))
+    return [
+        Kernel(name, calls[name], arguments[name], tuple(used_by[name]), tuple(layers[name]), *_schedule(lowered[name]))
+        for name in calls
+    ]
+
+
+def _schedule(func: tirx.PrimFunc) -> tuple[str, dict[str, int | str], bool]:
+    """Return a scheduled kernel's rule and knobs, and whether it has a parallel loop."""
+    loops: list[tirx.For] = []
+    tvm_ffi.structural_walk(func.body, (tirx.For, loops.append))
+    parallel = any(loop.kind == tirx.ForKind.PARALLEL for loop in loops)
+    knobs = func.attrs.get("nnfuze.knobs", {})
+    values = {str(k): str(v) if isinstance(v, str) else int(v) for k, v in knobs.items()}
+    return str(func.attrs.get("nnfuze.rule", "")), values, parallel
 
 
 def _functions(mod: tvm.IRModule) -> Iterator[tuple[relax.Function, list[str]]]:

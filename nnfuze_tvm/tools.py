@@ -115,7 +115,13 @@ def bench(bundle: Bundle, repeats: int) -> dict[str, Any]:
         "threads": bundle.runner.threads,
         "bytes": bytes_on_disk(bundle.path),
         "kernels": [
-            {"name": k.name, "calls": k.calls, "seconds": times[k.name] * k.calls, "tasks": k.tasks}
+            {
+                "name": k.name,
+                "calls": k.calls,
+                "seconds": times[k.name] * k.calls,
+                "tasks": k.tasks,
+                "layers": k.layers,
+            }
             for k in kernels
             if k.name in times
         ],

@@ -119,7 +119,8 @@ def test_bench(compiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = json.loads(capsys.readouterr().out)
     assert result["repeats"] == 20
     assert 0 < result["latency"] <= result["latency_p95"]
-    assert {"name", "calls", "seconds", "tasks"} == set(result["kernels"][0])
+    assert {"name", "calls", "seconds", "tasks", "layers"} == set(result["kernels"][0])
+    assert "one/conv" in {layer for kernel in result["kernels"] for layer in kernel["layers"]}
     assert cli.run(["bench", str(compiled), "--repeats", "20", "--threads", "2"]) == 0
     assert "on disk" in capsys.readouterr().out
 
@@ -134,6 +135,11 @@ def test_inspect(compiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert "3 int8, 0 float32" in shown
     assert fields["kernels"][0]["name"][:20] in shown
+    assert f"{fields['hardware']['registers']} registers" in shown
+    rules = {kernel["rule"]: kernel for kernel in fields["kernels"]}
+    assert "conv2d" in rules and "" not in rules
+    for kernel in fields["kernels"]:
+        assert all(name in shown for name in (kernel["rule"], *kernel["knobs"])), kernel
 
 
 def test_policy_file_goes_before_options(models: list[str], tmp_path: Path) -> None:

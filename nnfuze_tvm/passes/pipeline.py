@@ -11,6 +11,7 @@ from tvm import relax
 from nnfuze_tvm.calibration import Method
 from nnfuze_tvm.passes.batch_branches import BatchBranches
 from nnfuze_tvm.passes.fold_batch_norm import FoldBatchNorm
+from nnfuze_tvm.passes.fuse_layers import FuseLayers
 from nnfuze_tvm.passes.layout import ToNHWC
 from nnfuze_tvm.passes.merge_tasks import MergeTasks
 from nnfuze_tvm.passes.realize_integer import RealizeInteger
@@ -57,7 +58,7 @@ def lowering_phases() -> list[tvm.transform.Pass]:
         # Phase 8: one PrimFunc per operator, then one per fused kernel.
         relax.transform.LegalizeOps(),
         relax.transform.AnnotateTIROpPattern(),
-        relax.transform.FuseOps(),
+        FuseLayers(),
         relax.transform.FuseTIR(),
         # Reshapes that no kernel took in become views; it recognizes them before they are scheduled.
         relax.transform.RewriteDataflowReshape(),

@@ -66,7 +66,8 @@ def kernel_bars(report: Report) -> str:
 
 
 def _kernel_bar(kernel: KernelTime, longest: float, total: float, report: Report) -> str:
-    name = kernel.name if kernel.calls == 1 else f"{kernel.name} ×{kernel.calls}"
+    name = ", ".join(kernel.layers) or kernel.name
+    name = name if kernel.calls == 1 else f"{name} ×{kernel.calls}"
     return _bar(
         name,
         kernel.seconds / longest,

@@ -66,6 +66,7 @@ class KernelTime(_Record):
     calls: int
     seconds: float
     tasks: list[str]
+    layers: list[str] = Field(default_factory=list)
 
 
 class LayerUse(_Record):

@@ -44,16 +44,18 @@ def render_kernels(kernels: Sequence[KernelTime]) -> Table:
     """Return kernels with their times, the slowest first."""
     total = sum(kernel.seconds for kernel in kernels) or 1.0
     table = Table(title=f"kernels, {text.seconds(total)} in all", title_justify="left", header_style="bold")
-    table.add_column("kernel")
+    table.add_column("layers", overflow="fold")
     for name in ("calls", "time", "share"):
         table.add_column(name, justify="right")
+    table.add_column("kernel")
     table.add_column("tasks")
     for kernel in sorted(kernels, key=lambda k: -k.seconds):
         table.add_row(
-            kernel.name,
+            "\n".join(kernel.layers),
             str(kernel.calls),
             text.seconds(kernel.seconds),
             text.percent(kernel.seconds / total),
+            kernel.name,
             ", ".join(kernel.tasks),
         )
     return table
@@ -86,12 +88,23 @@ def render_manifest(fields: Mapping[str, Any], *, kernels: bool) -> list[Table]:
     facts.add_row("made by", ", ".join(f"{name} {version}" for name, version in fields["versions"].items()))
     if not kernels:
         return [facts]
+    if hardware := fields["hardware"]:
+        registers = f"{hardware['registers']} registers of {hardware['vector_bytes']} bytes"
+        caches = f"L1 {hardware['l1_bytes'] >> 10} KiB, L2 {hardware['l2_bytes'] >> 10} KiB"
+        facts.add_row("hardware model", f"{registers}, {caches}, {hardware['cores']} cores")
     table = Table(title="kernels", title_justify="left", header_style="bold")
-    for name in ("kernel", "calls", "arguments", "tasks"):
-        table.add_column(name)
+    table.add_column("kernel and its layers", overflow="fold", min_width=24)
+    for name in ("calls", "rule", "knobs", "arguments"):
+        table.add_column(name, overflow="fold")
     for kernel in fields["kernels"]:
-        arguments = " ".join(f"{dtype}{shape}".replace(" ", "") for shape, dtype in kernel["arguments"])
-        table.add_row(kernel["name"], str(kernel["calls"]), arguments, ", ".join(kernel["tasks"]))
+        knobs = [f"{name} {value}" for name, value in kernel["knobs"].items()]
+        table.add_row(
+            "\n".join([kernel["name"], *kernel["layers"]]),
+            str(kernel["calls"]),
+            kernel["rule"],
+            ", ".join([*knobs, "parallel"] if kernel["parallel"] else knobs),
+            " ".join(f"{dtype}{shape}".replace(" ", "") for shape, dtype in kernel["arguments"]),
+        )
     return [facts, table]
 
 
