@@ -23,7 +23,11 @@ def lower(mod: tvm.IRModule, target: Target, database: ms.Database | None = None
     database : tvm.s_tir.meta_schedule.Database, optional
         Tuning records; kernels without one get their rule's default knobs.
     """
-    fused = pipeline.fused_module(mod, target)
+    return schedule(pipeline.fused_module(mod, target), target, database)
+
+
+def schedule(fused: tvm.IRModule, target: Target, database: ms.Database | None = None) -> tvm.IRModule:
+    """Return a module of fused kernels with every kernel scheduled and its weights packed (phase 9)."""
     phase_9 = [
         ScheduleKernels(target, database),
         relax.transform.SplitLayoutRewritePreproc(),

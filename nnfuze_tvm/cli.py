@@ -174,6 +174,43 @@ def tune_command(
     _out().print(f"tuning records: {options.work_dir}", highlight=False)
 
 
+@app.command("analyze")
+def analyze_command(
+    models: Models,
+    target: Target = "host",
+    calibration: Calibration = None,
+    quantize: Quantize = None,
+    prune: Prune = None,
+    criterion: Criterion = "l2",
+    policy: PolicyFile = None,
+    calibration_method: Method = "minmax",
+    share_input: ShareInput = None,
+    shape: Shape = None,
+    tracker: Tracker = None,
+    key: Key = None,
+    wait: Wait = 60.0,
+    work_dir: Annotated[
+        str | None, typer.Option(help="Directory of a tuning job whose results the kernels are built with.")
+    ] = None,
+    threads: Threads = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Time every kernel beside what the machine could do at most, and say what holds it back."""
+    given = locals()
+    with _progress() as announce:
+        options = _options(given)
+        from nnfuze_tvm.analyze import analyze
+
+        analysis = analyze(options, announce)
+    if as_json:
+        print(json.dumps(analysis.to_dict(), indent=1))
+        return
+    from nnfuze_tvm.report.roofline import render_analysis
+
+    for part in render_analysis(analysis):
+        _out().print(part, highlight=False)
+
+
 @app.command("run")
 def run_command(
     bundle: Path,

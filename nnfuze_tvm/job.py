@@ -72,10 +72,10 @@ def compile_bundle(
     check_destination(output, force=force)
     target = targets.resolve(options.target)
     evaluation = read_arrays(options.evaluation, "evaluation data") if options.evaluation else {}
-    _check_reachable(options)
+    check_reachable(options)
     graphs = Graphs(options, announce)
     batches, labels, data = _evaluation(graphs, options, evaluation)
-    database = _tuned(options, graphs, target, announce, progress)
+    database = tuning_database(options, graphs, target, announce, progress)
     with staged(output, force=force) as directory, tempfile.TemporaryDirectory(prefix="nnfuze-") as scratch:
         builder = Builder(target, options.threads, Path(scratch))
         built = _build(builder, graphs, options, database, directory / LIBRARY, announce)
@@ -122,9 +122,9 @@ def tune_networks(
     if options.trials < 1:
         raise InputError(f"--trials {options.trials}: tuning needs at least one trial per kernel")
     target = targets.resolve(options.target)
-    _check_reachable(options)
+    check_reachable(options)
     graphs = Graphs(options, announce)
-    database = _tuned(options, graphs, target, announce, progress)
+    database = tuning_database(options, graphs, target, announce, progress)
     assert database is not None
     return database
 
@@ -147,7 +147,7 @@ def saved_options(work_dir: str | None, changes: Mapping[str, Any]) -> Options:
     return Options.parse(**{**fields, **changes, "work_dir": work_dir})
 
 
-def _check_reachable(options: Options) -> None:
+def check_reachable(options: Options) -> None:
     """Find out that a tracker or a device is missing before the time-consuming part, not after it."""
     if options.tracker is not None:
         from nnfuze_tvm.devices import tracker
@@ -157,8 +157,8 @@ def _check_reachable(options: Options) -> None:
         tracker.wait_for_device(session, options.key, options.wait)
 
 
-def _tuned(
-    options: Options, graphs: Graphs, target: Target, announce: Announce, progress: bool
+def tuning_database(
+    options: Options, graphs: Graphs, target: Target, announce: Announce, progress: bool = False
 ) -> ms.database.JSONDatabase | None:
     """Return the database of the tuning job: what it finds now or, without trials, what it found earlier."""
     if options.trials == 0:

@@ -104,6 +104,7 @@ def measure_interleaved(
 def kernel_times(
     library: tvm.runtime.Module,
     kernels: Iterable[tuple[str, Sequence[tuple[Sequence[int], str]]]],
+    device: tvm.runtime.Device | None = None,
     *,
     seconds_each: float = 0.02,
 ) -> dict[str, float]:
@@ -115,21 +116,24 @@ def kernel_times(
         The executable, built here or loaded.
     kernels : iterable of (str, sequence of (shape, dtype))
         Name and arguments per kernel.
+    device : tvm.runtime.Device, optional
+        Where the library is loaded; by default this CPU.
     seconds_each : float
         Roughly how long to measure each.
     """
     rng = np.random.default_rng(0)
+    device = device or tvm.cpu()
     times = {}
     for name, arguments in kernels:
         module = next((m for m in [library, *library.imports] if _implements(m, name)), None)
         if module is None:
             continue
-        data = [tvm.runtime.tensor(_made_up(rng, tuple(shape), dtype)) for shape, dtype in arguments]
-        once = min(module.time_evaluator(name, tvm.cpu(), number=1, repeat=5)(*data).results)
+        data = [tvm.runtime.tensor(_made_up(rng, tuple(shape), dtype), device) for shape, dtype in arguments]
+        once = min(module.time_evaluator(name, device, number=1, repeat=5)(*data).results)
         # Many short turns: their median forgets those in which other processes had the CPU.
         number = max(1, int(1e-4 / max(once, 1e-8)))
         repeat = min(200, max(5, int(seconds_each / max(number * once, 1e-8))))
-        turns = module.time_evaluator(name, tvm.cpu(), number=number, repeat=repeat)(*data).results
+        turns = module.time_evaluator(name, device, number=number, repeat=repeat)(*data).results
         times[name] = float(np.median(turns))
     return times
 
@@ -141,7 +145,9 @@ def _implements(module: tvm.runtime.Module, name: str) -> bool:
 def _made_up(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.ndarray:
     if np.issubdtype(np.dtype(dtype), np.floating):
         return rng.standard_normal(shape).astype(dtype)
-    return rng.integers(0, 2, shape).astype(dtype)
+    # Wider integers may be indices.
+    low, high = {"int8": (-127, 128), "uint8": (0, 128)}.get(dtype, (0, 2))
+    return rng.integers(low, high, shape).astype(dtype)
 
 
 def sample_batches(arrays: Mapping[str, np.ndarray], inputs: Sequence[Input]) -> list[Arrays]:
