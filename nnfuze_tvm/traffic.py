@@ -99,8 +99,11 @@ def l1_bytes(root: Loop, hw: Hardware) -> int:
 
 
 def missed_bytes(root: Loop, cache: int) -> int:
-    """Return the bytes that a warm cache of ``cache`` bytes has to fetch from what is behind it."""
-    return 0 if _footprint(root) <= cache else _fetched(root, cache)
+    """Return the bytes that a cache has to fetch from what is behind it, at least, if the kernel ran before.
+
+    What is fetched in a run, less what may still be there from the run before.
+    """
+    return max(0, _fetched(root, cache) - cache)
 
 
 def _find(node: Any, kind: Any) -> list[Any]:
@@ -184,19 +187,24 @@ def _accesses(loop: Loop, around: tuple[Loop, ...]) -> Iterator[tuple[Access, tu
 def _times(access: Access, around: Sequence[Loop], hw: Hardware) -> int:
     """Return how many vector loads (or stores) one call of the kernel makes of an access."""
     used = {var for index in access.indices for var in _find(index, tvm.ir.Var)}
-    lanes = max((int(ramp.lanes) for index in access.indices for ramp in _find(index, tirx.Ramp)), default=1)
-    count = -(-lanes * access.itemsize // hw.vector_bytes)
-    kept = True  # in registers, so far as the loops that were looked at
+    straight: list[Loop] = []  # the innermost loops that become straight-line code, innermost first
     for loop in reversed(around):
-        moves = loop.var in used
-        if loop.kind == "vectorized":
-            if moves:
-                count *= (
-                    -(-loop.extent * access.itemsize // hw.vector_bytes) if _unit_stride(access, loop) else loop.extent
-                )
-        elif moves:
-            count *= loop.extent
-            kept = kept and loop.kind == "unrolled"
+        if loop.kind == "serial":
+            break
+        straight.append(loop)
+    # In straight-line code the same address is loaded once.
+    lanes = max((int(ramp.lanes) for index in access.indices for ramp in _find(index, tirx.Ramp)), default=1)
+    addresses = lanes * prod(loop.extent for loop in straight if loop.var in used)
+    box = [_range(index, {loop.var: (0, loop.extent - 1) for loop in straight}) for index in access.indices]
+    addresses = min(addresses, _volume({None: (access, box)}) // access.itemsize)
+    for loop in straight:
+        if loop.kind == "vectorized" and _unit_stride(access, loop):
+            lanes *= loop.extent
+    count = -(-addresses // max(1, min(lanes, hw.vector_bytes // access.itemsize)))
+    kept = True  # in registers, so far as the loops that were looked at
+    for loop in reversed(around[: len(around) - len(straight)]):
+        if loop.var in used:
+            count, kept = count * loop.extent, False
         elif not kept or count > hw.registers // 2:
             count *= loop.extent
     return count
@@ -204,7 +212,7 @@ def _times(access: Access, around: Sequence[Loop], hw: Hardware) -> int:
 
 def _unit_stride(access: Access, loop: Loop) -> bool:
     ranges = [_range(index, {loop.var: (0, loop.extent - 1)}) for index in access.indices]
-    *outer, last = [r[1] - r[0] if r else -1 for r in ranges]
+    *outer, last = [r[1] - r[0] if r else -1 for r in ranges] or [0]
     return last == loop.extent - 1 and not any(outer)
 
 

@@ -27,7 +27,7 @@ def render_analysis(analysis: Analysis) -> list[Table | str]:
     table.add_column("bound by")
     for kernel in analysis.kernels:
         table.add_row(
-            "\n".join(kernel.layers) or kernel.name,
+            _label(kernel),
             str(kernel.calls),
             text.count(kernel.operations * kernel.calls),
             text.size(kernel.bytes * kernel.calls),
@@ -59,3 +59,10 @@ def render_analysis(analysis: Analysis) -> list[Table | str]:
 
 def _rate(kernel: KernelUse) -> str:
     return text.count(kernel.rate, "OP/s" if kernel.integer else "FLOP/s")
+
+
+def _label(kernel: KernelUse) -> str:
+    if not kernel.layers:
+        return kernel.name
+    more = len(kernel.layers) - 1
+    return f"{kernel.layers[0]} and {more} more" if more else kernel.layers[0]
