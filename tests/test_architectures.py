@@ -19,6 +19,7 @@ from nnfuze_tvm.dataflow import bindings, op_name
 from nnfuze_tvm.devices.targets import resolve
 from nnfuze_tvm.passes import pipeline
 from nnfuze_tvm.policy import Policy
+from nnfuze_tvm.runner import Runner, signature
 
 HOST = resolve("host")
 SPEECH = Path(__file__).parent.parent / "examples" / "speech"
@@ -52,6 +53,20 @@ def test_fp32_equals_onnx_runtime(name):
     data = data if isinstance(data, np.ndarray) else next(iter(data.values()))
     (got,) = run(merged([model], tasks=[name]), data)
     assert_close(got, onnx_runtime(model.SerializeToString(), data))
+
+
+@pytest.mark.parametrize("bits", [32, 8])
+@pytest.mark.parametrize("name", ["resnet8", "mobilenet_v1_025", "transformer"])
+def test_threads_change_no_bit(name, bits):
+    model = network(name)
+    data = network_inputs(model, 2)
+    mod = merged([model], tasks=[name])
+    if bits == 8:
+        mod = tvm.transform.Sequential(pipeline.quantize_phases(data, Policy.uniform(bits=8), "minmax"))(mod)
+    executable = build.build(mod, HOST)
+    sample = {key: array[:1] for key, array in data.items()}
+    one, two = (Runner(executable, *signature(mod), threads=n).run(sample)[name] for n in (1, 2))
+    np.testing.assert_array_equal(one, two)
 
 
 def calls(mod: tvm.IRModule) -> Counter[str]:

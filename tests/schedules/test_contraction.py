@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 import tvm
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tvm import relax, s_tir
 
@@ -21,7 +21,7 @@ from tests.schedules.kernels import fused_kernels, schedule_and_run, single_func
 HOST = resolve("host")
 
 
-def conv_module(rng, size, channels, out, kernel, stride, padding, groups=1, dtype="float32"):
+def conv_module(rng, size, channels, out, kernel, stride, padding, groups=1, dtype="float32", dilation=1):
     """Return an NHWC convolution with bias, epilogue and constant weights, and an input for it."""
     integer = dtype != "float32"
     weight_shape = (out, kernel, kernel, channels // groups)
@@ -41,6 +41,7 @@ def conv_module(rng, size, channels, out, kernel, stride, padding, groups=1, dty
             relax.const(weights),
             strides=stride,
             padding=padding,
+            dilation=dilation,
             groups=groups,
             data_layout="NHWC",
             kernel_layout="OHWI",
@@ -56,12 +57,12 @@ def conv_module(rng, size, channels, out, kernel, stride, padding, groups=1, dty
     return single_function({"x": (data.shape, dtype)}, body), {"x": data}, weights, bias
 
 
-def reference_conv(data, weights, bias, stride, padding, groups):
+def reference_conv(data, weights, bias, stride, padding, groups, dilation=1):
     """Return the int64 or float64 convolution of NHWC data with OHWI weights."""
     wide = np.int64 if data.dtype != np.float32 else np.float64
     padded = np.pad(data.astype(wide), ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     out, kernel, _, depth = weights.shape
-    rows, cols = ((n - kernel) // stride + 1 for n in padded.shape[1:3])
+    rows, cols = ((n - dilation * (kernel - 1) - 1) // stride + 1 for n in padded.shape[1:3])
     result = np.zeros((1, rows, cols, out), wide)
     per_group = out // groups
     for g in range(groups):
@@ -69,7 +70,8 @@ def reference_conv(data, weights, bias, stride, padding, groups):
         x = padded[..., g * depth : (g + 1) * depth]
         for ky in range(kernel):
             for kx in range(kernel):
-                window = x[:, ky : ky + stride * rows : stride, kx : kx + stride * cols : stride]
+                top, left = ky * dilation, kx * dilation
+                window = x[:, top : top + stride * rows : stride, left : left + stride * cols : stride]
                 result[..., g * per_group : (g + 1) * per_group] += window @ w[:, ky, kx].T
     return result + bias
 
@@ -83,14 +85,16 @@ def reference_conv(data, weights, bias, stride, padding, groups):
     kernel=st.sampled_from([1, 3]),
     stride=st.sampled_from([1, 2]),
     padding=st.sampled_from([0, 1]),
+    dilation=st.sampled_from([1, 2]),
     dtype=st.sampled_from(["float32", "uint8", "int8"]),
 )
-def test_conv2d_equals_numpy(seed, size, channels, out, kernel, stride, padding, dtype):
+def test_conv2d_equals_numpy(seed, size, channels, out, kernel, stride, padding, dilation, dtype):
+    assume(all(n + 2 * padding > dilation * (kernel - 1) for n in size))
     mod, inputs, weights, bias = conv_module(
-        np.random.default_rng(seed), size, channels, out, kernel, stride, padding, dtype=dtype
+        np.random.default_rng(seed), size, channels, out, kernel, stride, padding, 1, dtype, dilation
     )
     got = schedule_and_run(mod, HOST, inputs)
-    want = reference_conv(inputs["x"], weights, bias, stride, padding, 1)
+    want = reference_conv(inputs["x"], weights, bias, stride, padding, 1, dilation)
     assert "conv2d" in got.rules.values()
     if dtype == "float32":
         np.testing.assert_allclose(got.outputs[0], np.maximum(want, 0), atol=1e-5 * np.ptp(want), rtol=0)
