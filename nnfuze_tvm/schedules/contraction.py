@@ -124,7 +124,7 @@ def tiles(work: Work, hw: Hardware) -> list[Tile]:
             finish = 5 * accumulators + 12 if work.integer else 0.2 * accumulators**2 + 4
             tile_cycles = cycles * work.steps + finish
             for flat in (False, True):
-                if flat and work.cols % pixels == 0 and not streams:
+                if flat and (work.rows == 1 or (work.cols % pixels == 0 and not streams)):
                     continue
                 if not flat and (pixels > work.cols or (streams and work.rows > 1)):
                     continue

@@ -175,13 +175,14 @@ def test_every_sampled_schedule_gives_the_same_result(dtype, seed):
 
 
 @pytest.mark.parametrize(("rows", "cols"), [(25, 20), (7, 7), (1, 13), (3, 1)])
-@pytest.mark.parametrize("channels", [32, 24, 12])
+@pytest.mark.parametrize("channels", [1024, 32, 24, 12])
 def test_tiles_cover_the_output_and_fit_the_registers(rows, cols, channels):
     hw = Hardware.of(resolve("x86-64-v3"))
     found = tiles(Work(rows, cols, channels, 288, hw.lanes("float32"), 1, 4, 1, 4.0, 2, False), hw)
     assert found
     for tile in found:
         assert tile.pixels <= (rows * cols if tile.flat else cols)
+        assert not tile.flat or rows > 1
         assert channels % tile.channels == tile.channels % tile.lanes == 0
         assert tile.pixels * (tile.channels // tile.lanes) < hw.registers
 
