@@ -11,6 +11,7 @@ from tvm import relax
 from nnfuze_tvm.calibration import Method
 from nnfuze_tvm.passes.batch_branches import BatchBranches
 from nnfuze_tvm.passes.fold_batch_norm import FoldBatchNorm
+from nnfuze_tvm.passes.fuse_gelu import FuseGelu
 from nnfuze_tvm.passes.fuse_layers import FuseLayers
 from nnfuze_tvm.passes.layout import ToNHWC
 from nnfuze_tvm.passes.merge_tasks import MergeTasks
@@ -29,6 +30,7 @@ def merge_phases(shared_inputs: Sequence[str] | None = None) -> list[tvm.transfo
         ShareTrunk(),
         # Phase 2: simplify.
         FoldBatchNorm(),
+        FuseGelu(),
     ]
 
 
