@@ -1,7 +1,7 @@
 """Rows that are reduced along their last axis, in one stage or several: softmax, normalization, argmax.
 
 All stages of a row run before the next row's first one, so that what lies between them stays in L1. Sums and
-maxima over a row are split into one partial result per lane, and the lanes are combined at the end.
+maxima over a row are split into one partial result per lane, and the lanes are combined at the end, in two steps.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from nnfuze_tvm.schedules.base import (
     vectorize_inner,
 )
 from nnfuze_tvm.schedules.hardware import Hardware
+
+# Partial results that are combined one by one at the end.
+_LAST_LANES = 4
 
 
 def _rows(sch: s_tir.Schedule) -> list[int] | None:
@@ -77,7 +80,12 @@ def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
     out = blocks(sch)[-1]
     # Inlining what several stages read would compute it several times.
     inline_spatial(sch, keep=[out, *(block for block in blocks(sch) if len(sch.get_consumers(block)) > 1)])
-    partials = [_split_lanes(sch, block, hw, vectors) for block in blocks(sch) if is_reduction(sch, block)]
+    partials = [
+        partial
+        for block in blocks(sch)
+        if is_reduction(sch, block)
+        for partial in _split_lanes(sch, block, hw, vectors)
+    ]
     if is_reduction(sch, out):
         out = sch.cache_write(out, 0, "global")
 
@@ -92,7 +100,7 @@ def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
         inner = sch.get_loops(stage)[1:]
         if inner and not is_reduction(sch, stage):
             vectorize_inner(sch, inner[-1], str(sch.get(stage).writes[0].source.dtype), hw)
-    for partial in filter(None, partials):
+    for partial in partials:
         _, lane, *_, chunk = sch.get_loops(partial)
         sch.reorder(chunk, lane)
         sch.vectorize(lane)
@@ -101,19 +109,26 @@ def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
     return True
 
 
-def _split_lanes(sch: s_tir.Schedule, block: SBlockRV, hw: Hardware, vectors: int) -> SBlockRV | None:
-    """Give each lane of ``vectors`` registers its own partial result; return the block that computes them.
+def _split_lanes(sch: s_tir.Schedule, block: SBlockRV, hw: Hardware, vectors: int) -> list[SBlockRV]:
+    """Give each lane of ``vectors`` registers its own partial result, and combine those in two steps.
 
-    Rows that are short or not a multiple of the lanes, and reductions of pairs (argmax), stay as they are.
+    Lanes that are combined one by one wait for each other: first they are added up in vectors, down to
+    ``_LAST_LANES``. Returns the blocks that compute partial results. Rows that are short or not a multiple of the lanes, and reductions of pairs
+    (argmax), stay as they are.
     """
     body = sch.get(block)
     if len(body.writes) != 1 or iter_kinds(sch, block).count("R") != 1:
-        return None
+        return []
     *_, reduced = sch.get_loops(block)
     extent = int(sch.get(reduced).extent)
     lanes = hw.lanes(str(body.writes[0].source.dtype))
     width = next((w for w in (lanes * vectors, lanes) if extent % w == 0 and extent >= 2 * w), None)
     if width is None:
-        return None
+        return []
+    axis = len(body.writes[0].region)
     _, lane = sch.split(reduced, [None, width])
-    return sch.rfactor(lane, factor_axis=len(body.writes[0].region))
+    partials = [sch.rfactor(lane, factor_axis=axis)]
+    if width > _LAST_LANES:
+        _, lane = sch.split(sch.get_loops(block)[-1], [None, _LAST_LANES])
+        partials.append(sch.rfactor(lane, factor_axis=axis))
+    return partials
