@@ -118,10 +118,21 @@ def _register(function: Callable[[tirx.PrimExpr], tirx.PrimExpr]) -> None:
     before = next(filter(None, map(tvm.ir.Op.get(name).get_attr, keys)))
 
     def lower(call: tvm.ir.Call) -> tirx.PrimExpr:
-        is_float32 = str(call.ty.dtype).split("x")[0] == "float32"
-        return function(*call.args) if is_float32 else before(call)
+        (x,) = call.args
+        kind, lanes = str(x.ty.dtype).split("x")[0], x.ty.dtype.lanes
+        if kind == "float32":
+            return function(x)
+        if lanes == 1:
+            return before(call)
+
+        def lane(vector: tirx.Var, index: int) -> tirx.PrimExpr:
+            return tirx.call_intrin(kind, name, tirx.Shuffle([vector], [index]))
+
+        return _let(x, lambda vector: tirx.Shuffle([lane(vector, i) for i in range(lanes)], list(range(lanes))))
 
     tirx.register_intrin_lowering(name, target="llvm", f=lower, level=_ABOVE_TVM)
+    # Without it a vectorized loop is taken apart before it gets here; of these TVM lets only erf's stay scalar.
+    tvm.ir.register_op_attr(name, "TVectorizable", True, level=_ABOVE_TVM)
 
 
 def install() -> None:
