@@ -165,6 +165,30 @@ def test_product_of_two_activations_needs_no_constant(shapes):
     np.testing.assert_allclose(got.outputs[0], left @ right, atol=1e-4)
 
 
+@settings(max_examples=15, deadline=None)
+@given(
+    heads=st.integers(1, 5),
+    rows=st.sampled_from([1, 3, 13, 64]),
+    depth=st.sampled_from([1, 5, 24, 32]),
+    columns=st.sampled_from([1, 7, 24, 50]),
+    scale=st.sampled_from([None, 0.25]),
+    seed=st.one_of(st.none(), st.integers(1, 9)),
+)
+def test_products_of_attention_heads(heads, rows, depth, columns, scale, seed):
+    rng = np.random.default_rng(0)
+    left = rng.standard_normal((1, heads, rows, depth)).astype("float32")
+    right = rng.standard_normal((1, heads, depth, columns)).astype("float32")
+
+    def body(builder, params):
+        product = builder.emit(relax.op.matmul(*params))
+        return product if scale is None else builder.emit(relax.op.multiply(product, relax.const(np.float32(scale))))
+
+    mod = single_function({"a": (left.shape, "float32"), "b": (right.shape, "float32")}, body)
+    got = schedule_and_run(mod, HOST, {"a": left, "b": right}, tunable=seed is not None, seed=seed or 1)
+    assert list(got.rules.values()) == ["dense"]
+    np.testing.assert_allclose(got.outputs[0], left @ right * (scale or 1.0), atol=1e-4)
+
+
 @pytest.mark.parametrize("seed", [1, 2, 3, 4])
 @pytest.mark.parametrize("dtype", ["float32", "uint8"])
 def test_every_sampled_schedule_gives_the_same_result(dtype, seed):
