@@ -113,8 +113,8 @@ def _split_lanes(sch: s_tir.Schedule, block: SBlockRV, hw: Hardware, vectors: in
     """Give each lane of ``vectors`` registers its own partial result, and combine those in two steps.
 
     Lanes that are combined one by one wait for each other: first they are added up in vectors, down to
-    ``_LAST_LANES``. Returns the blocks that compute partial results. Rows that are short or not a multiple of the lanes, and reductions of pairs
-    (argmax), stay as they are.
+    ``_LAST_LANES``. Returns the blocks that compute partial results. Rows that are short or not a multiple of the
+    lanes, and reductions of pairs (argmax), stay as they are.
     """
     body = sch.get(block)
     if len(body.writes) != 1 or iter_kinds(sch, block).count("R") != 1:
