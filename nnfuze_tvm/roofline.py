@@ -27,6 +27,7 @@ from tvm.script import tirx as T
 from tvm.target import Target
 
 from nnfuze_tvm.devices.toolchain import export_library
+from nnfuze_tvm.runner import use_threads
 from nnfuze_tvm.schedules.hardware import Hardware
 from nnfuze_tvm.schedules.intrinsics import dot4
 
@@ -115,11 +116,12 @@ def measure(target: Target, threads: int = 1, remote: tvm.rpc.RPCSession | None 
         path = Path(scratch) / "roofline.so"
         export_library(tvm.compile(mod, target=target), path, target)
         if remote is None:
-            module, device, function = tvm.runtime.load_module(str(path)), tvm.cpu(), tvm.get_global_func
+            module, device = tvm.runtime.load_module(str(path)), tvm.cpu()
+            use_threads(threads)
         else:
             remote.upload(str(path))
-            module, device, function = remote.load_module(path.name), remote.cpu(), remote.get_function
-        function("runtime.config_threadpool")(1, threads)
+            module, device = remote.load_module(path.name), remote.cpu()
+            remote.get_function("runtime.config_threadpool")(1, threads)
         rates = {gvar.name_hint: _rate(module, device, gvar.name_hint, func) for gvar, func in mod.functions_items()}
     return Machine(
         fp32=rates["fp32"],

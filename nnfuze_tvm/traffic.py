@@ -139,10 +139,16 @@ def _collect(stmt: Any, into: list[Loop | Access], in_registers: set[Any], bound
         _collect(stmt.then_case, into, in_registers, bound)
         if stmt.else_case is not None:
             _collect(stmt.else_case, into, in_registers, bound)
-    else:
+    elif not _is_prefetch(stmt):
         _loads(stmt, into, in_registers, bound)
         if isinstance(stmt, tirx.BufferStore):
             _access(stmt.buffer, stmt.indices, into, in_registers, bound)
+
+
+def _is_prefetch(stmt: Any) -> bool:
+    """Tell whether a statement only fetches earlier what is loaded anyway."""
+    call = stmt.value if isinstance(stmt, tirx.Evaluate) else None
+    return isinstance(call, tvm.ir.Call) and getattr(call.op, "name", "") == "tirx.prefetch"
 
 
 def _loads(node: Any, into: list[Loop | Access], in_registers: set[Any], bound: Mapping[Any, Any]) -> None:
