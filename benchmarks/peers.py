@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import engines, networks, plots
+from benchmarks.arguments import at_least, names, output_console
 from benchmarks.engines import nnfuze, tvm
 from benchmarks.engines.base import Engine, Unavailable, relative_error
 from benchmarks.engines.onnxruntime import reference
@@ -165,11 +166,11 @@ def groups(results: Sequence[Result]) -> dict[str, list[Result]]:
 
 def render(title: str, results: Sequence[Result]) -> Table:
     """Return the table of one group of results."""
-    names = list(dict.fromkeys(r.engine for r in results))
-    found = {ours: ratios(results, ours) for ours in (UNTUNED, TUNED) if ours in names}
+    engines_shown = list(dict.fromkeys(r.engine for r in results))
+    found = {ours: ratios(results, ours) for ours in (UNTUNED, TUNED) if ours in engines_shown}
     table = Table(title=f"{title}: latency of one inference", title_justify="left", show_footer=True)
     table.add_column("network", footer="geometric mean\nleast", no_wrap=True)
-    for name in names:
+    for name in engines_shown:
         table.add_column(name, justify="right")
     for ours, ratio in found.items():
         footer = f"{text.ratio(ratio.geometric_mean)}\n{text.ratio(ratio.least)}" if ratio.values else ""
@@ -177,7 +178,7 @@ def render(title: str, results: Sequence[Result]) -> Table:
     for network in dict.fromkeys(r.network for r in results):
         row = {r.engine: r for r in results if r.network == network}
         gains = [text.ratio(r.values[network]) if network in r.values else text.NOTHING for r in found.values()]
-        table.add_row(network, *(_cell(row[name]) if name in row else "" for name in names), *gains)
+        table.add_row(network, *(_cell(row[name]) if name in row else "" for name in engines_shown), *gains)
     return table
 
 
@@ -253,8 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         if status:
             status.stop()
-    # Where nothing is known about the width (a file, a pipe), cut nothing off.
-    out = Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(width=200)
+    out = output_console()
     for title, shown in groups(results).items():
         out.print(render(title, shown))
     for line in footnotes(results):
@@ -302,21 +302,21 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("benchmarks.peers", description=summary, epilog=more, formatter_class=form)
     parser.add_argument(
-        "--networks", type=_names(), default=list(networks.NAMES), metavar="A,B,…", help="names, files, a+b"
+        "--networks", type=names(), default=list(networks.NAMES), metavar="A,B,…", help="names, files, a+b"
     )
     parser.add_argument(
-        "--precision", type=_names(PRECISIONS), default=list(PRECISIONS), metavar="P,…", help=", ".join(PRECISIONS)
+        "--precision", type=names(PRECISIONS), default=list(PRECISIONS), metavar="P,…", help=", ".join(PRECISIONS)
     )
     parser.add_argument(
         "--peers",
-        type=_names((*engines.PEERS, MS)),
+        type=names((*engines.PEERS, MS)),
         default=list(DEFAULT_PEERS),
         metavar="P,…",
         help=f"of {', '.join((*engines.PEERS, MS))}; {','.join(DEFAULT_PEERS)} by default",
     )
-    parser.add_argument("--trials", type=_at_least(0), default=0, help="also tune, with as many trials per kernel")
-    parser.add_argument("--threads", type=_at_least(1), default=1, help="threads per inference, for everybody")
-    parser.add_argument("--rounds", type=_at_least(1), default=30, help="the least number of samples per engine")
+    parser.add_argument("--trials", type=at_least(0), default=0, help="also tune, with as many trials per kernel")
+    parser.add_argument("--threads", type=at_least(1), default=1, help="threads per inference, for everybody")
+    parser.add_argument("--rounds", type=at_least(1), default=30, help="the least number of samples per engine")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw ratios and latencies (.png, .svg, .pdf)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to a file, too")
     parser.add_argument(
@@ -326,30 +326,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if MS in parsed.peers and not parsed.trials:
         parser.error(f"--peers {MS}: it only runs with as many trials as we get; give --trials")
     return parsed
-
-
-def _names(known: Sequence[str] = ()) -> Callable[[str], list[str]]:
-    def parse(value: str) -> list[str]:
-        names = [name.strip() for name in value.split(",")]
-        for name in names:
-            if not name or (known and name not in known):
-                raise argparse.ArgumentTypeError(f"{name!r}: use {', '.join(known)}" if known else "an empty name")
-        return list(dict.fromkeys(names))
-
-    return parse
-
-
-def _at_least(least: int) -> Callable[[str], int]:
-    def parse(value: str) -> int:
-        try:
-            number = int(value)
-        except ValueError:
-            number = least - 1
-        if number < least:
-            raise argparse.ArgumentTypeError(f"{value!r}: give a whole number from {least}")
-        return number
-
-    return parse
 
 
 if __name__ == "__main__":

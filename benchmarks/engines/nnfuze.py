@@ -22,7 +22,7 @@ from nnfuze_tvm.tools import flat
 def make(workload: Workload, precision: str, threads: int, trials: int = 0) -> Engine:
     """Return our bundle of all networks, merged, tuned with up to ``trials`` trials per kernel."""
     names = _merged_names(workload)
-    folder = workload.directory / f"nnfuze-{_source_digest()}"
+    folder = workload.directory / f"nnfuze-{source_digest()}"
 
     def save(scratch: Path) -> None:
         arrays: dict[str, Any] = {}
@@ -66,7 +66,7 @@ def _merged_names(workload: Workload) -> list[dict[str, str]]:
 
 
 @cache
-def _source_digest() -> str:
+def source_digest() -> str:
     """Return a digest of this package's sources and TVM's version: what is compiled or tuned depends on them."""
     digest = hashlib.sha256(version("apache-tvm").encode())
     root = Path(nnfuze_tvm.__file__).parent
