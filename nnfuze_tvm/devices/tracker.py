@@ -218,6 +218,8 @@ def _tracker_main(channel: Connection) -> None:
 def _server_main(_channel: Connection, tracker: tuple[str, int], key: str) -> None:
     from tvm.rpc import server
 
+    # TVM would bind a session to this machine's first core, also when the job may not use that one or others do.
+    os.environ.setdefault("TVM_BIND_THREADS", "0")
     sock, port = _listen()
     home = os.getcwd()
     while True:

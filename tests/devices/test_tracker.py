@@ -37,6 +37,25 @@ def test_devices_register_and_run(running: tracker.EmbeddedTracker) -> None:
     np.testing.assert_array_equal(tvm.runtime.tensor(data, remote.cpu(0)).numpy(), data)
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
+def test_devices_stay_on_the_cores_of_the_job() -> None:
+    allowed = os.sched_getaffinity(0)
+    if len(allowed) < 2:
+        pytest.skip("needs two cores")
+    known = set(psutil.Process().children(recursive=True))
+    os.sched_setaffinity(0, {max(allowed)})
+    try:
+        with tracker.EmbeddedTracker(key="bound") as embedded:
+            remote, _ = tracker.request(tracker.connect(embedded.address), "bound", 10)
+            remote.get_function("runtime.config_threadpool")(1, 1)
+            started = set(psutil.Process().children(recursive=True)) - known
+            # Of every thread: a process has the affinity of its first one.
+            cores = {tuple(psutil.Process(t.id).cpu_affinity()) for child in started for t in child.threads()}
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert cores == {(max(allowed),)}
+
+
 def test_a_crashing_kernel_does_not_cost_the_device(running: tracker.EmbeddedTracker, tmp_path: Path) -> None:
     @T.prim_func(s_tir=True)
     def main(a: T.Buffer((1,), "float32")) -> None:
