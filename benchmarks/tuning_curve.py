@@ -130,10 +130,11 @@ def metered(folder: Path, count: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        spent, made = meter(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        if count() > before:
-            figures = {"seconds": spent + time.monotonic() - started, "trials": made + count() - before}
+        lasted, new = time.monotonic() - started, count() - before
+        if new > 0:
+            spent, made = meter(folder)
+            figures = {"seconds": spent + lasted, "trials": made + new}
+            folder.mkdir(parents=True, exist_ok=True)
             (folder / "meter.json").write_text(json.dumps(figures), encoding="utf-8")
 
 
