@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -118,9 +119,14 @@ def test_two_heads_on_one_trunk_of_a_larger_network():
 
 
 @pytest.mark.parametrize("target", ["aarch64", "aarch64+dotprod", "x86-64-v3", "x86-64-v4"])
-def test_every_kernel_of_a_network_compiles_for_every_target(target):
+@pytest.mark.parametrize(("name", "rule"), [("resnet8", "conv2d"), ("transformer", "dense")])
+def test_every_kernel_of_a_network_compiles_for_every_target(name, rule, target):
     cpu = resolve(target)
-    lowered = build.lower(merged([network("resnet8")], tasks=["resnet8"]), cpu)
+    lowered = build.lower(merged([network(name)], tasks=[name]), cpu)
     rules = {f.attrs["nnfuze.rule"] for _, f in lowered.functions_items() if isinstance(f, tvm.tirx.PrimFunc)}
-    assert "conv2d" in rules
-    assert isinstance(build.generate(lowered, cpu), relax.VMExecutable)
+    assert rule in rules and "fallback" not in rules
+    executable = build.generate(lowered, cpu)
+    assembly = [m.inspect_source("asm") for m in (executable.mod, *executable.mod.imports) if m.kind == "llvm"]
+    assert assembly
+    called = {called for text in assembly for called in re.findall(r"^\s+(?:callq?|bl)\s+(\w+)", text, re.MULTILINE)}
+    assert not called & {"expf", "erff", "tanhf", "roundf", "rintf", "nearbyintf", "sqrtf", "fmaf"}
