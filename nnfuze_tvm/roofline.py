@@ -29,7 +29,7 @@ from tvm.target import Target
 from nnfuze_tvm.devices.toolchain import export_library
 from nnfuze_tvm.runner import use_threads
 from nnfuze_tvm.schedules.hardware import Hardware
-from nnfuze_tvm.schedules.intrinsics import dot4
+from nnfuze_tvm.schedules.intrinsics import dot_product
 
 # Each measurement is the best of this many repeats of about this many seconds.
 _REPEATS = 20
@@ -178,7 +178,7 @@ def _multiply_adds(hw: Hardware, threads: int) -> tirx.PrimFunc:
 
 def _dot_products(hw: Hardware, threads: int) -> tirx.PrimFunc:
     """Return uint8 data × int8 weights in a register tile, tensorized where the CPU has a dot product."""
-    dot = dot4(hw.features, "uint8")
+    dot = dot_product(hw.features, "uint8")
     lanes = dot.lanes if dot else hw.lanes("int32")
     rows, columns = (4 if hw.registers < 32 else 6), 2 * lanes
     data = te.placeholder((threads, rows, 4 * _DOT_STEPS), "uint8", "data")

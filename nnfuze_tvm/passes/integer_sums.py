@@ -18,7 +18,10 @@ from nnfuze_tvm.dataflow import Emitter
 from nnfuze_tvm.passes.integer_values import INT32_MAX, Codes, Constant, Quantized, Sum
 
 # FuseOps merges element-wise operators into the PrimFunc in front of them when that has this op_pattern.
-_OUT_ELEMENTWISE_FUSABLE = 4
+OUT_ELEMENTWISE_FUSABLE = 4
+
+# Numbers below this stay in int32 after a float32 rounding and with a zero point.
+_SAFE_INT32 = 2.0**30
 
 # A residual is added in units of the accumulator; the integer ratio of the two scales must be this exact.
 _RATIO_BITS = 11
@@ -62,7 +65,7 @@ class SumOps:
         """Emit a reduction that takes the operators behind it into its PrimFunc, as a convolution does."""
         call = self.builder.call_te(function, arg, primfunc_name_hint=name)
         gvar = call.args[0]
-        func = self.builder.get()[gvar].with_attr("op_pattern", _OUT_ELEMENTWISE_FUSABLE)
+        func = self.builder.get()[gvar].with_attr("op_pattern", OUT_ELEMENTWISE_FUSABLE)
         self.builder.update_func(gvar, func)
         return self.emit(call)
 
@@ -74,10 +77,13 @@ class SumOps:
         return self._narrow(scaled, max(lo, zero_point) if nonnegative else lo, hi, zero_point, offset, dtype)
 
     def _narrow(self, rounded: relax.Expr, lo: int, hi: int, zero_point: int, offset: int, dtype: str) -> Codes:
+        rounded = self.emit(rounded)
+        wide = str(rounded.ty.dtype.dtype)
         if zero_point:
-            rounded = op.add(rounded, relax.const(np.float32(zero_point)))
+            rounded = op.add(rounded, relax.const(np.dtype(wide).type(zero_point)))
         kind = "uint8" if zero_point == 0 and lo >= 0 else "int8"
-        narrow = self.emit(op.astype(op.clip(rounded, float(lo), float(hi)), kind))
+        bounds = (lo, hi) if wide == "int32" else (float(lo), float(hi))
+        narrow = self.emit(op.astype(op.clip(rounded, *bounds), kind))
         return Codes(narrow, lo, hi, offset, dtype)
 
     def dequantize(self, value: Quantized) -> relax.Expr:
@@ -121,8 +127,9 @@ class SumOps:
     def requantize(self, value: Sum, scale: float, zero_point: int, dtype: str) -> Codes:
         """Return the sum in 8 bits.
 
-        Emits ``add`` (int32 bias), ``astype`` float32, ``multiply``, ``round``, [``add`` zero point,]
-        ``clip``, ``astype``; a pending activation only moves the bounds of the clip.
+        Emits ``add`` (int32 bias), ``astype`` float32, ``multiply``, ``round``, ``astype`` int32, [``add`` zero
+        point,] ``clip``, ``astype``; a pending activation only moves the bounds of the clip. The ``astype`` int32
+        is left out where the rounded number might not fit.
         """
         zero_point, offset = stored(dtype, zero_point)
         lo, hi = code_range(dtype, zero_point)
@@ -132,6 +139,8 @@ class SumOps:
             hi = int(np.clip(np.rint(value.hi / scale) + zero_point, lo, hi))
         multiplier = float32_constant(value.scale / scale)
         rounded = op.round(op.multiply(op.astype(self.total(value), "float32"), multiplier))
+        if np.max(value.bound * np.abs(value.scale / scale)) < _SAFE_INT32:
+            rounded = op.astype(rounded, "int32")
         return self._narrow(rounded, lo, hi, zero_point, offset, dtype)
 
     def rescale(self, value: Sum, scale: float) -> Sum:

@@ -16,6 +16,8 @@ from nnfuze_tvm.passes.fuse_layers import FuseLayers
 from nnfuze_tvm.passes.layout import ToNHWC
 from nnfuze_tvm.passes.merge_tasks import MergeTasks
 from nnfuze_tvm.passes.realize_integer import RealizeInteger
+from nnfuze_tvm.passes.round_to_integer import RoundToInteger
+from nnfuze_tvm.passes.row_convolutions import RowConvolutions
 from nnfuze_tvm.passes.share_trunk import ShareTrunk
 from nnfuze_tvm.policy import Policy
 
@@ -57,7 +59,10 @@ def lowering_phases() -> list[tvm.transform.Pass]:
         RealizeInteger(),
         # Phase 7: branches of one shape in one kernel, where that pays.
         BatchBranches(),
+        # What still is a convolution of few input channels gets reductions that dot products can take.
+        RowConvolutions(),
         # Phase 8: one PrimFunc per operator, then one per fused kernel.
+        RoundToInteger(),
         relax.transform.LegalizeOps(),
         relax.transform.AnnotateTIROpPattern(),
         FuseLayers(),

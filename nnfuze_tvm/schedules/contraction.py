@@ -24,10 +24,9 @@ from nnfuze_tvm.schedules.base import (
     extents,
     inline_around,
     iter_kinds,
-    vectorize_inner,
 )
 from nnfuze_tvm.schedules.hardware import Hardware
-from nnfuze_tvm.schedules.intrinsics import Dot4, dot4
+from nnfuze_tvm.schedules.intrinsics import Dot, dot_product
 
 
 @dataclass(frozen=True)
@@ -168,23 +167,23 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool,
     depth = sizes[-1]
     constant_weights = node.reads[1].source.name in {param.name for param in _layout_free(sch)}
     dot = None
-    if constant_weights and (accumulator, weights) == ("int32", "int8") and depth % 4 == 0:
-        dot = dot4(hw.features, data)
+    if constant_weights and (accumulator, weights) == ("int32", "int8"):
+        dot = dot_product(hw.features, data)
     channels = sizes[n_spatial - 1] // groups
-    if dot is not None and channels % dot.lanes:
+    if dot is not None and (channels % dot.lanes or depth % dot.depth):
         dot = None
     lanes = dot.lanes if dot else hw.lanes(accumulator)
     work = Work(
         rows=sizes[n_spatial - 3] if pixel_axes == 2 else 1,
         cols=sizes[n_spatial - 2],
         channels=channels,
-        steps=prod(sizes[n_spatial:]) // (4 if dot else 1),
+        steps=prod(sizes[n_spatial:]) // (dot.depth if dot else 1),
         lanes=lanes,
-        depth=4 if dot else 1,
+        depth=dot.depth if dot else 1,
         weight_bytes={"int8": 1, "int16": 2}.get(weights, 4),
         multiplies=dot.multiplies if dot else 1 if accumulator == "float32" else 2,
-        latency=1.0 if accumulator == "int32" and not (dot and dot.multiplies == 1) else 4.0,
-        temporaries=2 if accumulator == "float32" else 3 if data == "uint8" else 4,
+        latency=1.0 if accumulator == "int32" and not (dot and (dot.depth, dot.multiplies) == (4, 1)) else 4.0,
+        temporaries=2 if accumulator == "float32" else 3 if dot else 4,
         integer=accumulator != "float32",
     )
     options = tiles(work, hw)
@@ -196,6 +195,9 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool,
 
     pads = [block for block in sch.get_producers(anchor) if _is_padding(sch, block)]
     out = inline_around(sch, anchor, keep=pads)
+    if dot is not None and dot.data != data:
+        pads = pads or [sch.cache_read(anchor, 0, "global")]
+        sch.unsafe_set_dtype(pads[0], 0, dot.data)
     if constant_weights:
         packed = _pack_weights(sch, anchor, tile.channels, dot)
     if tile.flat:
@@ -211,7 +213,7 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool,
     # Without conditions on the pixels of the last tile: it will overlap the one before.
     pixel_block, inside = sch.split(pixel, [None, tile.pixels], disable_predication=True)
     vectors, lane = sch.split(inner, [None, tile.lanes])
-    steps, unrolled, *dot_axis = sch.split(depth_loop, [None, unroll] if dot is None else [None, unroll, 4])
+    steps, unrolled, *dot_axis = sch.split(depth_loop, [None, unroll] if dot is None else [None, unroll, dot.depth])
     reduction = [*window, steps]
     sch.reorder(channel_block, *outer, pixel_block, *reduction, unrolled, inside, vectors, lane, *dot_axis)
     for loop in (unrolled, inside, vectors):
@@ -226,7 +228,10 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool,
 
     sch.reverse_compute_at(out, pixel_block, preserve_unit_loops=True)
     *_, out_pixel, out_channel = sch.get_loops(out)
-    _unroll_tile(sch, [out_pixel, *sch.split(out_channel, [None, tile.lanes])])
+    # 8-bit results are packed from several vectors of sums at once.
+    narrow = str(sch.get(out).writes[0].source.dtype) in ("int8", "uint8")
+    at_once = next(n for n in (4, 2, 1) if tile.channels % (n * tile.lanes) == 0) if narrow else 1
+    _unroll_tile(sch, [out_pixel, *sch.split(out_channel, [None, at_once * tile.lanes])])
     if hw.cores > 1 and prod(sizes) >= PARALLEL_MIN_OPS:
         sch.parallel(sch.fuse(channel_block, *outer))
     init = sch.decompose_reduction(anchor, reduction[0])
@@ -234,7 +239,7 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool,
     if dot is not None:
         sch.tensorize(lane, dot.name)
     for pad in pads:
-        vectorize_inner(sch, sch.get_loops(pad)[-1], data, hw)
+        _copy(sch, pad, hw)
     return True
 
 
@@ -263,10 +268,24 @@ def _prefetch(sch: s_tir.Schedule, packed: str, tiles: LoopRV, reduction: list[L
 
 
 def _flatten_pixels(sch: s_tir.Schedule, anchor: SBlockRV, out: SBlockRV, width: int) -> None:
-    """Make one iterator of the rows and columns, in the anchor (n, y, x, f, ky, kx, c) and in the output block."""
+    """Make one iterator of the rows and columns, in the anchor (n, y, x, f, ky, and kx, c or k) and in the output."""
     sch.transform_layout(anchor, ("write", 0), lambda n, y, x, f: (n, y * width + x, f))
-    sch.transform_block_layout(anchor, lambda n, y, x, f, ky, kx, c: (n, y * width + x, f, ky, kx, c))
+    if len(sch.get(anchor).iter_vars) == 6:
+        sch.transform_block_layout(anchor, lambda n, y, x, f, ky, k: (n, y * width + x, f, ky, k))
+    else:
+        sch.transform_block_layout(anchor, lambda n, y, x, f, ky, kx, c: (n, y * width + x, f, ky, kx, c))
     sch.transform_block_layout(out, lambda n, y, x, f: (n, y * width + x, f))
+
+
+def _copy(sch: s_tir.Schedule, pad: SBlockRV, hw: Hardware) -> None:
+    """Schedule the padded or widened copy of the data."""
+    node = sch.get(pad)
+    lanes = hw.lanes(str(node.writes[0].source.dtype))
+    # What was padded by whole segments has the same condition for all numbers of one.
+    last = sch.get_loops(pad)[-1]
+    width = int(node.annotations.get("nnfuze.segment", sch.get(last).extent))
+    _, lane = sch.split(last, [None, divisors(width, lanes)[0]])
+    sch.vectorize(lane)
 
 
 def weights_follow(sch: s_tir.Schedule, anchor: SBlockRV, order: tuple[int, ...]) -> bool:
@@ -283,19 +302,22 @@ def _layout_free(sch: s_tir.Schedule) -> list:
     return [func.params[int(i)] for i in func.attrs.get("layout_free_buffers", [])]
 
 
-def _pack_weights(sch: s_tir.Schedule, anchor: SBlockRV, block: int, dot: Dot4 | None) -> str:
+def _pack_weights(sch: s_tir.Schedule, anchor: SBlockRV, block: int, dot: Dot | None) -> str:
     """Rewrite the weights for the tile, in a block that is evaluated at compile time; return its buffer's name."""
-    rank = len(sch.get(anchor).reads[1].region)
+    node = sch.get(anchor)
+    rank = len(node.reads[1].region)
+    channel_iter = node.iter_vars[iter_kinds(sch, anchor).count("S") - 1]
+    channels_last = node.reads[1].region[-1].min.same_as(channel_iter.var)
     packed = sch.cache_read(anchor, 1, "global")
 
     def place(*axes: tirx.PrimExpr) -> tuple[tirx.PrimExpr, ...]:
-        if rank == 4:  # a convolution's, OHWI
-            before, channel, kernel, depth = (), axes[0], axes[1:3], axes[3]
-        else:  # a dense layer's, (batch,) K, N
+        if channels_last:  # a dense layer's, (batch,) K, N
             before, channel, kernel, depth = axes[:-2], axes[-1], (), axes[-2]
+        else:  # a convolution's, OHWI, or O, row, place in the row
+            before, channel, kernel, depth = (), axes[0], axes[1:-1], axes[-1]
         if dot is None:
             return (*before, channel // block, *kernel, depth, channel % block)
-        return (*before, channel // block, *kernel, depth // 4, channel % block, depth % 4)
+        return (*before, channel // block, *kernel, depth // dot.depth, channel % block, depth % dot.depth)
 
     maps = {
         2: lambda a, b: place(a, b),

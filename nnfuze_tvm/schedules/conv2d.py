@@ -12,6 +12,9 @@ from nnfuze_tvm.schedules.hardware import Hardware
 def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
     """Schedule a convolution; see the package's docstring for the contract. Depthwise ones are left alone."""
     block = single_anchor(sch)
+    # Iterators n, y, x, f, ky, k; weights [f, ky, k]: one reduction axis along each kernel row.
+    if block is not None and iter_kinds(sch, block) == "SSSSRR" and weights_follow(sch, block, (3, 4, 5)):
+        return schedule(sch, block, hw, tunable, pixel_axes=2, groups=1)
     # Iterators n, y, x, f, ky, kx, c; weights [f, ky, kx, c].
     if block is None or iter_kinds(sch, block) != "SSSSRRR" or not weights_follow(sch, block, (3, 4, 5, 6)):
         return False

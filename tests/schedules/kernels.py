@@ -119,3 +119,18 @@ def schedule_and_run(
     """
     scheduled, rules = schedule(mod, target, tunable, seed)
     return Scheduled(run(scheduled, target, inputs), rules)
+
+
+def assembly_of(sch: s_tir.Schedule, target: Target) -> str:
+    """Return the assembly of a scheduled kernel whose weights are packed already."""
+    whole = tvm.IRModule({"main": schedules.finished(sch.mod["main"])})
+    built = tvm.s_tir.transform.RemoveWeightLayoutRewriteBlock(skip_tensor_rewrite=True)(whole)
+    return tvm.compile(built, target=target).mod.inspect_source("asm")
+
+
+def assembly(mod: tvm.IRModule, target: Target) -> str:
+    """Return the assembly of the only kernel of a Relax module, scheduled for ``target``."""
+    (kernel,) = fused_kernels(mod).values()
+    sch = s_tir.Schedule(kernel)
+    schedules.apply(sch, target)
+    return assembly_of(sch, target)

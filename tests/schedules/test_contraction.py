@@ -6,7 +6,6 @@ import re
 
 import numpy as np
 import pytest
-import tvm
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tvm import relax, s_tir
@@ -16,7 +15,7 @@ from nnfuze_tvm.devices.targets import resolve
 from nnfuze_tvm.schedules import contraction
 from nnfuze_tvm.schedules.contraction import Work, tiles
 from nnfuze_tvm.schedules.hardware import Hardware
-from tests.schedules.kernels import fused_kernels, schedule_and_run, single_function
+from tests.schedules.kernels import assembly_of, fused_kernels, schedule_and_run, single_function
 
 HOST = resolve("host")
 
@@ -230,13 +229,6 @@ def test_tiles_that_do_not_divide_the_image_overlap(monkeypatch, dtype, flat):
         np.testing.assert_array_equal(got.outputs[0], np.clip(np.rint(scaled), 0, 127).astype("uint8"))
 
 
-def assembly_of(sch, target):
-    """Return the assembly of a scheduled kernel whose weights are packed already."""
-    whole = tvm.IRModule({"main": schedules.finished(sch.mod["main"])})
-    built = tvm.s_tir.transform.RemoveWeightLayoutRewriteBlock(skip_tensor_rewrite=True)(whole)
-    return tvm.compile(built, target=target).mod.inspect_source("asm")
-
-
 @pytest.mark.parametrize("dtype", ["float32", "uint8"])
 @pytest.mark.parametrize(("target", "instruction"), [("x86-64-v3", "prefetcht1"), ("aarch64", "prfm")])
 def test_weights_that_outgrow_the_cache_are_prefetched(target, instruction, dtype):
@@ -271,7 +263,8 @@ VNNI = '{"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "znver4"}'
     [
         ("x86-64-v3", "float32", "vfmadd231ps"),
         ("x86-64-v3", "uint8", "vpmaddubsw"),
-        ("x86-64-v3", "int8", "vpsignb"),
+        ("x86-64-v3", "int8", "vpmaddwd"),
+        ("x86-64-v4", "int8", "vpmaddwd"),
         ("x86-64-v4", "uint8", "vpmaddubsw"),
         (VNNI, "uint8", "vpdpbusd"),
         ("aarch64", "float32", "fmla"),

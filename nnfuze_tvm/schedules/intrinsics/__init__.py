@@ -1,7 +1,7 @@
-"""Tensor intrinsics: how a CPU multiplies four int8 pairs and adds them to one int32 lane.
+"""Tensor intrinsics: how a CPU multiplies two or four int8 pairs and adds them to one int32 lane.
 
-``dot4(features, dtype)`` names the intrinsic of the best instruction set at hand. All of them compute
-``C[i] += sum(A[k] * B[i, k] for k in range(4))`` in exact int32 arithmetic, so results are the same bits
+``dot_product(features, dtype)`` names the intrinsic of the best instruction set at hand. All of them compute
+``C[i] += sum(A[k] * B[i, k] for k in range(depth))`` in exact int32 arithmetic, so results are the same bits
 everywhere. Two conditions make that true on AVX2 (whose ``vpmaddubsw`` saturates at int16): ``uint8`` data
 holds values up to 127 only, and int8 weights are never -128 (``RealizeInteger`` holds layers with such weights in
 int16, which no intrinsic takes).
@@ -17,15 +17,31 @@ elementary.install()
 
 
 @dataclass(frozen=True)
-class Dot4:
-    """A registered tensor intrinsic, the int32 lanes it fills and the multiplications it issues."""
+class Dot:
+    """A registered tensor intrinsic.
+
+    Attributes
+    ----------
+    name : str
+        TVM's name of it.
+    lanes : int
+        The int32 lanes it fills.
+    depth : int
+        Products per lane.
+    multiplies : int
+        The multiplications it issues.
+    data : str
+        Dtype in which it takes the data; ``int16`` where int8 data are to be widened before.
+    """
 
     name: str
     lanes: int
+    depth: int
     multiplies: int
+    data: str
 
 
-def dot4(features: frozenset[str], dtype: str) -> Dot4 | None:
+def dot_product(features: frozenset[str], dtype: str) -> Dot | None:
     """Return the int8 dot-product intrinsic for a CPU, or None where it has none.
 
     Parameters
@@ -35,7 +51,7 @@ def dot4(features: frozenset[str], dtype: str) -> Dot4 | None:
     dtype : str
         Of the data: ``uint8`` (values 0..127) or ``int8``. Weights are int8.
     """
-    for feature, data, name, lanes, multiplies in (*x86.DOT4, *arm.DOT4):
+    for feature, data, name, lanes, depth, multiplies, taken_as in (*x86.DOTS, *arm.DOTS):
         if feature in features and data == dtype:
-            return Dot4(name, lanes, multiplies)
+            return Dot(name, lanes, depth, multiplies, taken_as)
     return None

@@ -34,10 +34,10 @@ def _sdot(dtype: str) -> tirx.PrimFunc:
     return impl
 
 
-# (feature, dtype of the data, name, lanes, multiplications), best first.
-DOT4 = (
-    ("dotprod", "uint8", "nnfuze_dot4_sdot_u8", 4, 1),
-    ("dotprod", "int8", "nnfuze_dot4_sdot_i8", 4, 1),
+# (feature, dtype of the data, name, lanes, depth, multiplications, dtype of the widened data), best first.
+DOTS = (
+    ("dotprod", "uint8", "nnfuze_dot4_sdot_u8", 4, 4, 1, "uint8"),
+    ("dotprod", "int8", "nnfuze_dot4_sdot_i8", 4, 4, 1, "int8"),
 )
 
 
