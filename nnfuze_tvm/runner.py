@@ -171,15 +171,11 @@ _configured = threading.local()
 def use_threads(count: int) -> None:
     """Let kernels that this thread calls run on ``count`` threads (at most the CPUs there are)."""
     configure = tvm.get_global_func("runtime.config_threadpool")
-    share_all_cores, big_cores = -2, 1
+    share_all_cores = -3
     with _affinity_kept() as cpus:
-        names = [str(cpu) for cpu in cpus]
-        # A pool never grows: it is made for all CPUs, then limited. A limit of one also keeps it out of the way.
-        configure(share_all_cores, 0, names)
-        if count == 1:
-            configure(share_all_cores, 0, names[:1])
-        else:
-            configure(big_cores, count)
+        # With the CPUs named, always: TVM makes as many workers as it was told of first and uses no more later; told
+        # of none, it takes half of this machine's for hyper-threads and runs parallel loops on those alone.
+        configure(share_all_cores, min(count, len(cpus)), [str(cpu) for cpu in cpus])
     _configured.threads = count
 
 
