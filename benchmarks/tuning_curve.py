@@ -32,11 +32,11 @@ from benchmarks.engines import versions
 from benchmarks.engines.base import quiet
 from benchmarks.engines.nnfuze import source_digest
 from benchmarks.workloads import workload
+from nnfuze_tvm import build
 from nnfuze_tvm.devices import targets
 from nnfuze_tvm.devices.tracker import LOCAL_KEY, EmbeddedTracker
 from nnfuze_tvm.errors import NNFuzeError
 from nnfuze_tvm.options import Graphs, Options
-from nnfuze_tvm.passes import pipeline
 from nnfuze_tvm.report import text
 from nnfuze_tvm.stages import machine_name
 from nnfuze_tvm.tuning import read_journal, tune
@@ -181,7 +181,7 @@ def compare(network: str, count: int, trials: int, stock_trials: int, work_dir: 
     folder = work.directory / f"curve-{source_digest()}"
     target = targets.resolve("host")
     models = [f"{path.stem}={path}" for path in work.models]
-    fused = pipeline.fused_module(Graphs(Options(models=models), lambda _: None).last, target)
+    fused = build.fuse(Graphs(Options(models=models), lambda _: None).last, target)
     ours = our_history(fused, target, trials, folder / "ours")
     kernels = [kernel for kernel in extract(fused, target) if kernel.id in ours]
     kernels.sort(key=lambda kernel: -kernel.weight * ours[kernel.id][0])

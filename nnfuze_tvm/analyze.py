@@ -35,7 +35,6 @@ from nnfuze_tvm.errors import DeviceError, InputError
 from nnfuze_tvm.job import check_reachable, tuning_database
 from nnfuze_tvm.manifest import MANIFEST, describe_target
 from nnfuze_tvm.options import Announce, Graphs, Options
-from nnfuze_tvm.passes import pipeline
 from nnfuze_tvm.roofline import Machine
 from nnfuze_tvm.schedules.hardware import Hardware
 from nnfuze_tvm.stages import machine_name, model_path
@@ -213,7 +212,7 @@ def analyze(options: Options, announce: Announce) -> Analysis:
     graphs = Graphs(options, announce)
     database = tuning_database(options, graphs, target, announce)
     announce("building the kernels")
-    fused = pipeline.fused_module(graphs.last, target)
+    fused = build.fuse(graphs.last, target)
     lowered = build.schedule(fused, target, database)
     kernels = metrics.kernels(lowered)
     functions = {k.name: lowered[k.name].with_attr("global_symbol", k.name) for k in kernels}

@@ -8,11 +8,18 @@ from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
 
 from nnfuze_tvm.passes import pipeline
+from nnfuze_tvm.schedules.hardware import Hardware
+from nnfuze_tvm.schedules.intrinsics import bytes_are_fast
 from nnfuze_tvm.schedules.schedule_kernels import ScheduleKernels
 
 
+def fuse(mod: tvm.IRModule, target: Target) -> tvm.IRModule:
+    """Return the module of fused, unscheduled kernels (phases 5 to 9): what tuning extracts its tasks from."""
+    return pipeline.fused_module(mod, target, integer_winograd=not bytes_are_fast(Hardware.of(target).features))
+
+
 def lower(mod: tvm.IRModule, target: Target, database: ms.Database | None = None) -> tvm.IRModule:
-    """Return the module with every kernel fused, scheduled and its weights packed (phases 5 to 9).
+    """Return the module with every kernel fused, scheduled and its weights packed (phases 5 to 10).
 
     Parameters
     ----------
@@ -23,23 +30,23 @@ def lower(mod: tvm.IRModule, target: Target, database: ms.Database | None = None
     database : tvm.s_tir.meta_schedule.Database, optional
         Tuning records; kernels without one get their rule's default knobs.
     """
-    return schedule(pipeline.fused_module(mod, target), target, database)
+    return schedule(fuse(mod, target), target, database)
 
 
 def schedule(fused: tvm.IRModule, target: Target, database: ms.Database | None = None) -> tvm.IRModule:
-    """Return a module of fused kernels with every kernel scheduled and its weights packed (phase 9)."""
-    phase_9 = [
+    """Return a module of fused kernels with every kernel scheduled and its weights packed (phase 10)."""
+    phase_10 = [
         ScheduleKernels(target, database),
         relax.transform.SplitLayoutRewritePreproc(),
         relax.transform.FoldConstant(),
         relax.transform.DeadCodeElimination(),
     ]
     with target:
-        return tvm.transform.Sequential(phase_9)(fused)
+        return tvm.transform.Sequential(phase_10)(fused)
 
 
 def generate(lowered: tvm.IRModule, target: Target) -> relax.VMExecutable:
-    """Return the executable of a lowered module (phase 10).
+    """Return the executable of a lowered module (phase 11).
 
     Its kernels don't check their arguments: ``main`` alone calls them, and that makes a quarter of a small library.
     """
@@ -48,13 +55,13 @@ def generate(lowered: tvm.IRModule, target: Target) -> relax.VMExecutable:
 
 
 def build(mod: tvm.IRModule, target: Target, database: ms.Database | None = None) -> relax.VMExecutable:
-    """Return the executable of a graph for one target (phases 5 to 10)."""
+    """Return the executable of a graph for one target (phases 5 to 11)."""
     return generate(lower(mod, target, database), target)
 
 
 @relax.register_pipeline("nnfuze")
 def nnfuze_pipeline(database: ms.Database | None = None) -> tvm.transform.Pass:
-    """Return phases 5 to 9, followed by TVM's own lowering, as a pass for ``relax.build``.
+    """Return phases 5 to 10, followed by TVM's own lowering, as a pass for ``relax.build``.
 
     Registered with TVM as ``nnfuze``: ``relax.build(mod, target, relax_pipeline="nnfuze")``.
 

@@ -14,7 +14,7 @@ import tvm
 from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
 
-from nnfuze_tvm import measure, metrics, stages
+from nnfuze_tvm import build, measure, metrics, stages
 from nnfuze_tvm.bundle import LIBRARY, check_destination, seal, staged
 from nnfuze_tvm.devices import targets
 from nnfuze_tvm.errors import InputError
@@ -27,7 +27,6 @@ from nnfuze_tvm.manifest import (
     signature_records,
 )
 from nnfuze_tvm.options import Announce, Arrays, Graphs, Options, check_names, read_arrays
-from nnfuze_tvm.passes import pipeline
 from nnfuze_tvm.report import KernelTime, LayerUse, Report, render_html
 from nnfuze_tvm.runner import signature
 from nnfuze_tvm.schedules.hardware import Hardware
@@ -179,7 +178,7 @@ def tuning_database(
     except OSError as error:
         raise InputError(f"--work-dir {work_dir}: can't be written ({error.strerror})") from None
     return tune(
-        pipeline.fused_module(graphs.last, target),
+        build.fuse(graphs.last, target),
         target,
         trials=options.trials,
         work_dir=work_dir,

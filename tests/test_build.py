@@ -26,7 +26,7 @@ def small_network() -> tvm.IRModule:
     weights = relax.const(rng.standard_normal((16, 8, 3, 3)).astype("float32"))
     with builder.function("main", [data]):
         with builder.dataflow():
-            value = builder.emit(relax.op.nn.relu(builder.emit(relax.op.nn.conv2d(data, weights))))
+            value = builder.emit(relax.op.nn.relu(builder.emit(relax.op.nn.conv2d(data, weights, strides=2))))
             result = builder.emit_output(relax.Tuple([value]))
         builder.emit_func_output(result)
     return builder.get()
@@ -81,7 +81,7 @@ def test_rule_that_fails_costs_speed_and_not_the_compilation(monkeypatch, caplog
 
 
 def test_record_of_the_database_goes_before_the_rule():
-    fused = build.pipeline.fused_module(small_network(), HOST)
+    fused = build.fuse(small_network(), HOST)
     database = s_tir.meta_schedule.database.MemoryDatabase()
     tasks = s_tir.meta_schedule.relax_integration.extract_tasks(fused, HOST)
     (task,) = (t for t in tasks if "conv2d" in t.task_name)

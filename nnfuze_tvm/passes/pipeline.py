@@ -19,6 +19,7 @@ from nnfuze_tvm.passes.realize_integer import RealizeInteger
 from nnfuze_tvm.passes.round_to_integer import RoundToInteger
 from nnfuze_tvm.passes.row_convolutions import RowConvolutions
 from nnfuze_tvm.passes.share_trunk import ShareTrunk
+from nnfuze_tvm.passes.winograd import Winograd
 from nnfuze_tvm.policy import Policy
 
 Arrays = Mapping[str, np.ndarray]
@@ -50,8 +51,11 @@ def quantize_phases(calibration: Arrays, policy: Policy, method: Method) -> list
     return [InsertQDQ(calibration, policy, method=method)]
 
 
-def lowering_phases() -> list[tvm.transform.Pass]:
-    """Return phases 5 to 8: from a merged (and perhaps quantized) graph to one PrimFunc per fused kernel."""
+def lowering_phases(integer_winograd: bool) -> list[tvm.transform.Pass]:
+    """Return phases 5 to 9: from a merged (and perhaps quantized) graph to one PrimFunc per fused kernel.
+
+    ``integer_winograd`` says whether the machine multiplies int8 no faster than int16, see ``Winograd``.
+    """
     return [
         # Phase 5: layout. Activations NHWC, weights OHWI.
         ToNHWC(),
@@ -61,7 +65,9 @@ def lowering_phases() -> list[tvm.transform.Pass]:
         BatchBranches(),
         # What still is a convolution of few input channels gets reductions that dot products can take.
         RowConvolutions(),
-        # Phase 8: one PrimFunc per operator, then one per fused kernel.
+        # Phase 8: fewer multiplications, where that pays.
+        Winograd(integer_winograd),
+        # Phase 9: one PrimFunc per operator, then one per fused kernel.
         RoundToInteger(),
         relax.transform.LegalizeOps(),
         relax.transform.AnnotateTIROpPattern(),
@@ -75,7 +81,7 @@ def lowering_phases() -> list[tvm.transform.Pass]:
     ]
 
 
-def fused_module(mod: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModule:
+def fused_module(mod: tvm.IRModule, target: tvm.target.Target, integer_winograd: bool) -> tvm.IRModule:
     """Return the module of fused, unscheduled kernels: what tuning extracts its tasks from."""
     with target:
-        return tvm.transform.Sequential(lowering_phases())(mod)
+        return tvm.transform.Sequential(lowering_phases(integer_winograd))(mod)

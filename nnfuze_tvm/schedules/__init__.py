@@ -10,13 +10,13 @@ from __future__ import annotations
 from tvm import s_tir, tirx
 from tvm.target import Target
 
-from nnfuze_tvm.schedules import conv2d, dense, depthwise, elementwise, fallback, pooling, reduction
+from nnfuze_tvm.schedules import conv2d, dense, depthwise, elementwise, fallback, pooling, reduction, winograd
 from nnfuze_tvm.schedules.base import note
 from nnfuze_tvm.schedules.hardware import Hardware
 from nnfuze_tvm.schedules.overlap import overlap_tiles
 from nnfuze_tvm.schedules.prefetch import prefetch_weights
 
-RULES = (conv2d, depthwise, dense, pooling, reduction, elementwise, fallback)
+RULES = (winograd, conv2d, depthwise, dense, pooling, reduction, elementwise, fallback)
 
 
 def apply(sch: s_tir.Schedule, target: Target, tunable: bool = False) -> str:

@@ -56,7 +56,7 @@ def tune(
     Parameters
     ----------
     mod : tvm.IRModule
-        A fused module, from ``pipeline.fused_module``.
+        A fused module, from ``build.fuse``.
     target : tvm.target.Target
         What the devices are.
     trials : int

@@ -55,3 +55,17 @@ def dot_product(features: frozenset[str], dtype: str) -> Dot | None:
         if feature in features and data == dtype:
             return Dot(name, lanes, depth, multiplies, taken_as)
     return None
+
+
+def dot_words(features: frozenset[str]) -> Dot | None:
+    """Return the intrinsic that multiplies pairs of int16 and adds them to int32 lanes, or None where there is none."""
+    for feature, name, lanes in x86.WORDS:
+        if feature in features:
+            return Dot(name, lanes, 2, 1, "int16")
+    return None
+
+
+def bytes_are_fast(features: frozenset[str]) -> bool:
+    """Tell whether a CPU multiplies more pairs of int8 per instruction than of int16."""
+    best = dot_product(features, "uint8")
+    return best is not None and best.multiplies == 1

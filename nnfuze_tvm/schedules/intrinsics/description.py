@@ -51,6 +51,27 @@ def dot2_desc(lanes: int) -> tirx.PrimFunc:
     return desc
 
 
+def words_desc(lanes: int) -> tirx.PrimFunc:
+    """Return what a pair of int16 products computes: data (2,), weights (lanes, 2), accumulators (lanes,) int32."""
+
+    @T.prim_func(s_tir=True)
+    def desc(
+        A: T.Buffer((2,), "int16", offset_factor=1),
+        B: T.Buffer((lanes, 2), "int16", offset_factor=1),
+        C: T.Buffer((lanes,), "int32", offset_factor=1),
+    ) -> None:
+        with T.sblock("root"):
+            T.reads(C[0:lanes], A[0:2], B[0:lanes, 0:2])
+            T.writes(C[0:lanes])
+            for i in T.serial(0, lanes):
+                for k in T.serial(0, 2):
+                    with T.sblock("update"):
+                        vi, vk = T.axis.remap("SR", [i, k])
+                        C[vi] = C[vi] + T.cast(A[vk], "int32") * T.cast(B[vi, vk], "int32")
+
+    return desc
+
+
 def with_short_stack(function: Callable[[], None]) -> None:
     """Call ``function`` in a thread of its own and wait for it.
 

@@ -6,7 +6,7 @@ from tvm import tirx
 from tvm.s_tir import TensorIntrin
 from tvm.script import tirx as T
 
-from nnfuze_tvm.schedules.intrinsics.description import dot2_desc, dot4_desc, with_short_stack
+from nnfuze_tvm.schedules.intrinsics.description import dot2_desc, dot4_desc, with_short_stack, words_desc
 
 
 def _maddubs(lanes: int, maddubs: str, maddwd: str) -> tirx.PrimFunc:
@@ -67,6 +67,31 @@ def _maddwd(lanes: int, maddwd: str) -> tirx.PrimFunc:
     return impl
 
 
+def _words(lanes: int, maddwd: str) -> tirx.PrimFunc:
+    """Pairs of int16 products, exact in int32."""
+    words_type, sums_type = f"int16x{lanes * 2}", f"int32x{lanes}"
+
+    @T.prim_func(s_tir=True)
+    def impl(
+        A: T.Buffer((2,), "int16", offset_factor=1),
+        B: T.Buffer((lanes, 2), "int16", offset_factor=1),
+        C: T.Buffer((lanes,), "int32", offset_factor=1),
+    ) -> None:
+        with T.sblock("root"):
+            T.reads(C[0:lanes], A[0:2], B[0:lanes, 0:2])
+            T.writes(C[0:lanes])
+            C[T.ramp(T.int32(0), 1, lanes)] = C.vload([0], dtype=sums_type) + T.call_llvm_pure_intrin(
+                T.llvm_lookup_intrinsic_id(maddwd),
+                T.reinterpret(
+                    T.broadcast(T.reinterpret(A.vload([0], "int16x2"), dtype="int32"), lanes), dtype=words_type
+                ),
+                B.vload([0, 0], dtype=words_type),
+                dtype=sums_type,
+            )
+
+    return impl
+
+
 def _vpdpbusd() -> tirx.PrimFunc:
     """Data uint8 on AVX-512 VNNI. LLVM types the byte operands as int8x64."""
 
@@ -101,6 +126,13 @@ DOTS = (
 )
 
 
+# (feature, name, lanes) of the int16 pairs' instruction, best first.
+WORDS = (
+    ("avx512bw", "nnfuze_dot16_avx512", 16),
+    ("avx2", "nnfuze_dot16_avx2", 8),
+)
+
+
 def _register() -> None:
     TensorIntrin.register("nnfuze_dot4_vnni_u8", dot4_desc(16, "uint8"), _vpdpbusd())
     TensorIntrin.register(
@@ -115,6 +147,8 @@ def _register() -> None:
     )
     TensorIntrin.register("nnfuze_dot2_avx2_i8", dot2_desc(8), _maddwd(8, "llvm.x86.avx2.pmadd.wd"))
     TensorIntrin.register("nnfuze_dot2_avx512_i8", dot2_desc(16), _maddwd(16, "llvm.x86.avx512.pmaddw.d.512"))
+    TensorIntrin.register("nnfuze_dot16_avx2", words_desc(8), _words(8, "llvm.x86.avx2.pmadd.wd"))
+    TensorIntrin.register("nnfuze_dot16_avx512", words_desc(16), _words(16, "llvm.x86.avx512.pmaddw.d.512"))
 
 
 with_short_stack(_register)

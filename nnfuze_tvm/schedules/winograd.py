@@ -1,0 +1,130 @@
+"""Winograd convolution: transforms and matrix products of a few tiles at a time, in one kernel.
+
+The loop nest is ``tile_block, (data transform; products; sums)``. The block's transformed data and products stay in
+L2. Each of the products is a matrix product with the register tile of any contraction, image tiles × output channels,
+over weights packed ``[point][channel_block][channel][channels]``; the sums' tile of outputs stays in registers, where
+bias, activation and residual are added before it is stored. Padding is a condition on the loads of the transform.
+"""
+
+from __future__ import annotations
+
+from tvm import s_tir
+from tvm.s_tir.schedule import LoopRV
+
+from nnfuze_tvm.schedules.base import PARALLEL_MIN_OPS, blocks, choose, divisors, extents, has_one_output
+from nnfuze_tvm.schedules.contraction import Tile, Work, tiles
+from nnfuze_tvm.schedules.hardware import Hardware
+from nnfuze_tvm.schedules.intrinsics import Dot, dot_words
+
+_BLOCKS = ("winograd_data", "winograd_product", "winograd_sum", "winograd_crop")
+_LINE_BYTES = 64
+# Buffers of this size and more are not kept on the stack, whence LLVM takes them into registers.
+_STACK_BYTES = 1024
+
+
+def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
+    """Schedule what the Winograd pass makes of a convolution; see the package's docstring for the contract."""
+    everything = blocks(sch)
+    names = [sch.get(block).name_hint for block in everything]
+    if not set(_BLOCKS) <= set(names) or not has_one_output(sch):
+        return False
+    data, product, total, crop = (everything[names.index(name)] for name in _BLOCKS)
+    out = everything[-1]
+    if extents(sch, out) != extents(sch, crop) or len(extents(sch, out)) != 4:
+        return False
+    node = sch.get(product)
+    factor, result = (str(buffer.source.dtype) for buffer in (node.reads[0], node.writes[0]))
+    points, images, count, outputs, channels = extents(sch, product)
+    edge = int(sch.get(total).writes[0].source.shape[2])
+
+    block = choose(sch, _tile_blocks(points, count, outputs + channels, hw), tunable, "tile_block")
+    dot = dot_words(hw.features) if factor == "int16" else None
+    if dot is not None and (channels % 2 or outputs % dot.lanes):
+        dot = None
+    depth = 2 if dot else 1
+    tile = choose(sch, _register_tiles(block, outputs, channels // depth, factor, dot, hw)[:8], tunable)
+    unroll = choose(sch, [n for n in (4, 2, 1) if channels % (n * depth) == 0], tunable, "unroll")
+
+    for name in names[names.index("winograd_crop") : -1]:
+        sch.compute_inline(sch.get_sblock(name))
+    packed = sch.cache_read(product, 1, "global")
+    sch.transform_layout(
+        product,
+        ("read", 1),
+        lambda p, o, c: (p, o // tile.channels, c // depth, o % tile.channels, *([c % depth] if dot else [])),
+    )
+    sch.annotate(packed, "meta_schedule.layout_rewrite_preproc", True)
+
+    # The sums and what follows: one tile of outputs × one vector of channels.
+    lanes = divisors(outputs, min(hw.lanes(result), (_STACK_BYTES - 1) // (edge * edge * 4)))[0]
+    loop_n, loop_y, loop_x, loop_o = sch.get_loops(out)
+    tile_y, y = sch.split(loop_y, [None, edge])
+    tile_x, x = sch.split(loop_x, [None, edge])
+    vector, lane = sch.split(loop_o, [None, lanes])
+    sch.reorder(loop_n, tile_y, tile_x, vector, y, x, lane)
+    outer, _ = sch.split(sch.fuse(tile_y, tile_x), [None, block])
+    for loop in (y, x):
+        sch.unroll(loop)
+    sch.vectorize(lane)
+    sch.compute_at(total, vector, preserve_unit_loops=True)
+    sch.vectorize(sch.get_loops(total)[-1])
+
+    # The products: accumulators in registers, copied out when the reduction is done.
+    copy = sch.cache_write(product, 0, "global")
+    sch.compute_at(copy, outer, preserve_unit_loops=True)
+    point, _, copy_t, copy_o = sch.get_loops(copy)[-4:]
+    tiled, row = sch.split(copy_t, [None, tile.pixels])
+    channel_block, *inside = sch.split(copy_o, [None, tile.channels // tile.lanes, tile.lanes])
+    sch.reorder(point, channel_block, tiled, row, *inside)
+    _unroll(sch, [row, inside[0]], inside[1])
+    sch.compute_at(product, tiled, preserve_unit_loops=True)
+    row, own, reduction = sch.get_loops(product)[-3:]
+    inside = sch.split(own, [None, tile.lanes])
+    steps, step, *pair = sch.split(reduction, [None, unroll, *([depth] if dot else [])])
+    sch.reorder(steps, step, row, *inside, *pair)
+    for loop in (step, row, inside[0]):
+        sch.unroll(loop)
+    if dot is None:
+        sch.vectorize(inside[1])
+    sch.compute_at(data, outer, preserve_unit_loops=True)
+    lanes = divisors(channels, hw.lanes(factor))[0]
+    _, lane = sch.split(sch.get_loops(data)[-1], [None, lanes])
+    sch.vectorize(lane)
+    # The points of a tile go to rows far apart; an odd number of cache lines between them spreads them over all sets.
+    for writer, bytes_each in ((data, 4 if factor == "float32" else 2), (copy, 4)):
+        line = _LINE_BYTES // bytes_each
+        sch.storage_align(writer, 0, 0, 2 * line, line)
+    if hw.cores > 1 and points * images * count * outputs * channels >= PARALLEL_MIN_OPS:
+        sch.parallel(sch.fuse(loop_n, outer))
+    init = sch.decompose_reduction(product, steps)
+    *rows, lane = sch.get_loops(init)[-3:]
+    _unroll(sch, rows, lane)
+    if dot is not None:
+        sch.tensorize(inside[1], dot.name)
+    return True
+
+
+def _tile_blocks(points: int, count: int, channels: int, hw: Hardware) -> list[int]:
+    """Return how many tiles to take at once, best first: what L2 holds, and something for every core.
+
+    Transforms want few tiles, whose data L1 holds; products want many, which share the weights that are read.
+    """
+    fits = hw.l2_bytes // (points * channels * 4)
+    most = max(4, min(fits, -(-count // hw.cores)))
+    found = [d for d in divisors(count, most) if d % 4 == 0] or divisors(count, most)
+    return sorted(found, key=lambda d: abs(d - 16))[:4]
+
+
+def _register_tiles(block: int, outputs: int, steps: int, factor: str, dot: Dot | None, hw: Hardware) -> list[Tile]:
+    depth, lanes = (2, dot.lanes) if dot else (1, hw.lanes("float32"))
+    size, latency, temporaries = (4, 4.0, 2) if factor == "float32" else (2, 1.0, 3)
+    work = Work(1, block, outputs, steps, lanes, depth, size, 1, latency, temporaries, integer=False)
+    whole = [tile for tile in tiles(work, hw) if not tile.flat and block % tile.pixels == 0]
+    small = [tile for tile in whole if tile.pixels * tile.channels * 4 < _STACK_BYTES]
+    return small or whole
+
+
+def _unroll(sch: s_tir.Schedule, loops: list[LoopRV], lane: LoopRV) -> None:
+    for loop in loops:
+        sch.unroll(loop)
+    sch.vectorize(lane)
