@@ -99,8 +99,8 @@ def test_integer_layers_and_their_bytes() -> None:
     assert all(layer.integer for layer in layers.values())
     assert layers["one/conv"].macs == 36 * 8 * 18
     lowered = build.lower(quantized, resolve("host"))
-    # 24 + 192 weights of one byte (a kernel row of 3 · 2 is stored as 8, for the dot products), and biases and scales of
-    # four bytes for 8 + 3 channels at most
+    # 24 + 192 weights of one byte (a kernel row of 3 · 2 is stored as 8, for the dot products), and biases and scales
+    # of four bytes for 8 + 3 channels at most
     assert 216 <= metrics.size(lowered).bytes <= 216 + 4 * 2 * 11 + 4 * 8
 
 
