@@ -58,7 +58,7 @@ def measure(call: Callable[[], object], repeats: int = 200, max_seconds: float =
 
 
 def measure_interleaved(
-    calls: Mapping[str, Callable[[], object]], repeats: int = 200, max_seconds: float = 10.0
+    calls: Mapping[str, Callable[[], object]], repeats: int = 200, max_seconds: float = 4.0
 ) -> dict[str, Latency]:
     """Return the latency of several calls, measured in turns so that a drifting machine is fair to all.
 
