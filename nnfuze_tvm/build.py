@@ -8,6 +8,7 @@ from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
 
 from nnfuze_tvm.passes import pipeline
+from nnfuze_tvm.passes.fold_kernels import FoldKernels
 from nnfuze_tvm.schedules.hardware import Hardware
 from nnfuze_tvm.schedules.intrinsics import bytes_are_fast
 from nnfuze_tvm.schedules.schedule_kernels import ScheduleKernels
@@ -38,7 +39,7 @@ def schedule(fused: tvm.IRModule, target: Target, database: ms.Database | None =
     phase_10 = [
         ScheduleKernels(target, database),
         relax.transform.SplitLayoutRewritePreproc(),
-        relax.transform.FoldConstant(),
+        FoldKernels(),
         relax.transform.DeadCodeElimination(),
     ]
     with target:

@@ -229,8 +229,6 @@ def kernels(lowered: tvm.IRModule) -> list[Kernel]:
     arguments: dict[str, tuple] = {}
     used_by: dict[str, dict[str, None]] = {}
     layers: dict[str, dict[str, None]] = {}
-    # A packed kernel's result is bound a second time, to the Var that has the layer's name.
-    renamed = {b.value: b.var for b in bindings(main) if isinstance(b.value, tvm.ir.Var)}
     for binding in bindings(main):
         call = binding.value
         if op_name(call) not in ("call_tir", "call_tir_inplace"):
@@ -239,7 +237,7 @@ def kernels(lowered: tvm.IRModule) -> list[Kernel]:
         calls[name] += 1
         arguments[name] = (*_tensors(call.args[1]), *_tensors(call))
         used_by.setdefault(name, {}).update(dict.fromkeys(tasks.get(binding.var, ())))
-        layers.setdefault(name, {}).update(dict.fromkeys(ir.layers_of(renamed.get(binding.var, binding.var))))
+        layers.setdefault(name, {}).update(dict.fromkeys(ir.layers_of(binding.var)))
     return [
         Kernel(name, calls[name], arguments[name], tuple(used_by[name]), tuple(layers[name]), *_schedule(lowered[name]))
         for name in calls
