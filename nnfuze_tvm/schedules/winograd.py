@@ -8,6 +8,8 @@ bias, activation and residual are added before it is stored. Padding is a condit
 
 from __future__ import annotations
 
+from math import lcm
+
 from tvm import s_tir
 from tvm.s_tir.schedule import LoopRV
 
@@ -62,7 +64,14 @@ def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
     tile_x, x = sch.split(loop_x, [None, edge])
     vector, lane = sch.split(loop_o, [None, lanes])
     sch.reorder(loop_n, tile_y, tile_x, vector, y, x, lane)
-    outer, _ = sch.split(sch.fuse(tile_y, tile_x), [None, block])
+    outer, inner = sch.split(sch.fuse(tile_y, tile_x), [None, block])
+    # Where there are too few tiles for all cores, they share the output channels of one block of tiles.
+    parallel = hw.cores > 1 and points * images * count * outputs * channels >= PARALLEL_MIN_OPS
+    parts = 1
+    if parallel and images * (count // block) < hw.cores:
+        parts = divisors(outputs // lcm(tile.channels, lanes), hw.cores)[0]
+    part, vector = sch.split(vector, [parts, None])
+    sch.reorder(loop_n, outer, part, inner, vector)
     for loop in (y, x):
         sch.unroll(loop)
     sch.vectorize(lane)
@@ -71,7 +80,7 @@ def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
 
     # The products: accumulators in registers, copied out when the reduction is done.
     copy = sch.cache_write(product, 0, "global")
-    sch.compute_at(copy, outer, preserve_unit_loops=True)
+    sch.compute_at(copy, part, preserve_unit_loops=True)
     point, _, copy_t, copy_o = sch.get_loops(copy)[-4:]
     tiled, row = sch.split(copy_t, [None, tile.pixels])
     channel_block, *inside = sch.split(copy_o, [None, tile.channels // tile.lanes, tile.lanes])
@@ -94,8 +103,8 @@ def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
     for writer, bytes_each in ((data, 4 if factor == "float32" else 2), (copy, 4)):
         line = _LINE_BYTES // bytes_each
         sch.storage_align(writer, 0, 0, 2 * line, line)
-    if hw.cores > 1 and points * images * count * outputs * channels >= PARALLEL_MIN_OPS:
-        sch.parallel(sch.fuse(loop_n, outer))
+    if parallel:
+        sch.parallel(sch.fuse(loop_n, outer) if parts == 1 else part)
     init = sch.decompose_reduction(product, steps)
     *rows, lane = sch.get_loops(init)[-3:]
     _unroll(sch, rows, lane)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import numpy as np
 import pytest
 import tvm
+import tvm_ffi
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tvm import relax, s_tir
+from tvm import relax, s_tir, tirx
 
 from nnfuze_tvm import schedules
 from nnfuze_tvm.devices.targets import resolve
@@ -61,6 +63,22 @@ def test_values(seed, m, n, size, pad, channels, outputs, tunable):
     result = schedule_and_run(mod, HOST, inputs, tunable, seed)
     assert list(result.rules.values()) == ["winograd"]
     assert np.abs(result.outputs[0] - want).max() <= 2e-5 * np.abs(want).max()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+def test_cores_share_the_channels_of_few_tiles(dtype):
+    make = residual_module if dtype == "float32" else integer_module
+    mod, inputs, want = make(np.random.default_rng(0), Shape(1, 4, 4, 128, 192, (1, 1, 1, 1), 2, dtype))
+    result = schedule_and_run(mod, HOST, inputs)
+    assert np.abs(result.outputs[0].astype("float64") - want).max() <= 2e-5 * np.abs(want).max()
+    (kernel,) = fused_kernels(mod).values()
+    for cores in (2, 4):
+        sch = s_tir.Schedule(kernel)
+        target = tvm.target.Target({**json.loads(str(resolve("x86-64-v3"))), "num-cores": cores})
+        assert schedules.apply(sch, target) == "winograd"
+        loops: list[tirx.For] = []
+        tvm_ffi.structural_walk(sch.mod["main"].body, (tirx.For, loops.append))
+        assert [int(loop.extent) for loop in loops if loop.kind == tirx.ForKind.PARALLEL] == [cores]
 
 
 @pytest.mark.parametrize(
