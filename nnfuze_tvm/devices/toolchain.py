@@ -18,9 +18,8 @@ from tvm import relax
 
 from nnfuze_tvm.errors import DeviceError
 
-# Symbols are stripped (bytes on a small device count); the dynamic symbol table, where TVM's exports are,
-# stays. libm is only recorded as needed when a kernel calls it.
-_FLAGS = ("-shared", "-fPIC", "-s", "-Wl,--build-id=none", "-Wl,--as-needed")
+# libm is only recorded as needed when a kernel calls it.
+_FLAGS = ("-shared", "-fPIC", "-Wl,--build-id=none", "-Wl,--as-needed")
 
 # The oldest C library that the wheels of TVM itself run on.
 _GLIBC = "2.28"
@@ -53,10 +52,14 @@ class Linker:
         The program and its leading arguments.
     env : mapping of str to str
         Environment variables that are set for the command.
+    strip : bool
+        Whether symbols are left out (bytes on a small device count); the dynamic symbol table, where TVM's exports
+        are, stays.
     """
 
     command: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
+    strip: bool = True
 
     output_format = "so"
     object_format = "o"
@@ -69,7 +72,8 @@ class Linker:
         DeviceError
             If the command can't be started or fails.
         """
-        command = [*self.command, *_FLAGS, "-o", str(output), *(options or ()), *objects, "-lm"]
+        flags = [*_FLAGS, *(["-s"] if self.strip else [])]
+        command = [*self.command, *flags, "-o", str(output), *(options or ()), *objects, "-lm"]
         try:
             done = subprocess.run(
                 command,
