@@ -53,7 +53,7 @@ def time_on_device(
     trackers.wait_for_device(session, key, wait)
     try:
         remote, board = trackers.request(session, key)
-        remote.get_function("runtime.config_threadpool")(1, threads)
+        trackers.use_threads(remote, threads)
         timers = {
             name: [_timer(remote, f"{name}-{n}.so", *network) for n, network in enumerate(networks)]
             for name, networks in stages.items()

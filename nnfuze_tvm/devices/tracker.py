@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import struct
 import time
-import traceback
 from multiprocessing.connection import Connection
 from typing import Any
 
 from tvm import rpc
 from tvm.rpc import base
 
+from nnfuze_tvm.devices import server
 from nnfuze_tvm.devices.processes import Nursery
 from nnfuze_tvm.errors import DeviceError
 
@@ -124,9 +123,9 @@ def devices(tracker: rpc.TrackerSession) -> dict[str, list[str]]:
     except (OSError, RuntimeError, ValueError) as err:
         raise DeviceError(f"tracker {_name(tracker)}: connection lost ({err})") from err
     found: dict[str, list[str]] = {}
-    for server in info:
-        host, port = server["addr"]
-        found.setdefault(server["key"].removeprefix("server:"), []).append(f"{host}:{port}")
+    for entry in info:
+        host, port = entry["addr"]
+        found.setdefault(entry["key"].removeprefix("server:"), []).append(f"{host}:{port}")
     return found
 
 
@@ -183,6 +182,27 @@ def request(tracker: rpc.TrackerSession, key: str, session_timeout: float = 0) -
     return rpc.connect(host, port, matchkey, session_timeout), f"{host}:{port}"
 
 
+def use_threads(remote: rpc.RPCSession, count: int) -> None:
+    """Let the kernels of a session run on ``count`` threads (at most the CPUs that its server may use).
+
+    Raises
+    ------
+    DeviceError
+        If the board runs TVM's own server, and that one takes fewer.
+    """
+    try:
+        remote.get_function(server.USE_THREADS)(count)
+    except AttributeError:
+        big_cores = 1
+        remote.get_function("runtime.config_threadpool")(big_cores, count)
+        found = remote.get_function("runtime.NumThreads")()
+        if found < count:
+            raise DeviceError(
+                f"the board's server runs kernels on {found} of {count} threads; "
+                f"start it with 'nnfuze devices serve', or with TVM_NUM_THREADS={count}"
+            ) from None
+
+
 class _NoTracker(Exception):
     """Something else listens on the port."""
 
@@ -216,16 +236,4 @@ def _tracker_main(channel: Connection) -> None:
 
 
 def _server_main(_channel: Connection, tracker: tuple[str, int], key: str) -> None:
-    from tvm.rpc import server
-
-    # TVM would bind a session to this machine's first core, also when the job may not use that one or others do.
-    os.environ.setdefault("TVM_BIND_THREADS", "0")
-    sock, port = _listen()
-    home = os.getcwd()
-    while True:
-        try:
-            server._listen_loop(sock, port, key, tracker, None, None)
-        except RuntimeError:
-            # TVM's server gives up when a session crashes; a bad kernel must not cost us the device.
-            traceback.print_exc()
-            os.chdir(home)
+    server.serve(_listen()[0], tracker, key)

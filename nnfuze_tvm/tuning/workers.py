@@ -207,7 +207,7 @@ def measure_loop(channel: Connection, address: str, key: str, timeout: float, th
 def _measure(remote: rpc.RPCSession, library: str, args: list, best: float | None, threads: int) -> list[float]:
     name = os.path.basename(library)
     device = remote.cpu(0)
-    remote.get_function("runtime.config_threadpool")(1, threads)
+    tracker.use_threads(remote, threads)
     remote.upload(library)
     module = remote.load_module(name)
     operands = [tvm.runtime.empty(shape, dtype, device) for shape, dtype in args]

@@ -81,4 +81,4 @@ def test_a_run_that_takes_too_long_is_ended_and_the_device_is_free_again(nursery
             ((tag, device, measured),) = answers
             assert tag == "slow" and device.startswith("127.")
             assert measured.seconds is None
-            assert measured.error.startswith("RPCSessionTimeoutError: Your 1.0s session has expired")
+            assert measured.error.startswith("RPCSessionTimeoutError: the session took longer than the 1 s")
