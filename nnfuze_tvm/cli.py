@@ -65,7 +65,7 @@ Evaluation = Annotated[
     str | None,
     typer.Option(help="Inputs to judge the result on, in the same form; labels [N] under the tasks' names."),
 ]
-Quantize = Annotated[str | None, typer.Option(help="int8.", metavar="int8")]
+Quantize = Annotated[str | None, typer.Option(help="int8, or fp16 where the CPU computes in it.", metavar="int8")]
 Prune = Annotated[float | None, typer.Option(help="Fraction of the channels to keep, for example 0.75.")]
 Criterion = Annotated[str, typer.Option(help="Which channels go first: l1, l2 or activation.")]
 PolicyFile = Annotated[

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tvm import relax
 
 from nnfuze_tvm import ir, metrics
+from nnfuze_tvm.devices.targets import llvm_features, resolve
 from nnfuze_tvm.errors import InputError
 from nnfuze_tvm.frontend import load
 from nnfuze_tvm.passes import pipeline
@@ -34,7 +35,7 @@ class Options(BaseModel):
     calibration, evaluation : str, optional
         ``.npz`` files: samples ``[N, …]`` by input name; the evaluation's may hold labels by task name.
     quantize : str, optional
-        ``int8``.
+        ``int8`` or ``fp16``.
     prune : float, optional
         Fraction of the channels to keep.
     criterion : str
@@ -67,7 +68,7 @@ class Options(BaseModel):
     target: str = "host"
     calibration: str | None = None
     evaluation: str | None = None
-    quantize: Literal["int8"] | None = None
+    quantize: Literal["int8", "fp16"] | None = None
     prune: Annotated[float, Field(gt=0, le=1)] | None = None
     criterion: Literal["l1", "l2", "activation"] = "l2"
     policy: str | None = None
@@ -97,7 +98,7 @@ class Options(BaseModel):
             first = error.errors()[0]
             name = str(first["loc"][0]).replace("_", "-") if first["loc"] else "options"
             raise InputError(f"--{name} {first['input']}: {first['msg'].lower()}") from None
-        if options.quantize and not options.calibration:
+        if options.quantize == "int8" and not options.calibration:
             raise InputError("--quantize int8: needs sample inputs; give --calibration samples.npz")
         if options.criterion == "activation" and not options.calibration:
             raise InputError("--criterion activation: needs sample inputs; give --calibration samples.npz")
@@ -116,7 +117,7 @@ class Graphs:
     loaded : tvm.IRModule
         One function per task.
     stages : dict of str to tvm.IRModule
-        ``merged`` and, if asked for, ``pruned`` and ``int8``, in this order.
+        ``merged`` and, if asked for, ``pruned``, ``int8`` and ``fp16``, in this order.
     inputs : dict
         Name in the merged graph of each (task, input name).
     calibration : dict of str to numpy.ndarray, optional
@@ -151,6 +152,9 @@ class Graphs:
             assert self.calibration is not None
             phases = pipeline.quantize_phases(self.calibration, self.policy, options.calibration_method)
             self.stages["int8"] = _run(phases, self.last)
+        if any(layer.bits == 16 for layer in chosen):
+            _require_half(options.target)
+            self.stages["fp16"] = _run(pipeline.half_phases(self.policy), self.last)
 
     @property
     def last(self) -> tvm.IRModule:
@@ -218,12 +222,20 @@ def check_names(arrays: Mapping[str, np.ndarray], known: Sequence[str], path: st
 
 def _policy(options: Options) -> Policy:
     keep = 1.0 if options.prune is None else options.prune
-    bits = 8 if options.quantize else 32
+    bits = {None: 32, "fp16": 16, "int8": 8}[options.quantize]
     if options.policy is None:
         return Policy.uniform(keep=keep, bits=bits)
     policy = Policy.load(options.policy)
     stated = policy.default.model_dump(exclude_unset=True)
     return policy.model_copy(update={"default": LayerPolicy.model_validate({"keep": keep, "bits": bits, **stated})})
+
+
+def _require_half(target: str) -> None:
+    if not {"fullfp16", "avx512fp16"} & llvm_features(resolve(target)):
+        raise InputError(
+            f"--target {target}: this CPU doesn't compute in float16 (Cortex-A76 and later do), so 16 bits are slower "
+            "than 32; take int8 or float32"
+        )
 
 
 def _run(phases: Sequence[tvm.transform.Pass], mod: tvm.IRModule) -> tvm.IRModule:

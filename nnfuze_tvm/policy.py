@@ -32,13 +32,13 @@ class LayerPolicy(BaseModel):
     keep : float
         Fraction of the layer's output channels that stays, in (0, 1].
     bits : int
-        8 for int8 weights and activations, 32 for float32.
+        8 for int8 weights and activations, 16 for float16, 32 for float32.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     keep: Annotated[float, Field(gt=0, le=1, strict=True, allow_inf_nan=False)] = 1.0
-    bits: Literal[8, 32] = 32
+    bits: Literal[8, 16, 32] = 32
 
 
 class LayerOverride(BaseModel):
@@ -47,7 +47,7 @@ class LayerOverride(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     keep: Annotated[float, Field(gt=0, le=1, strict=True, allow_inf_nan=False)] | None = None
-    bits: Literal[8, 32] | None = None
+    bits: Literal[8, 16, 32] | None = None
 
 
 class Policy(BaseModel):

@@ -92,7 +92,7 @@ def test_uniform():
         ({"layers": {"a": {"keep": True}}}, r"layers\.a\.keep"),
         ('{"default": {"keep": NaN}}', r"default\.keep"),
         ({"default": {"bits": 4}}, r"default\.bits"),
-        ({"default": {"bits": 16}}, r"default\.bits"),
+        ({"default": {"bits": 12}}, r"default\.bits"),
         ({"layers": {"a": 3}}, r"layers\.a"),
         ({"layers": []}, "layers"),
     ],

@@ -13,6 +13,7 @@ from nnfuze_tvm.passes.batch_branches import BatchBranches
 from nnfuze_tvm.passes.fold_batch_norm import FoldBatchNorm
 from nnfuze_tvm.passes.fuse_gelu import FuseGelu
 from nnfuze_tvm.passes.fuse_layers import FuseLayers
+from nnfuze_tvm.passes.half_precision import HalfPrecision
 from nnfuze_tvm.passes.layout import ToNHWC
 from nnfuze_tvm.passes.merge_tasks import MergeTasks
 from nnfuze_tvm.passes.realize_integer import RealizeInteger
@@ -49,6 +50,11 @@ def quantize_phases(calibration: Arrays, policy: Policy, method: Method) -> list
     from nnfuze_tvm.passes.insert_qdq import InsertQDQ
 
     return [InsertQDQ(calibration, policy, method=method)]
+
+
+def half_phases(policy: Policy) -> list[tvm.transform.Pass]:
+    """Return the rest of phase 4: what the policy gives 16 bits, in float16."""
+    return [HalfPrecision(policy)]
 
 
 def lowering_phases(integer_winograd: bool) -> list[tvm.transform.Pass]:
