@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
-import platform
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -17,7 +16,7 @@ import tvm
 from tvm import relax
 from tvm.target import Target
 
-from nnfuze_tvm.devices.targets import cpu_flags
+from nnfuze_tvm.devices import cpu
 from nnfuze_tvm.errors import BundleError, NNFuzeError
 from nnfuze_tvm.manifest import CPU_FLAGS, MANIFEST, FileRecord, Manifest, TargetRecord, read_manifest
 from nnfuze_tvm.runner import Input, Output, Runner
@@ -243,17 +242,17 @@ def check_cpu(directory: Path, target: TargetRecord) -> None:
         raise BundleError(f"{directory}: {reason}; compile it for --target host on this machine")
 
 
-def unfit(target: TargetRecord) -> str | None:
-    """Return why this CPU can't run code for a target, None if it can."""
-    machine = {"arm64": "aarch64", "AMD64": "x86_64"}.get(platform.machine(), platform.machine())
-    if target.arch and target.arch != machine:
-        return f"made for {target.arch}, this CPU is {machine}"
-    flags = cpu_flags()
+def unfit(target: TargetRecord, where: cpu.Cpu | None = None) -> str | None:
+    """Return why a CPU (by default this one) can't run code for a target, None if it can."""
+    name = "this CPU" if where is None else "the board"
+    where = where or cpu.this()
+    if target.arch and target.arch != where.machine:
+        return f"made for {target.arch}, {name} is {where.machine}"
     known = CPU_FLAGS.get(target.arch, {})
-    missing = [feature for feature in target.features if known.get(feature, feature) not in flags]
-    if flags and missing:
-        cpu = f" ({target.cpu})" if target.cpu else ""
-        return f"made for a CPU with {', '.join(missing)}{cpu}, which this one lacks"
+    missing = [feature for feature in target.features if known.get(feature, feature) not in where.flags]
+    if where.flags and missing:
+        made_for = f" ({target.cpu})" if target.cpu else ""
+        return f"made for a CPU with {', '.join(missing)}{made_for}, which {name} lacks"
     return None
 
 

@@ -26,6 +26,8 @@ from tvm.rpc import _ffi_api, base
 from tvm.rpc import server as tvm_server
 from tvm.support import utils
 
+from nnfuze_tvm.devices import cpu
+
 # What a client is told in place of an answer begins with one of these, as with TVM's own server.
 TIMEOUT_ERROR = "RPCSessionTimeoutError"
 CRASH_ERROR = "RPCSessionCrashError"
@@ -220,6 +222,7 @@ def _session_main(client: socket.socket, folder: str) -> None:
     os.chdir(files.path)
     tvm_server._server_env("", files)
     tvm_ffi.register_global_func(USE_THREADS, _use_threads, override=True)
+    tvm_ffi.register_global_func(cpu.DESCRIBE, cpu.describe, override=True)
     _ffi_api.ServerLoop(client.fileno())
     sys.stdout.flush()
     sys.stderr.flush()

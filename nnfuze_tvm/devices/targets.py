@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import platform
-from pathlib import Path
 
 from tvm.target import Target
 from tvm.target.codegen import llvm_get_system_cpu
 
+from nnfuze_tvm.devices import cpu
 from nnfuze_tvm.errors import DeviceError
 
 _AARCH64 = {"kind": "llvm", "mtriple": "aarch64-linux-gnu"}
@@ -25,19 +25,6 @@ _MASKABLE = ("avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx5
 _CPUINFO_NAMES = {"avx512vnni": "avx512_vnni", "avxvnni": "avx_vnni"}
 
 
-def cpu_flags() -> frozenset[str]:
-    """Return the feature flags that the operating system reports for this CPU (empty when it doesn't say)."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return frozenset()
-    for line in lines:
-        key, _, value = line.partition(":")
-        if key.strip() in ("flags", "Features"):
-            return frozenset(value.split())
-    return frozenset()
-
-
 def host_target() -> Target:
     """Return the target of the machine this runs on, without features that a hypervisor hides."""
     machine = platform.machine()
@@ -47,7 +34,7 @@ def host_target() -> Target:
         "mcpu": str(llvm_get_system_cpu()),
         "num-cores": os.cpu_count() or 1,
     }
-    flags = cpu_flags()
+    flags = cpu.this().flags
     if machine == "x86_64" and flags:
         with Target(config) as target:
             known = llvm_features(target)
