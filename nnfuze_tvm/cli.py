@@ -58,7 +58,7 @@ SomeModels = Annotated[
 ]
 Output = Annotated[str, typer.Option("--output", "-o", help="Directory of the bundle.", show_default=False)]
 Target = Annotated[
-    str, typer.Option(help="host, aarch64, aarch64+dotprod, x86-64-v3, x86-64-v4, or a TVM target as JSON.")
+    str, typer.Option(help="host, a board such as rpi4, aarch64, x86-64-v3, x86-64-v4, or a TVM target as JSON.")
 ]
 Calibration = Annotated[str | None, typer.Option(help="Sample inputs: an .npz file with an array [N, …] per input.")]
 Evaluation = Annotated[

@@ -17,7 +17,8 @@ def instructions(target: tvm.target.Target, name: str) -> list[str]:
     return [line.split()[0] for line in source.splitlines() if line.startswith("\t") and line[1:2] != "."]
 
 
-@pytest.mark.parametrize("name", NAMED)
+# The Cortex-A7's fused multiply-add is slow, so LLVM multiplies and adds apart.
+@pytest.mark.parametrize("name", sorted(NAMED.keys() - {"armv7"}))
 def test_multiply_adds_stay_in_registers(name):
     """Between the first and the last multiply-add there is nothing else, but for the loop's counter."""
     target = resolve(name)

@@ -10,12 +10,11 @@ from tvm.target import Target
 from tvm.target.codegen import llvm_get_system_cpu
 
 from nnfuze_tvm.devices import cpu
+from nnfuze_tvm.devices.boards import CATALOGUE
 from nnfuze_tvm.errors import DeviceError
 
-_AARCH64 = {"kind": "llvm", "mtriple": "aarch64-linux-gnu"}
 NAMED: dict[str, dict] = {
-    "aarch64": {**_AARCH64, "mcpu": "cortex-a72", "mattr": ["+neon"]},
-    "aarch64+dotprod": {**_AARCH64, "mcpu": "cortex-a76", "mattr": ["+neon", "+dotprod"]},
+    **{board.name: board.target for board in CATALOGUE},
     "x86-64-v3": {"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "x86-64-v3"},
     "x86-64-v4": {"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "x86-64-v4"},
 }

@@ -8,6 +8,7 @@ from functools import lru_cache
 
 from tvm.target import Target
 
+from nnfuze_tvm.devices import boards
 from nnfuze_tvm.devices.targets import llvm_features
 
 
@@ -62,5 +63,11 @@ def _read(name: str) -> Hardware:
     if "sse2" in features:
         return Hardware("x86", 16, 16, 32 << 10, 256 << 10, cores, features)
     if "neon" in features:
-        return Hardware("arm", 16, 32, 32 << 10, 512 << 10, cores, features)
+        board = boards.find(str(target.attrs.get("model", "")), str(target.attrs.get("mcpu", "")))
+        board = board or boards.BOARDS["aarch64"]
+        if board.arch == "arm":
+            # LLVM's NEON intrinsics have other names there, so no kernel may take one.
+            features -= {"neon"}
+        isa = "arm" if board.arch == "aarch64" else "generic"
+        return Hardware(isa, 16, board.registers, board.l1 << 10, board.l2 << 10, cores, features)
     return Hardware("generic", 16, 16, 32 << 10, 256 << 10, cores, features)
