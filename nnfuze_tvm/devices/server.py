@@ -46,6 +46,16 @@ _LINGER_SECONDS = 2.0
 _PR_SET_PDEATHSIG = 1
 
 
+def start(tracker: tuple[str, int], key: str) -> None:
+    """Open a port and serve sessions on it; on loopback only if that is where the tracker is. See `serve`."""
+    try:
+        near = socket.gethostbyname(tracker[0]).startswith("127.")
+    except OSError:
+        near = False
+    with socket.create_server(("127.0.0.1" if near else "", 0)) as sock:
+        serve(sock, tracker, key)
+
+
 def serve(sock: socket.socket, tracker: tuple[str, int], key: str, address: str | None = None) -> None:
     """Serve sessions until this process is ended.
 

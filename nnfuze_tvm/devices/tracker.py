@@ -142,7 +142,7 @@ def wait_for_device(tracker: rpc.TrackerSession, key: str, timeout: float = 60.0
     while True:
         found = devices(tracker)
         if len(found.get(key, ())) >= count:
-            return found[key]
+            return found.get(key, [])
         if time.monotonic() > deadline:
             keys = ", ".join(sorted(found)) or "none"
             raise DeviceError(
