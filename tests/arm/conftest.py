@@ -1,0 +1,41 @@
+"""One tracker and one emulated board per CPU model for all tests of this folder, which only `make test-arm` runs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from nnfuze_tvm.devices import emulator
+from nnfuze_tvm.devices.tracker import EmbeddedTracker
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if os.environ.get("NNFUZE_TEST_ARM") != "1":
+        for item in items:
+            if "/arm/" in item.path.as_posix():
+                item.add_marker(pytest.mark.skip(reason="emulated boards: run `make test-arm`"))
+
+
+@pytest.fixture(scope="session")
+def tracker() -> Iterator[str]:
+    """The address of a tracker that knows no boards yet."""
+    with EmbeddedTracker(servers=0) as running:
+        yield running.address
+
+
+@pytest.fixture(scope="session")
+def board(tracker: str) -> Iterator[Callable[[str], str]]:
+    """A function that returns the key of an emulated board by its CPU model; it's started when first asked for."""
+    with contextlib.ExitStack() as stack:
+        keys: dict[str, str] = {}
+
+        def key_of(cpu: str) -> str:
+            if cpu not in keys:
+                stack.enter_context(emulator.emulate(cpu, tracker, f"test-{cpu}"))
+                keys[cpu] = f"test-{cpu}"
+            return keys[cpu]
+
+        yield key_of
