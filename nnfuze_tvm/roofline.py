@@ -178,7 +178,7 @@ def _multiply_adds(hw: Hardware, threads: int) -> tirx.PrimFunc:
 
 def _dot_products(hw: Hardware, threads: int) -> tirx.PrimFunc:
     """Return uint8 data × int8 weights in a register tile, tensorized where the CPU has a dot product."""
-    dot = dot_product(hw.features, "uint8")
+    dot = dot_product(hw.features)
     lanes = dot.lanes if dot else hw.lanes("int32")
     rows, columns = (4 if hw.registers < 32 else 6), 2 * lanes
     data = te.placeholder((threads, rows, 4 * _DOT_STEPS), "uint8", "data")

@@ -11,6 +11,7 @@ dot-product instructions want them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from math import prod
 
 from tvm import s_tir, tirx
@@ -26,20 +27,22 @@ from nnfuze_tvm.schedules.base import (
     iter_kinds,
 )
 from nnfuze_tvm.schedules.hardware import Hardware
-from nnfuze_tvm.schedules.intrinsics import Dot, dot_product
+from nnfuze_tvm.schedules.intrinsics import Dot, dots
 
 
 @dataclass(frozen=True)
 class Tile:
     """``pixels`` neighbouring output pixels × ``channels``, in vectors of ``lanes``.
 
-    ``flat`` tiles run on from the end of one row of the image into the next.
+    ``flat`` tiles run on from the end of one row of the image into the next. One load brings the data of ``at_once``
+    steps.
     """
 
     pixels: int
     channels: int
     lanes: int
     flat: bool
+    at_once: int = 1
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,12 @@ class Work:
         Registers that one step needs beside the accumulators and the weights.
     integer : bool
         The accumulators are int32 and not float32.
+    prepare : int
+        Instructions per pixel and step that bring the data into order.
+    constants : int
+        Registers, per step at once, of what brings the data into order.
+    at_once : tuple of int
+        Of how many steps one load may bring the data.
     """
 
     rows: int
@@ -79,6 +88,9 @@ class Work:
     latency: float
     temporaries: int
     integer: bool
+    prepare: int = 0
+    constants: int = 0
+    at_once: tuple[int, ...] = (1,)
 
 
 def tiles(work: Work, hw: Hardware) -> list[Tile]:
@@ -103,22 +115,22 @@ def tiles(work: Work, hw: Hardware) -> list[Tile]:
         step_bytes = channels * work.weight_bytes * work.depth
         block_bytes = work.steps * step_bytes
         bandwidth = 64 if block_bytes < hw.l1_bytes else 16 if block_bytes < hw.l2_bytes else 6
-        for pixels in range(1, min(hw.registers, work.rows * work.cols) + 1):
+        for pixels, at_once in product(range(1, min(hw.registers, work.rows * work.cols) + 1), work.at_once):
             accumulators = pixels * vectors
-            # Weights that several pixels use stay in registers; of a single pixel's, each is used once. And a
-            # broadcast that is used once gives its register to the float sum: LLVM then needs two per pixel.
-            needed = accumulators + work.temporaries + (vectors if pixels > 1 else 1)
-            if vectors == 1 and not work.integer:
-                needed += pixels
-            if needed > hw.registers:
+            if _registers(work, pixels, vectors, at_once, hw) > hw.registers:
                 continue
-            cycles = max(
-                accumulators * work.multiplies / 2,
-                (pixels + vectors) / 2,
-                work.latency,
-                step_bytes / bandwidth,
-            )
-            cycles += 0.05 * (pixels + vectors)
+            if hw.isa == "arm":
+                cycles = max(
+                    _instructions(work, pixels, vectors, at_once, hw) / 2, work.latency, step_bytes / bandwidth
+                )
+            else:
+                cycles = max(
+                    accumulators * work.multiplies / 2,
+                    (pixels + vectors) / 2,
+                    work.latency,
+                    step_bytes / bandwidth,
+                )
+                cycles += 0.05 * (pixels + vectors)
             # Integer sums are requantized, which takes its cycles; float ones only wait for their last additions.
             finish = 5 * accumulators + 12 if work.integer else 0.2 * accumulators**2 + 4
             tile_cycles = cycles * work.steps + finish
@@ -129,9 +141,32 @@ def tiles(work: Work, hw: Hardware) -> list[Tile]:
                     continue
                 count = -(-work.rows * work.cols // pixels) if flat else work.rows * -(-work.cols // pixels)
                 cost = count * (tile_cycles + (4 * pixels if flat else 0)) / channels
-                found.append((cost, -pixels, Tile(pixels, channels, lanes, flat)))
+                found.append((cost, -pixels, Tile(pixels, channels, lanes, flat, at_once)))
     found.sort(key=lambda item: item[:2])
     return [tile for *_, tile in found]
+
+
+def _registers(work: Work, pixels: int, vectors: int, at_once: int, hw: Hardware) -> int:
+    """Return how many vector registers a tile needs."""
+    accumulators = pixels * vectors
+    if at_once > 1:
+        # LLVM goes from pixel to pixel, so it keeps the weights of all steps and the data of one pixel.
+        wide = max(1, work.lanes * 4 // hw.vector_bytes)
+        return accumulators * wide + vectors * at_once + work.constants * at_once + work.temporaries
+    # Weights that several pixels use stay in registers; of a single pixel's, each is used once. And a
+    # broadcast that is used once gives its register to the float sum: LLVM then needs two per pixel.
+    needed = accumulators + work.temporaries + work.constants + (vectors if pixels > 1 else 1)
+    return needed + pixels if vectors == 1 and not work.integer else needed
+
+
+def _instructions(work: Work, pixels: int, vectors: int, at_once: int, hw: Hardware) -> float:
+    """Return the instructions of one step: two start per cycle, whatever they are.
+
+    A pair of weight vectors is one load, and so are the data of ``at_once`` steps. The loop takes four more.
+    """
+    weights = vectors * work.lanes * work.depth * work.weight_bytes / (2 * hw.vector_bytes)
+    data = pixels * (work.prepare + 1 / at_once)
+    return pixels * vectors * work.multiplies + weights + data + 4 / at_once
 
 
 def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool, pixel_axes: int, groups: int) -> bool:
@@ -166,12 +201,10 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool,
     accumulator = str(node.writes[0].source.dtype)
     depth = sizes[-1]
     constant_weights = node.reads[1].source.name in {param.name for param in _layout_free(sch)}
-    dot = None
-    if constant_weights and (accumulator, weights) == ("int32", "int8"):
-        dot = dot_product(hw.features, data)
     channels = sizes[n_spatial - 1] // groups
-    if dot is not None and (channels % dot.lanes or depth % dot.depth):
-        dot = None
+    known = dots(hw.features, data, weights) if constant_weights else []
+    family = fitting([dot for dot in known if dot.sums == accumulator], channels, depth)
+    dot = family[0] if family else None
     lanes = dot.lanes if dot else hw.lanes(accumulator)
     work = Work(
         rows=sizes[n_spatial - 3] if pixel_axes == 2 else 1,
@@ -182,15 +215,19 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool,
         depth=dot.depth if dot else 1,
         weight_bytes={"int8": 1, "int16": 2}.get(weights, 4),
         multiplies=dot.multiplies if dot else 1 if accumulator == "float32" else 2,
+        prepare=dot.prepare if dot else 0,
         latency=1.0 if accumulator == "int32" and not (dot and (dot.depth, dot.multiplies) == (4, 1)) else 4.0,
         temporaries=2 if accumulator == "float32" else 3 if dot else 4,
+        constants=1 if dot and dot.paired else 0,
+        at_once=tuple(dot.steps for dot in family) or (1,),
         integer=accumulator != "float32",
     )
     options = tiles(work, hw)
     if not options:
         return False
     tile = choose(sch, options[:16], tunable)
-    most = depth // work.depth
+    dot = next((dot for dot in family if dot.steps == tile.at_once), None)
+    most = depth // (work.depth * tile.at_once)
     unroll = choose(sch, [n for n in ((1, 2, 4) if dot else (2, 4, 1)) if most % n == 0], tunable, "unroll")
 
     pads = [block for block in sch.get_producers(anchor) if _is_padding(sch, block)]
@@ -213,9 +250,22 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool,
     # Without conditions on the pixels of the last tile: it will overlap the one before.
     pixel_block, inside = sch.split(pixel, [None, tile.pixels], disable_predication=True)
     vectors, lane = sch.split(inner, [None, tile.lanes])
-    steps, unrolled, *dot_axis = sch.split(depth_loop, [None, unroll] if dot is None else [None, unroll, dot.depth])
+    own = [n for n in (tile.at_once, work.depth) if n > 1]
+    steps, unrolled, *dot_axes = sch.split(depth_loop, [None, unroll, *own])
+    several = dot_axes[:1] if tile.at_once > 1 else []
     reduction = [*window, steps]
-    sch.reorder(channel_block, *outer, pixel_block, *reduction, unrolled, inside, vectors, lane, *dot_axis)
+    sch.reorder(
+        channel_block,
+        *outer,
+        pixel_block,
+        *reduction,
+        unrolled,
+        inside,
+        vectors,
+        *several,
+        lane,
+        *dot_axes[len(several) :],
+    )
     for loop in (unrolled, inside, vectors):
         sch.unroll(loop)
     if dot is None:
@@ -237,10 +287,16 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool,
     init = sch.decompose_reduction(anchor, reduction[0])
     _unroll_tile(sch, sch.get_loops(init)[-3:])
     if dot is not None:
-        sch.tensorize(lane, dot.name)
+        sch.tensorize(*(several or [lane]), dot.name)
     for pad in pads:
         _copy(sch, pad, hw)
     return True
+
+
+def fitting(known: list[Dot], channels: int, depth: int) -> list[Dot]:
+    """Return the best of the known intrinsics that divides so many channels and products, for several steps or one."""
+    found = [dot for dot in known if channels % dot.lanes == 0 and depth % (dot.steps * dot.depth) == 0]
+    return [dot for dot in found if (dot.lanes, dot.depth) == (found[0].lanes, found[0].depth)]
 
 
 def _streams(work: Work, hw: Hardware) -> bool:
@@ -315,8 +371,11 @@ def _pack_weights(sch: s_tir.Schedule, anchor: SBlockRV, block: int, dot: Dot | 
             before, channel, kernel, depth = axes[:-2], axes[-1], (), axes[-2]
         else:  # a convolution's, OHWI, or O, row, place in the row
             before, channel, kernel, depth = (), axes[0], axes[1:-1], axes[-1]
-        if dot is None:
+        if dot is None or dot.depth == 1:
             return (*before, channel // block, *kernel, depth, channel % block)
+        if dot.paired:
+            lane, pair = (channel % block // dot.lanes, channel % dot.lanes), depth % dot.depth // 2
+            return (*before, channel // block, *kernel, depth // dot.depth, lane[0], pair, lane[1], depth % 2)
         return (*before, channel // block, *kernel, depth // dot.depth, channel % block, depth % dot.depth)
 
     maps = {

@@ -14,9 +14,9 @@ from tvm import s_tir
 from tvm.s_tir.schedule import LoopRV
 
 from nnfuze_tvm.schedules.base import PARALLEL_MIN_OPS, blocks, choose, divisors, extents, has_one_output
-from nnfuze_tvm.schedules.contraction import Tile, Work, tiles
+from nnfuze_tvm.schedules.contraction import Tile, Work, fitting, tiles
 from nnfuze_tvm.schedules.hardware import Hardware
-from nnfuze_tvm.schedules.intrinsics import Dot, dot_words
+from nnfuze_tvm.schedules.intrinsics import Dot, dots
 
 _BLOCKS = ("winograd_data", "winograd_product", "winograd_sum", "winograd_crop")
 _LINE_BYTES = 64
@@ -40,12 +40,16 @@ def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
     edge = int(sch.get(total).writes[0].source.shape[2])
 
     block = choose(sch, _tile_blocks(points, count, outputs + channels, hw), tunable, "tile_block")
-    dot = dot_words(hw.features) if factor == "int16" else None
-    if dot is not None and (channels % 2 or outputs % dot.lanes):
-        dot = None
-    depth = 2 if dot else 1
-    tile = choose(sch, _register_tiles(block, outputs, channels // depth, factor, dot, hw)[:8], tunable)
-    unroll = choose(sch, [n for n in (4, 2, 1) if channels % (n * depth) == 0], tunable, "unroll")
+    family = fitting(dots(hw.features, factor, factor), outputs, channels)
+    depth = family[0].depth if family else 1
+    tile = choose(sch, _register_tiles(block, outputs, channels // depth, factor, family, hw)[:8], tunable)
+    dot = next((dot for dot in family if dot.steps == tile.at_once), None)
+    unroll = choose(
+        sch,
+        [n for n in ((4, 2, 1) if tile.at_once == 1 else (1, 2)) if channels % (n * depth * tile.at_once) == 0],
+        tunable,
+        "unroll",
+    )
 
     for name in names[names.index("winograd_crop") : -1]:
         sch.compute_inline(sch.get_sblock(name))
@@ -53,7 +57,7 @@ def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
     sch.transform_layout(
         product,
         ("read", 1),
-        lambda p, o, c: (p, o // tile.channels, c // depth, o % tile.channels, *([c % depth] if dot else [])),
+        lambda p, o, c: (p, o // tile.channels, c // depth, o % tile.channels, *([c % depth] if depth > 1 else [])),
     )
     sch.annotate(packed, "meta_schedule.layout_rewrite_preproc", True)
 
@@ -89,8 +93,9 @@ def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
     sch.compute_at(product, tiled, preserve_unit_loops=True)
     row, own, reduction = sch.get_loops(product)[-3:]
     inside = sch.split(own, [None, tile.lanes])
-    steps, step, *pair = sch.split(reduction, [None, unroll, *([depth] if dot else [])])
-    sch.reorder(steps, step, row, *inside, *pair)
+    steps, step, *dot_axes = sch.split(reduction, [None, unroll, *(n for n in (tile.at_once, depth) if n > 1)])
+    several = dot_axes[:1] if tile.at_once > 1 else []
+    sch.reorder(steps, step, row, inside[0], *several, inside[1], *dot_axes[len(several) :])
     for loop in (step, row, inside[0]):
         sch.unroll(loop)
     if dot is None:
@@ -109,7 +114,7 @@ def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
     *rows, lane = sch.get_loops(init)[-3:]
     _unroll(sch, rows, lane)
     if dot is not None:
-        sch.tensorize(inside[1], dot.name)
+        sch.tensorize(*(several or inside[1:]), dot.name)
     return True
 
 
@@ -124,10 +129,14 @@ def _tile_blocks(points: int, count: int, channels: int, hw: Hardware) -> list[i
     return sorted(found, key=lambda d: abs(d - 16))[:4]
 
 
-def _register_tiles(block: int, outputs: int, steps: int, factor: str, dot: Dot | None, hw: Hardware) -> list[Tile]:
-    depth, lanes = (2, dot.lanes) if dot else (1, hw.lanes("float32"))
+def _register_tiles(block: int, outputs: int, steps: int, factor: str, family: list[Dot], hw: Hardware) -> list[Tile]:
+    dot = family[0] if family else None
+    depth, lanes, multiplies = (dot.depth, dot.lanes, dot.multiplies) if dot else (1, hw.lanes("float32"), 1)
     size, latency, temporaries = (4, 4.0, 2) if factor == "float32" else (2, 1.0, 3)
-    work = Work(1, block, outputs, steps, lanes, depth, size, 1, latency, temporaries, integer=False)
+    at_once = tuple(dot.steps for dot in family) or (1,)
+    work = Work(
+        1, block, outputs, steps, lanes, depth, size, multiplies, latency, temporaries, integer=False, at_once=at_once
+    )
     whole = [tile for tile in tiles(work, hw) if not tile.flat and block % tile.pixels == 0]
     small = [tile for tile in whole if tile.pixels * tile.channels * 4 < _STACK_BYTES]
     return small or whole

@@ -1,6 +1,6 @@
 """Tensor intrinsics: how a CPU multiplies two or four int8 pairs and adds them to one int32 lane.
 
-``dot_product(features, dtype)`` names the intrinsic of the best instruction set at hand. All of them compute
+``dots`` lists the intrinsics of the instruction sets at hand. All of those for integers compute
 ``C[i] += sum(A[k] * B[i, k] for k in range(depth))`` in exact int32 arithmetic, so results are the same bits
 everywhere. Two conditions make that true on AVX2 (whose ``vpmaddubsw`` saturates at int16): ``uint8`` data
 holds values up to 127 only, and int8 weights are never -128 (``RealizeInteger`` holds layers with such weights in
@@ -9,63 +9,49 @@ int16, which no intrinsic takes).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from nnfuze_tvm.schedules.intrinsics import arm, elementary, x86
+from nnfuze_tvm.schedules.intrinsics.description import Dot
 
 elementary.install()
 
 
-@dataclass(frozen=True)
-class Dot:
-    """A registered tensor intrinsic.
-
-    Attributes
-    ----------
-    name : str
-        TVM's name of it.
-    lanes : int
-        The int32 lanes it fills.
-    depth : int
-        Products per lane.
-    multiplies : int
-        The multiplications it issues.
-    data : str
-        Dtype in which it takes the data; ``int16`` where int8 data are to be widened before.
-    """
-
-    name: str
-    lanes: int
-    depth: int
-    multiplies: int
-    data: str
-
-
-def dot_product(features: frozenset[str], dtype: str) -> Dot | None:
-    """Return the int8 dot-product intrinsic for a CPU, or None where it has none.
+def dots(features: frozenset[str], data: str, weights: str) -> list[Dot]:
+    """Return the intrinsics that a CPU has for products of these dtypes, best first.
 
     Parameters
     ----------
     features : frozenset[str]
         LLVM's names of the CPU's features.
-    dtype : str
-        Of the data: ``uint8`` (values 0..127) or ``int8``. Weights are int8.
+    data : str
+        Dtype of the data: ``uint8`` (values 0..127), ``int8``, ``int16`` or ``float32``.
+    weights : str
+        Dtype of the weights: ``int8``, ``int16`` or ``float32``.
     """
-    for feature, data, name, lanes, depth, multiplies, taken_as in (*x86.DOTS, *arm.DOTS):
-        if feature in features and data == dtype:
-            return Dot(name, lanes, depth, multiplies, taken_as)
-    return None
+    if (data, weights) == ("int16", "int16"):
+        found = [
+            Dot(name, lanes, 2, 1, "int16", weights="int16")
+            for feature, name, lanes in x86.WORDS
+            if feature in features
+        ]
+    else:
+        found = [
+            Dot(name, lanes, depth, multiplies, taken_as)
+            for feature, dtype, name, lanes, depth, multiplies, taken_as in x86.DOTS
+            if feature in features and (dtype, "int8") == (data, weights)
+        ]
+    own = [dot for feature, known in arm.DOTS.items() if feature in features for dot in known]
+    return found[:1] + [dot for dot in own if (dot.data, dot.weights) == (data, weights)]
 
 
-def dot_words(features: frozenset[str]) -> Dot | None:
-    """Return the intrinsic that multiplies pairs of int16 and adds them to int32 lanes, or None where there is none."""
-    for feature, name, lanes in x86.WORDS:
-        if feature in features:
-            return Dot(name, lanes, 2, 1, "int16")
-    return None
+def dot_product(features: frozenset[str]) -> Dot | None:
+    """Return the intrinsic for one step of uint8 data (values 0..127) and int8 weights, four inputs of a channel
+    side by side, or None where a CPU has none.
+    """
+    found = dots(features, "uint8", "int8")
+    return next((dot for dot in found if dot.steps == 1 and not dot.paired), None)
 
 
 def bytes_are_fast(features: frozenset[str]) -> bool:
     """Tell whether a CPU multiplies more pairs of int8 per instruction than of int16."""
-    best = dot_product(features, "uint8")
+    best = dot_product(features)
     return best is not None and best.multiplies == 1

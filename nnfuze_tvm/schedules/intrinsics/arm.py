@@ -1,49 +1,127 @@
-"""AArch64 with the dot-product extension: four int8 pairs per int32 lane."""
+"""AArch64: products by lanes of a vector of data, for every generation.
+
+One load brings the data of several steps of the reduction, and each multiplication takes its step's part of that
+vector: by element where the instruction can (``fmla``, ``smlal``, ``sdot``).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
 from tvm import tirx
 from tvm.s_tir import TensorIntrin
-from tvm.script import tirx as T
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
 
-from nnfuze_tvm.schedules.intrinsics.description import dot4_desc, with_short_stack
+from nnfuze_tvm.schedules.intrinsics.description import Dot, steps_desc
+
+# An expression of TVM's of several lanes.
+Vector = Any
+Step = Callable[[Vector, Vector, Vector, int], Vector]
 
 
-def _sdot(dtype: str) -> tirx.PrimFunc:
-    """Return sdot on int8 data; uint8 data hold values up to 127 and so are int8 as well."""
+def _call(name: str, dtype: str, *args: Vector) -> Vector:
+    return T.call_llvm_pure_intrin(dtype, f"llvm.aarch64.neon.{name}", *args)
 
-    @T.prim_func(s_tir=True)
-    def impl(
-        A: T.Buffer((4,), dtype, offset_factor=1),
-        B: T.Buffer((4, 4), "int8", offset_factor=1),
-        C: T.Buffer((4,), "int32", offset_factor=1),
-    ) -> None:
-        with T.sblock("root"):
-            T.reads(C[0:4], A[0:4], B[0:4, 0:4])
-            T.writes(C[0:4])
-            C[T.ramp(T.int32(0), 1, 4)] = T.call_llvm_pure_intrin(
-                T.llvm_lookup_intrinsic_id("llvm.aarch64.neon.sdot"),
-                C.vload([0], dtype="int32x4"),
-                B.vload([0, 0], dtype="int8x16"),
-                T.reinterpret(
-                    T.broadcast(T.reinterpret(A.vload([0], dtype + "x4"), dtype="int32"), 4), dtype="int8x16"
-                ),
-                dtype="int32x4",
+
+def _pick(vector: Vector, *lanes: int) -> Vector:
+    # TVM's shuffles give no more lanes than they take.
+    return tirx.Shuffle([vector] * -(-len(lanes) // vector.ty.dtype.lanes), list(lanes))
+
+
+def _fmla(total: Vector, data: Vector, weights: Vector, step: int) -> Vector:
+    """Four float32 channels: ``fmla`` by element."""
+    return total + _pick(data, *[step] * 4) * weights
+
+
+def _smlal(total: Vector, data: Vector, weights: Vector, step: int) -> Vector:
+    """Eight int16 channels: ``smlal`` and ``smlal2`` by element."""
+    number = _pick(data, *[step] * 4)
+    low, high = (_call("smull", "int32x4", _pick(weights, *range(half, half + 4)), number) for half in (0, 4))
+    return total + tirx.Shuffle([low, high], list(range(8)))
+
+
+def _smlal_pairs(total: Vector, data: Vector, weights: Vector, step: int) -> Vector:
+    """Four int8 channels, four products each: two are added in int16 (2 · 127 · 128 < 2^15), pairs of sums in int32.
+
+    The weights hold the first two inputs of all channels, then the other two; one table look-up brings the data into
+    that order.
+    """
+    first = 4 * step
+    number = _pick(data, *[first, first + 1] * 4, *[first + 2, first + 3] * 4)
+    low, high = (
+        _call("smull", "int16x8", *(_pick(v, *range(half, half + 8)) for v in (weights, number))) for half in (0, 8)
+    )
+    return total + _call("saddlp", "int32x4", low + high)
+
+
+def _sdot(total: Vector, data: Vector, weights: Vector, step: int) -> Vector:
+    """Four int8 channels, four products each: ``sdot`` by element."""
+    return _call("sdot", "int32x4", total, weights, _pick(data, *list(range(4 * step, 4 * step + 4)) * 4))
+
+
+def _by_lanes(dot: Dot, step: Step) -> tirx.PrimFunc:
+    """Return the implementation of ``dot`` as a chain of its steps."""
+    numbers = dot.steps * dot.depth
+    with IRBuilder() as builder:
+        with T.prim_func(s_tir=True):
+            a, b, c = (T.arg(name, T.handle()) for name in "abc")
+            data = T.match_buffer(a, (numbers,), dot.data, offset_factor=1)
+            packed = dot.packed
+            strides = [T.int32(), *(prod(packed[i + 1 :]) for i in range(1, len(packed)))]
+            weights = T.match_buffer(b, packed, dot.weights, offset_factor=1, strides=strides)
+            sums = T.match_buffer(c, (dot.lanes,), dot.sums, offset_factor=1)
+            with T.sblock("root"):
+                T.reads(sums[0 : dot.lanes], data[0:numbers], weights[tuple(slice(0, n) for n in packed)])
+                T.writes(sums[0 : dot.lanes])
+                row = data.vload([0], f"{dot.data}x{numbers}")
+                if dot.data == "uint8":  # values up to 127, which are int8 as well
+                    row = T.reinterpret(f"int8x{numbers}", row)
+                total = sums.vload([0], f"{dot.sums}x{dot.lanes}")
+                for index in range(dot.steps):
+                    place = [index, *[0] * (len(packed) - 1)]
+                    total = step(total, row, weights.vload(place, f"{dot.weights}x{dot.lanes * dot.depth}"), index)
+                T.buffer_store(sums, total, [T.ramp(T.int32(0), 1, dot.lanes)])
+    return builder.get()
+
+
+def _several(
+    most: int, step: Step, name: str, *, data: str, lanes: int, depth: int, multiplies: int, **others: Any
+) -> list[tuple[Dot, Step]]:
+    """Return an intrinsic for ``most`` steps, and for fewer."""
+    # A single product per step and sum needs no intrinsic.
+    counts = [count for count in (8, 4, 3, 2, 1) if (2 if depth == 1 else 1) <= count <= most]
+    return [(Dot(f"nnfuze_{name}_{count}", lanes, depth, multiplies, data, count, **others), step) for count in counts]
+
+
+# By feature, the best first.
+_ALL: dict[str, list[tuple[Dot, Step]]] = {
+    "dotprod": [
+        pair
+        for data in ("uint8", "int8")
+        for pair in _several(4, _sdot, f"sdot_{data}", data=data, lanes=4, depth=4, multiplies=1)
+    ],
+    "neon": [
+        *(
+            pair
+            for data in ("uint8", "int8")
+            for pair in _several(
+                4, _smlal_pairs, f"pairs_{data}", data=data, lanes=4, depth=4, multiplies=3, prepare=1, paired=True
             )
-
-    return impl
-
-
-# (feature, dtype of the data, name, lanes, depth, multiplications, dtype of the widened data), best first.
-DOTS = (
-    ("dotprod", "uint8", "nnfuze_dot4_sdot_u8", 4, 4, 1, "uint8"),
-    ("dotprod", "int8", "nnfuze_dot4_sdot_i8", 4, 4, 1, "int8"),
-)
+        ),
+        *_several(8, _smlal, "smlal", data="int16", lanes=8, depth=1, multiplies=2, weights="int16"),
+        *_several(4, _fmla, "fmla", data="float32", lanes=4, depth=1, multiplies=1, weights="float32", sums="float32"),
+    ],
+}
+DOTS: dict[str, list[Dot]] = {feature: [dot for dot, _ in found] for feature, found in _ALL.items()}
 
 
 def _register() -> None:
-    TensorIntrin.register("nnfuze_dot4_sdot_u8", dot4_desc(4, "uint8"), _sdot("uint8"))
-    TensorIntrin.register("nnfuze_dot4_sdot_i8", dot4_desc(4, "int8"), _sdot("int8"))
+    for found in _ALL.values():
+        for dot, step in found:
+            TensorIntrin.register(dot.name, steps_desc(dot), _by_lanes(dot, step))
 
 
-with_short_stack(_register)
+_register()
