@@ -18,7 +18,15 @@ from tvm.target import Target
 
 from nnfuze_tvm.devices import cpu
 from nnfuze_tvm.errors import BundleError, NNFuzeError
-from nnfuze_tvm.manifest import CPU_FLAGS, MANIFEST, FileRecord, Manifest, TargetRecord, read_manifest
+from nnfuze_tvm.manifest import (
+    CPU_FLAGS,
+    MANIFEST,
+    FileRecord,
+    Manifest,
+    TargetRecord,
+    read_manifest,
+    recorded_signature,
+)
 from nnfuze_tvm.runner import Input, Output, Runner
 
 LIBRARY = "lib.so"
@@ -187,10 +195,8 @@ class Bundle:
             library = tvm.runtime.load_module(os.path.abspath(directory / LIBRARY))
         except Exception as error:  # the loader's errors have no common type
             raise BundleError(f"{directory / LIBRARY}: can't be loaded ({_reason(error)})") from None
-        inputs = [Input(i.name, tuple(i.shape), i.dtype) for i in manifest.inputs]
-        outputs = [Output(o.task, o.name, tuple(o.shape), o.dtype, o.classes) for o in manifest.outputs]
         count = manifest.threads if threads is None else threads
-        return cls(directory, manifest, Runner(library, inputs, outputs, count))
+        return cls(directory, manifest, Runner(library, *recorded_signature(manifest), count))
 
     @property
     def tasks(self) -> list[str]:

@@ -7,8 +7,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +18,8 @@ from rich.console import Console
 from nnfuze_tvm.errors import NNFuzeError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from nnfuze_tvm.options import Announce, Options
 
 # TVM takes seconds to import, so commands import what they need when they run: `--help` answers at once.
@@ -49,6 +51,16 @@ Name the tasks, drop a quarter of the channels, tune on this machine.
 
 [bold]nnfuze compile a.onnx b.onnx --target aarch64 --tracker pi.local:9190 --key rpi4 --trials 64 -o out[/bold]
 Tune on the boards that are registered as rpi4.
+"""
+
+_DEPLOY_EXAMPLES = """
+Examples:
+
+[bold]nnfuze deploy out --tracker pi.local:9190 --key rpi4[/bold]
+Run random numbers through a bundle on a board, and time it there.
+
+[bold]nnfuze deploy out --tracker pi.local:9190 --key rpi4 --inputs samples.npz --output answers.npz[/bold]
+Run every sample once, and keep the outputs.
 """
 
 Models = Annotated[list[str], typer.Argument(help="ONNX files, one per task: PATH or TASK=PATH.", show_default=False)]
@@ -230,10 +242,50 @@ def run_command(
     elif as_json:
         print(json.dumps({name: array.tolist() for name, array in arrays.items()}))
     else:
-        for name, array in arrays.items():
-            scores = array.reshape(-1)
-            best = int(scores.argmax()) if scores.size else -1
-            _out().print(f"{name}: {list(array.shape)} {array.dtype}, largest {scores[best]:.6g} at {best}")
+        _print_arrays(arrays)
+
+
+@app.command("deploy", epilog=_DEPLOY_EXAMPLES)
+def deploy_command(
+    bundle: Path,
+    tracker: Annotated[str, typer.Option(help="RPC tracker of the board: host:port.", show_default=False)],
+    key: Annotated[str, typer.Option(help="Key of the board at the tracker.", show_default=False)],
+    inputs: Annotated[
+        str | None, typer.Option(help="An .npz file with samples [N, …] per input; random ones by default.")
+    ] = None,
+    repeat: Annotated[int, typer.Option(min=1, help="How many inferences to time.")] = 20,
+    output: Annotated[str | None, typer.Option("--output", "-o", help="An .npz file for the outputs.")] = None,
+    threads: SomeThreads = None,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for a tracker or a board, or its answer.")] = 60.0,
+    as_json: AsJson = False,
+) -> None:
+    """Upload a bundle to a board, run it there, and bring back its outputs and timings."""
+    with _progress() as announce:
+        from nnfuze_tvm import deployment, options, tools
+
+        samples = options.read_arrays(inputs, "inputs") if inputs else None
+        kept: AbstractContextManager[dict[str, Any]] = tools.array_file(output) if output else nullcontext({})
+        with kept as arrays:
+            found = deployment.deploy(
+                bundle, tracker, key, samples, repeat=repeat, threads=threads, wait=wait, announce=announce
+            )
+            arrays.update(tools.flat(found.answers))
+    if as_json:
+        times = {"latency": found.median, "least": min(found.seconds), "seconds": found.seconds}
+        where = {"key": key, "board": found.board, "threads": found.threads}
+        what = {"written": output} if output else {"outputs": {name: a.tolist() for name, a in arrays.items()}}
+        print(json.dumps({**where, **times, **what}))
+        return
+    from nnfuze_tvm.report import text
+
+    _out().print(
+        f"{key} at {found.board}: latency {text.seconds(found.median)} (least {text.seconds(min(found.seconds))}, "
+        f"{len(found.seconds)} inferences), {text.threads(found.threads)}",
+        highlight=False,
+    )
+    _print_arrays(arrays)
+    if output is not None:
+        _out().print(f"outputs: {output}", highlight=False)
 
 
 @app.command("bench")
@@ -410,6 +462,13 @@ def _progress() -> Iterator[Announce]:
     finally:
         if status is not None:
             status.stop()
+
+
+def _print_arrays(arrays: Mapping[str, np.ndarray]) -> None:
+    for name, array in arrays.items():
+        scores = array.reshape(-1)
+        best = int(scores.argmax()) if scores.size else -1
+        _out().print(f"{name}: {list(array.shape)} {array.dtype}, largest {scores[best]:.6g} at {best}")
 
 
 def _out() -> Console:

@@ -28,7 +28,7 @@ from nnfuze_tvm.manifest import (
 )
 from nnfuze_tvm.options import Announce, Arrays, Graphs, Options, check_names, read_arrays
 from nnfuze_tvm.report import KernelTime, LayerUse, Report, render_html
-from nnfuze_tvm.runner import signature
+from nnfuze_tvm.runner import made_up, signature
 from nnfuze_tvm.schedules.hardware import Hardware
 from nnfuze_tvm.stages import Builder, Built
 
@@ -292,7 +292,7 @@ def _time(
     kernels: Sequence[metrics.Kernel],
 ) -> None:
     """Measure the latency of all stages in turns, and every kernel of the last one."""
-    sample = batches[0] if batches else stages.made_up_sample(signature(graphs.last)[0])
+    sample = batches[0] if batches else made_up(signature(graphs.last)[0])
     callers = {stage.record.name: stage.caller(sample) for stage in built}
     if peer is not None:
         callers = {peer.record.name: peer.caller(sample), **callers}
@@ -326,7 +326,7 @@ def _time_remotely(
     from nnfuze_tvm.devices.timing import time_on_device
 
     assert options.tracker is not None and options.key is not None
-    sample = batches[0] if batches else stages.made_up_sample(signature(graphs.last)[0])
+    sample = batches[0] if batches else made_up(signature(graphs.last)[0])
     networks = {stage.record.name: stage.networks(sample) for stage in built}
     times, board = time_on_device(options.tracker, options.key, networks, threads=options.threads, wait=options.wait)
     for stage in built:

@@ -208,6 +208,13 @@ def signature_records(inputs: list[Input], outputs: list[Output]) -> dict[str, A
     }
 
 
+def recorded_signature(manifest: Manifest) -> tuple[list[Input], list[Output]]:
+    """Return the signature that a manifest states."""
+    inputs = [Input(i.name, tuple(i.shape), i.dtype) for i in manifest.inputs]
+    outputs = [Output(o.task, o.name, tuple(o.shape), o.dtype, o.classes) for o in manifest.outputs]
+    return inputs, outputs
+
+
 def _digest(fields: dict) -> str:
     canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()

@@ -150,8 +150,12 @@ def _made_up(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np
     return rng.integers(low, high, shape).astype(dtype)
 
 
-def sample_batches(arrays: Mapping[str, np.ndarray], inputs: Sequence[Input]) -> list[Arrays]:
+def sample_batches(
+    arrays: Mapping[str, np.ndarray], inputs: Sequence[Input], what: str = "evaluation data"
+) -> list[Arrays]:
     """Return samples ``[N, …]`` cut into the network's batches; what doesn't fill a batch is left out.
+
+    Errors call the arrays ``what``.
 
     Raises
     ------
@@ -161,17 +165,17 @@ def sample_batches(arrays: Mapping[str, np.ndarray], inputs: Sequence[Input]) ->
     counts = {}
     for i in inputs:
         if i.name not in arrays:
-            raise InputError(f"evaluation data: no array for input {i.name!r}; it has {', '.join(arrays) or 'none'}")
+            raise InputError(f"{what}: no array for input {i.name!r}; it has {', '.join(arrays) or 'none'}")
         array = arrays[i.name]
         if array.dtype != np.dtype(i.dtype):
-            raise InputError(f"evaluation data: {i.name!r} is {array.dtype}; the network takes {i.dtype}")
+            raise InputError(f"{what}: {i.name!r} is {array.dtype}; the network takes {i.dtype}")
         if array.ndim == 0 or array.ndim != len(i.shape) or array.shape[1:] != i.shape[1:]:
             wanted = ", ".join(["N", *map(str, i.shape[1:])])
-            raise InputError(f"evaluation data: {i.name!r} has shape {list(array.shape)}; use [{wanted}]")
+            raise InputError(f"{what}: {i.name!r} has shape {list(array.shape)}; use [{wanted}]")
         counts[i.name] = len(array) // (i.shape[0] if i.shape else 1)
     if min(counts.values()) < 1 or len(set(counts.values())) > 1:
         found = ", ".join(f"{name}: {len(arrays[name])}" for name in counts)
-        raise InputError(f"evaluation data: inputs need equally many samples, at least one batch ({found})")
+        raise InputError(f"{what}: inputs need equally many samples, at least one batch ({found})")
     return [
         {i.name: np.ascontiguousarray(arrays[i.name][n * i.shape[0] : (n + 1) * i.shape[0]]) for i in inputs}
         for n in range(next(iter(counts.values())))

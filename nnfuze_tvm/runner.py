@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -61,6 +62,23 @@ def _classes(shape: tuple[int, ...], inputs: Sequence[Input]) -> int | None:
     return significant[0]
 
 
+def made_up(inputs: Sequence[Input]) -> dict[str, np.ndarray]:
+    """Return one batch of made-up data, the same every time."""
+    rng = np.random.default_rng(0)
+    return {
+        i.name: rng.standard_normal(i.shape).astype(i.dtype)
+        if np.issubdtype(np.dtype(i.dtype), np.floating)
+        else np.zeros(i.shape, i.dtype)
+        for i in inputs
+    }
+
+
+def places(outputs: Sequence[Output]) -> list[tuple[str, str | None]]:
+    """Return where each output goes in an answer: its task, and its name if the task has several outputs."""
+    count = Counter(o.task for o in outputs)
+    return [(o.task, None if count[o.task] == 1 else o.name) for o in outputs]
+
+
 class Runner:
     """A built network that maps ``{input name: array}`` to ``{task: array}``.
 
@@ -99,8 +117,7 @@ class Runner:
         views = [np.from_dlpack(buffer) for buffer in self._buffers]
         self._slots = [(i.name, i.shape, np.dtype(i.dtype), view) for i, view in zip(self.inputs, views, strict=True)]
         self._lock = threading.Lock()
-        counts = {task: sum(o.task == task for o in outputs) for task in self.tasks}
-        self._fields = [(n, o.task, None if counts[o.task] == 1 else o.name) for n, o in enumerate(self.outputs)]
+        self._fields = [(n, *place) for n, place in enumerate(places(outputs))]
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray | dict[str, np.ndarray]]:
         """Run all tasks once.

@@ -200,17 +200,6 @@ def output_label(output: Output, outputs: Sequence[Output]) -> str:
     return output.task if alone else f"{output.task}:{output.name}"
 
 
-def made_up_sample(inputs: Sequence[Input]) -> dict[str, np.ndarray]:
-    """Return one batch of made-up data, for timing only."""
-    rng = np.random.default_rng(0)
-    return {
-        i.name: rng.standard_normal(i.shape).astype(i.dtype)
-        if np.issubdtype(np.dtype(i.dtype), np.floating)
-        else np.zeros(i.shape, i.dtype)
-        for i in inputs
-    }
-
-
 class OnnxRuntime:
     """The given files in ONNX Runtime, one session per task: what one would run without this package."""
 

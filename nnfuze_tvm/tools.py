@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from nnfuze_tvm import measure
 from nnfuze_tvm.bundle import Bundle, bytes_on_disk
 from nnfuze_tvm.errors import BundleError, InputError
 from nnfuze_tvm.manifest import read_manifest
+from nnfuze_tvm.runner import made_up
 
 Answers = Mapping[str, Any]
 
@@ -95,15 +98,29 @@ def save_answers(answers: Answers, directory: str | os.PathLike[str]) -> list[Pa
     return written
 
 
+@contextmanager
+def array_file(path: str | os.PathLike[str]) -> Iterator[dict[str, np.ndarray]]:
+    """Give a dict that becomes an ``.npz`` file when the block ends well; that it can be is found out before.
+
+    Raises
+    ------
+    InputError
+        If it can't be written.
+    """
+    try:
+        with tempfile.TemporaryDirectory(dir=Path(path).parent, prefix=".npz-") as directory:
+            arrays: dict[str, np.ndarray] = {}
+            yield arrays
+            file = Path(directory) / "arrays.npz"
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+            os.replace(file, path)
+    except OSError as error:
+        raise InputError(f"--output {path}: can't be written ({error.strerror or error})") from None
+
+
 def bench(bundle: Bundle, repeats: int) -> dict[str, Any]:
     """Return a bundle's latency on this machine, as a whole and kernel by kernel, in seconds."""
-    rng = np.random.default_rng(0)
-    inputs = {
-        i.name: rng.standard_normal(i.shape).astype(i.dtype)
-        if np.issubdtype(np.dtype(i.dtype), np.floating)
-        else np.zeros(i.shape, i.dtype)
-        for i in bundle.inputs
-    }
+    inputs = made_up(bundle.inputs)
     latency = measure.measure(lambda: bundle.run(inputs), repeats)
     kernels = bundle.manifest.kernels
     times = measure.kernel_times(bundle.runner.library, [(k.name, k.arguments) for k in kernels])

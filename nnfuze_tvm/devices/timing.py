@@ -70,8 +70,7 @@ def time_on_device(
                 ]
                 times[name] += [sum(values) for values in zip(*parts, strict=True)]
     except (OSError, RuntimeError, tvm.error.RPCError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise DeviceError(f"device {key!r} of tracker {address}: measuring failed ({lines[-1].strip()})") from None
+        raise DeviceError(f"device {key!r} of tracker {address}: measuring failed ({trackers.reason(error)})") from None
     return times, board
 
 
