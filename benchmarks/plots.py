@@ -12,7 +12,7 @@ from nnfuze_tvm.errors import InputError
 
 FORMATS = (".png", ".svg", ".pdf")
 
-# Seconds by series, and by label within a series.
+# Figures by series, and by label within a series.
 Series = Mapping[str, Mapping[str, float]]
 
 
@@ -57,6 +57,20 @@ def bars(path: Path, title: str, ratios: Mapping[str, Series], latencies: Mappin
         _grouped(below, labels, {k: {n: v * 1e3 for n, v in s.items()} for k, s in latencies[precision].items()})
         below.set_yscale("log")
         below.set_ylabel("latency, ms")
+    figure.savefig(path, dpi=120)
+
+
+def rates(path: Path, title: str, label: str, panels: Mapping[str, Series]) -> None:
+    """Draw figures by engine and network, one panel below the other; more is better."""
+    from matplotlib.figure import Figure
+
+    labels = list(dict.fromkeys(name for s in panels.values() for values in s.values() for name in values))
+    figure = Figure(figsize=(max(8.0, 1.3 * len(labels)), 3.0 * len(panels)), layout="constrained")
+    figure.suptitle(title)
+    for axis, (name, series) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels.items(), strict=True):
+        _grouped(axis, labels, series)
+        axis.set_title(name)
+        axis.set_ylabel(label)
     figure.savefig(path, dpi=120)
 
 

@@ -84,7 +84,7 @@ def quiet() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def require(package: str) -> None:
+def require(package: str, how: str = INSTALL) -> None:
     """Say how to install a package that is missing."""
     if find_spec(package) is None:
-        raise Unavailable(f"not installed: {INSTALL}")
+        raise Unavailable(f"not installed: {how}")

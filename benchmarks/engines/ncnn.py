@@ -22,26 +22,9 @@ def make(workload: Workload, precision: str, threads: int) -> Engine:
 
     if precision == "int8":
         raise Unavailable("neither its wheel nor pnnx brings its quantization tools (ncnn2table, ncnn2int8)")
-    found = find_spec("pnnx")
-    if found is None or found.origin is None:
-        # The wheel asks for torch, which the converter itself can do without.
-        raise Unavailable("no converter: pip install --no-deps pnnx")
-    program = Path(found.origin).parent / "pnnx"
     nets = []
-    for n, (path, feed) in enumerate(zip(workload.models, workload.evaluation[0], strict=True)):
-
-        def convert(folder: Path, path: Path = path, feed: dict[str, np.ndarray] = feed) -> None:
-            copy = folder / "model.onnx"
-            copy.symlink_to(path.resolve())
-            shapes = ",".join(str(list(array.shape)).replace(" ", "") for array in feed.values())
-            done = subprocess.run([program, copy, f"inputshape={shapes}", "fp16=0"], capture_output=True, text=True)
-            if done.returncode or not (folder / "model.ncnn.param").exists():
-                raise Unavailable("does not convert: pnnx failed")
-            for file in folder.iterdir():
-                if not file.name.startswith("model.ncnn."):
-                    file.unlink()
-
-        folder = kept(workload.directory / f"ncnn-{version('pnnx')}-{n}", convert)
+    for n, feed in enumerate(workload.evaluation[0]):
+        folder = converted(workload, n)
         net = lib.Net()
         net.opt.num_threads = threads
         net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
@@ -63,3 +46,32 @@ def make(workload: Workload, precision: str, threads: int) -> Engine:
         return lambda: [run(*call) for call in calls]
 
     return Engine(bind, lambda raw: [array for row in raw for array in row])
+
+
+def converted(workload: Workload, n: int) -> Path:
+    """Return the folder with one of the networks as pnnx converts it.
+
+    Raises
+    ------
+    Unavailable
+        If pnnx is not installed or can't convert it.
+    """
+    found = find_spec("pnnx")
+    if found is None or found.origin is None:
+        # The wheel asks for torch, which the converter itself can do without.
+        raise Unavailable("no converter: pip install --no-deps pnnx")
+    program = Path(found.origin).parent / "pnnx"
+
+    def convert(folder: Path) -> None:
+        copy = folder / "model.onnx"
+        copy.symlink_to(workload.models[n].resolve())
+        feed = workload.evaluation[0][n]
+        shapes = ",".join(str(list(array.shape)).replace(" ", "") for array in feed.values())
+        done = subprocess.run([program, copy, f"inputshape={shapes}", "fp16=0"], capture_output=True, text=True)
+        if done.returncode or not (folder / "model.ncnn.param").exists():
+            raise Unavailable("does not convert: pnnx failed")
+        for file in folder.iterdir():
+            if not file.name.startswith("model.ncnn."):
+                file.unlink()
+
+    return kept(workload.directory / f"ncnn-{version('pnnx')}-{n}", convert)

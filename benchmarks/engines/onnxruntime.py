@@ -20,7 +20,7 @@ def make(workload: Workload, precision: str, threads: int) -> Engine:
         return _sessions(workload.models, threads)
     variants = {
         f"{form}, {'reduced' if reduced else 'full'} range": _sessions(
-            [_quantize_static(workload, n, form, reduced) for n in range(len(workload.models))],
+            [quantized(workload, n, form, reduced) for n in range(len(workload.models))],
             threads,
         )
         for form in ("QDQ", "QOperator")
@@ -53,7 +53,22 @@ def _sessions(models: Sequence[Path], threads: int) -> Engine:
     return Engine(bind, lambda raw: [array for row in raw for array in row])
 
 
-def _quantize_static(workload: Workload, n: int, form: str, reduced: bool) -> Path:
+def quantized(workload: Workload, n: int, form: str, reduced: bool = False, signed: bool = False) -> Path:
+    """Return a network as ONNX Runtime's quantizer makes it.
+
+    Parameters
+    ----------
+    workload : Workload
+        Its calibration data decide ranges.
+    n : int
+        Which of its networks.
+    form : str
+        ``QDQ`` or ``QOperator``.
+    reduced : bool
+        Whether weights have 7 bits.
+    signed : bool
+        Whether activations are signed.
+    """
     from onnxruntime import quantization as q
 
     samples = workload.calibration[n]
@@ -79,10 +94,10 @@ def _quantize_static(workload: Workload, n: int, form: str, reduced: bool) -> Pa
                 quant_format=q.QuantFormat[form],
                 per_channel=True,
                 reduce_range=reduced,
-                activation_type=q.QuantType.QUInt8,
+                activation_type=q.QuantType.QInt8 if signed else q.QuantType.QUInt8,
                 weight_type=q.QuantType.QInt8,
             )
         prepared.unlink()
 
-    label = f"onnxruntime-{version('onnxruntime')}-{form}-{'reduced' if reduced else 'full'}-{n}"
+    label = f"onnxruntime-{version('onnxruntime')}-{form}-{'reduced' if reduced else 'full'}{'-signed' * signed}-{n}"
     return kept(workload.directory / label, make) / "model.onnx"
