@@ -32,6 +32,8 @@ def model(work: Workload, precision: str) -> Path:
     """
     for package in ("ai_edge_litert", "ai_edge_quantizer")[: 1 + (precision == "int8")]:
         require(package, _INSTALL)
+    if len(work.calibration[0]) != 1:
+        raise Unavailable("its converter here knows networks with one input only")
     path = kept(work.directory / "tflite-fp32", lambda folder: _save(work.models[0], folder)) / "model.tflite"
     if precision == "fp32":
         return path
@@ -169,7 +171,7 @@ class _Writer:
         padded, options.padding = self._pad(node, attributes, weight.shape[1:3])
         options.strideH, options.strideW = attributes.get("strides", [1, 1])
         options.fusedActivationFunction = activation
-        bias = self.weights[node.input[2]] if len(node.input) > 2 else np.zeros(len(weight), np.float32)
+        bias = self.weights[node.input[2]] if len(node.input) > 2 else np.zeros(self.shapes[result][1], np.float32)
         constants = [self._constant(f"{result}.weight", weight), self._constant(f"{result}.bias", bias)]
         self._operator(code, [padded, *constants], result, options)
 

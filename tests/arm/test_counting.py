@@ -1,10 +1,12 @@
 """The counting plugin on programs whose instructions are known one by one."""
 
+import json
 import subprocess
 
 import onnx
 import pytest
 
+from benchmarks import arm_instructions
 from benchmarks.arm import counting, engines
 from benchmarks.arm.counting import Count
 from benchmarks.engines.onnxruntime import reference
@@ -220,3 +222,23 @@ def test_a_network_executes_the_same_in_every_inference(tmp_path, precision):
         assert sum(named.values(), Count()) == kernels
     assert kernels.multiply * 4 * (1 if precision == "fp32" else 4) >= 16 * 16 * 8 * 2 * 9
     assert kernels.instructions < measured.count.instructions < kernels.instructions + 100_000
+
+
+def test_ours_beside_onnx_runtime_is_counted_once(tmp_path, capsys, monkeypatch):
+    onnx.save(classifier(shape=(1, 2, 16, 16)), tmp_path / "net.onnx")
+    file = tmp_path / "figures.json"
+    arguments = ["--networks", str(tmp_path / "net.onnx"), "--cpus", "cortex-a72", "--precision", "fp32"]
+    arguments += ["--peers", "onnxruntime", "--kernels", "--json", str(file), "--work-dir", str(tmp_path / "work")]
+    assert arm_instructions.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "onnxruntime 1.23.2" in printed and "around the kernels" in printed
+    document = json.loads(file.read_text())
+    ours, theirs = document["results"]
+    assert (ours["engine"], theirs["engine"]) == ("nnfuze", "onnxruntime")
+    assert ours["measured"]["error"] < 1e-5 and theirs["measured"]["error"] < 1e-5
+    executed = [r["measured"]["count"]["instructions"] for r in (ours, theirs)]
+    assert ours["macs_per_instruction"] == ours["macs"] / executed[0]
+    assert document["ratios"][0]["best_peer_over_ours"] == pytest.approx(executed[1] / executed[0])
+    monkeypatch.setattr(counting, "run", None)
+    assert arm_instructions.main(arguments) == 0
+    assert json.loads(file.read_text()) == document
