@@ -110,7 +110,7 @@ def test_a_stem_takes_dot_products(target, dtype, instruction):
 
 @pytest.mark.parametrize(
     ("target", "instruction"),
-    [("x86-64-v3", "vcvtps2dq"), ("x86-64-v4", "vcvtps2dq"), ("aarch64", "frintx")],
+    [("x86-64-v3", "vcvtps2dq"), ("x86-64-v4", "vcvtps2dq"), ("aarch64", "fcvtns")],
 )
 def test_requantization_rounds_and_converts_at_once(target, instruction):
     mod, *_ = convolution((1, 8, 8, 16), 16, (3, 3))

@@ -1,0 +1,39 @@
+"""Float32 to the nearest int32 by AArch64's one instruction for it, ``fcvtns``.
+
+LLVM has no generic operation that becomes this instruction in vectors, and takes the instruction's own intrinsic for
+whole registers only. So the operator here is vectorized by TVM to any number of lanes, and then taken apart.
+"""
+
+from __future__ import annotations
+
+import tvm
+from tvm import tirx
+
+from nnfuze_tvm.ir import NEAREST
+
+_LANES = 4
+_PURE = 1
+
+
+def _lower(call: tvm.ir.Call) -> tirx.PrimExpr:
+    (x,) = call.args
+    lanes = x.ty.dtype.lanes
+
+    def convert(part: tirx.PrimExpr) -> tirx.PrimExpr:
+        own = part.ty.dtype.lanes
+        dtype = f"int32x{own}" if own > 1 else "int32"
+        return tirx.call_llvm_pure_intrin(dtype, "llvm.aarch64.neon.fcvtns", part)
+
+    if lanes in (1, 2, _LANES):
+        return convert(x)
+    width = _LANES if lanes % _LANES == 0 else 1
+    vector = tirx.Var("x", x.ty)
+    parts = [convert(tirx.Shuffle([vector], list(range(at, at + width)))) for at in range(0, lanes, width)]
+    return tirx.Let(vector, x, tirx.Shuffle(parts, list(range(lanes))))
+
+
+def install() -> None:
+    """Register the operator with TVM."""
+    tvm.ir.register_op_attr(NEAREST, "TCallEffectKind", _PURE)
+    tvm.ir.register_op_attr(NEAREST, "TVectorizable", True)
+    tirx.register_intrin_lowering(NEAREST, target="llvm", f=_lower)
