@@ -174,7 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def compare(network: str, count: int, trials: int, stock_trials: int, work_dir: Path) -> dict[str, Any]:
     """Return the curves of both tuners over the ``count`` most expensive kernels of a network.
 
-    A kernel's cost is what it takes untuned, times its uses; those that our rules leave no choice for are left out.
+    A kernel's cost is what it takes tuned, times its uses; those that our rules leave no choice for are left out.
     """
     console = Console(stderr=True)
     work = workload(network, work_dir)
@@ -183,8 +183,8 @@ def compare(network: str, count: int, trials: int, stock_trials: int, work_dir: 
     models = [f"{path.stem}={path}" for path in work.models]
     fused = build.fuse(Graphs(Options(models=models), lambda _: None).last, target)
     ours = our_history(fused, target, trials, folder / "ours")
-    kernels = [kernel for kernel in extract(fused, target) if kernel.id in ours]
-    kernels.sort(key=lambda kernel: -kernel.weight * ours[kernel.id][0])
+    kernels = [kernel for kernel in extract(fused, target) if math.isfinite(min(ours.get(kernel.id, [math.inf])))]
+    kernels.sort(key=lambda kernel: -kernel.weight * min(ours[kernel.id]))
     kernels = kernels[:count]
     stock: History = {}
     cores = tvm.target.Target({**{k: v for k, v in target.export().items() if k != "tag"}, "num-cores": 1})
