@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from types import FrameType
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
+from nnfuze_tvm import devices_cli
+from nnfuze_tvm.console import interruption, out, progress
 from nnfuze_tvm.errors import NNFuzeError
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from nnfuze_tvm.options import Announce, Options
+    from nnfuze_tvm.options import Options
 
 # TVM takes seconds to import, so commands import what they need when they run: `--help` answers at once.
 
@@ -36,6 +35,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(devices_cli.app, name="devices")
 
 _COMPILE_EXAMPLES = """
 Examples:
@@ -136,7 +137,7 @@ def compile_command(
 ) -> None:
     """Compile networks into one bundle, with a report."""
     given = locals()
-    with _progress() as announce:
+    with progress() as announce:
         options = _options(given)
         from nnfuze_tvm import job
 
@@ -146,8 +147,8 @@ def compile_command(
         return
     from nnfuze_tvm.report import render_table
 
-    _out().print(render_table(report))
-    _out().print(f"bundle: {output}   report: {output}/report.html", highlight=False)
+    out().print(render_table(report))
+    out().print(f"bundle: {output}   report: {output}/report.html", highlight=False)
 
 
 @app.command("tune")
@@ -174,7 +175,7 @@ def tune_command(
     Interrupted, it goes on where it stopped: nnfuze tune --work-dir DIR
     """
     given = locals()
-    with _progress() as announce:
+    with progress() as announce:
         from nnfuze_tvm import job
 
         if models:
@@ -183,7 +184,7 @@ def tune_command(
             changes = {"trials": trials, "tracker": tracker, "key": key, "wait": wait}
             options = job.saved_options(work_dir, {k: v for k, v in changes.items() if v is not None})
         job.tune_networks(options, announce=announce, progress=True)
-    _out().print(f"tuning records: {options.work_dir}", highlight=False)
+    out().print(f"tuning records: {options.work_dir}", highlight=False)
 
 
 @app.command("analyze")
@@ -209,7 +210,7 @@ def analyze_command(
 ) -> None:
     """Time every kernel beside what the machine could do at most, and say what holds it back."""
     given = locals()
-    with _progress() as announce:
+    with progress() as announce:
         options = _options(given)
         from nnfuze_tvm.analyze import analyze
 
@@ -220,7 +221,7 @@ def analyze_command(
     from nnfuze_tvm.report.roofline import render_analysis
 
     for part in render_analysis(analysis):
-        _out().print(part, highlight=False)
+        out().print(part, highlight=False)
 
 
 @app.command("run")
@@ -238,7 +239,7 @@ def run_command(
     arrays = tools.flat(answers)
     if output is not None:
         for path in tools.save_answers(answers, output):
-            _out().print(str(path), highlight=False)
+            out().print(str(path), highlight=False)
     elif as_json:
         print(json.dumps({name: array.tolist() for name, array in arrays.items()}))
     else:
@@ -260,7 +261,7 @@ def deploy_command(
     as_json: AsJson = False,
 ) -> None:
     """Upload a bundle to a board, run it there, and bring back its outputs and timings."""
-    with _progress() as announce:
+    with progress() as announce:
         from nnfuze_tvm import deployment, options, tools
 
         samples = options.read_arrays(inputs, "inputs") if inputs else None
@@ -278,14 +279,14 @@ def deploy_command(
         return
     from nnfuze_tvm.report import text
 
-    _out().print(
+    out().print(
         f"{key} at {found.board}: latency {text.seconds(found.median)} (least {text.seconds(min(found.seconds))}, "
         f"{len(found.seconds)} inferences), {text.threads(found.threads)}",
         highlight=False,
     )
     _print_arrays(arrays)
     if output is not None:
-        _out().print(f"outputs: {output}", highlight=False)
+        out().print(f"outputs: {output}", highlight=False)
 
 
 @app.command("bench")
@@ -304,12 +305,12 @@ def bench_command(
         return
     from nnfuze_tvm.report import KernelTime, render_kernels, text
 
-    _out().print(
+    out().print(
         f"latency {text.seconds(result['latency'])} (p95 {text.seconds(result['latency_p95'])}), "
         f"{text.rate(result['throughput'])}, {text.threads(result['threads'])}, {text.size(result['bytes'])} on disk",
         highlight=False,
     )
-    _out().print(render_kernels([KernelTime(**kernel) for kernel in result["kernels"]]))
+    out().print(render_kernels([KernelTime(**kernel) for kernel in result["kernels"]]))
 
 
 @app.command("inspect")
@@ -328,7 +329,7 @@ def inspect_command(
     from nnfuze_tvm.report import render_manifest
 
     for part in render_manifest(found, kernels=kernels):
-        _out().print(part, highlight=False)
+        out().print(part, highlight=False)
 
 
 def main() -> None:
@@ -336,59 +337,26 @@ def main() -> None:
     sys.exit(run())
 
 
-class _Interrupt:
-    """Ctrl-C, remembered: the exception that it raises may get lost on its way through TVM's C++ parts."""
-
-    def __init__(self) -> None:
-        self.came = False
-        self._stderr: int | None = None
-
-    def handle(self, _signal: int, _frame: FrameType | None) -> None:
-        """Stop what is being done, without whatever that makes TVM print."""
-        self.came = True
-        if self._stderr is None:
-            sys.stderr.flush()
-            self._stderr = os.dup(2)
-            with open(os.devnull, "wb") as nowhere:
-                os.dup2(nowhere.fileno(), 2)
-        raise KeyboardInterrupt
-
-    def end(self) -> None:
-        """Let things be printed again."""
-        if self._stderr is not None:
-            os.dup2(self._stderr, 2)
-            os.close(self._stderr)
-            self._stderr = None
-
-    def check(self) -> None:
-        """Stop here if what was being done didn't stop."""
-        if self.came:
-            raise KeyboardInterrupt
-
-
-_interrupt = _Interrupt()
-
-
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code: 0, or 2 with one line on stderr that says why."""
-    _interrupt.came = False
+    interruption.came = False
     in_main = threading.current_thread() is threading.main_thread()
-    previous = signal.signal(signal.SIGINT, _interrupt.handle) if in_main else None
+    previous = signal.signal(signal.SIGINT, interruption.handle) if in_main else None
     try:
         message = _run(arguments)
     except KeyboardInterrupt:
         message = "interrupted"
     except Exception:
-        if not _interrupt.came:
+        if not interruption.came:
             raise
         message = "interrupted"
     finally:
         if in_main:
             signal.signal(signal.SIGINT, previous)
-        _interrupt.end()
+        interruption.end()
     if message is None:
         return 0
-    if _interrupt.came:
+    if interruption.came:
         # It looks like something else by then: a linker that failed, an import that broke.
         message = "interrupted"
     if message:
@@ -441,38 +409,11 @@ def _options(given: dict[str, Any]) -> Options:
     return Options.parse(**fields)
 
 
-@contextmanager
-def _progress() -> Iterator[Announce]:
-    """Show what is being done: a spinner on a terminal, lines elsewhere."""
-    console = Console(stderr=True)
-    status = console.status("starting") if console.is_terminal else None
-
-    def announce(what: str) -> None:
-        _interrupt.check()
-        if status is None:
-            print(f"nnfuze: {what}", file=sys.stderr, flush=True)
-            return
-        status.update(what)
-        # Tuning draws bars of its own.
-        status.stop() if what.startswith("tuning") else status.start()
-
-    announce("starting")
-    try:
-        yield announce
-    finally:
-        if status is not None:
-            status.stop()
-
-
 def _print_arrays(arrays: Mapping[str, np.ndarray]) -> None:
     for name, array in arrays.items():
         scores = array.reshape(-1)
         best = int(scores.argmax()) if scores.size else -1
-        _out().print(f"{name}: {list(array.shape)} {array.dtype}, largest {scores[best]:.6g} at {best}")
-
-
-def _out() -> Console:
-    return Console(soft_wrap=True)
+        out().print(f"{name}: {list(array.shape)} {array.dtype}, largest {scores[best]:.6g} at {best}")
 
 
 if __name__ == "__main__":

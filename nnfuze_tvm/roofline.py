@@ -38,9 +38,9 @@ _REPEAT_SECONDS = 2e-3
 _STACK_BYTES = 1023
 # Reads that come from memory run over a buffer of four times the last cache, within these bounds.
 _MEMORY_BYTES = (32 << 20, 128 << 20)
-_FMA_STEPS = 4096
+FMA_STEPS = 4096
 _DOT_STEPS = 64
-_DOT_REPEATS = 64
+DOT_REPEATS = 64
 _READ_BYTES = 4 << 20
 
 
@@ -165,7 +165,7 @@ def _multiply_adds(hw: Hardware, threads: int) -> tirx.PrimFunc:
                 for i in T.unroll(count):
                     for lane in T.vectorized(lanes):
                         sums[i, lane] = out[own, i, lane]
-                for _ in T.serial(_FMA_STEPS):
+                for _ in T.serial(FMA_STEPS):
                     for i in T.unroll(count):
                         for lane in T.vectorized(lanes):
                             sums[i, lane] = sums[i, lane] + sums[i, lane] * factor[lane]
@@ -173,7 +173,7 @@ def _multiply_adds(hw: Hardware, threads: int) -> tirx.PrimFunc:
                     for lane in T.vectorized(lanes):
                         out[own, i, lane] = sums[i, lane]
 
-    return fp32.with_attr("work", 2 * threads * count * lanes * _FMA_STEPS)
+    return fp32.with_attr("work", 2 * threads * count * lanes * FMA_STEPS)
 
 
 def _dot_products(hw: Hardware, threads: int) -> tirx.PrimFunc:
@@ -183,7 +183,7 @@ def _dot_products(hw: Hardware, threads: int) -> tirx.PrimFunc:
     rows, columns = (4 if hw.registers < 32 else 6), 2 * lanes
     data = te.placeholder((threads, rows, 4 * _DOT_STEPS), "uint8", "data")
     weights = te.placeholder((threads, _DOT_STEPS, columns, 4), "int8", "weights")
-    again, step, byte = (te.reduce_axis((0, n)) for n in (_DOT_REPEATS, _DOT_STEPS, 4))
+    again, step, byte = (te.reduce_axis((0, n)) for n in (DOT_REPEATS, _DOT_STEPS, 4))
 
     def product(thread: tirx.Var, row: tirx.Var, column: tirx.Var) -> tirx.PrimExpr:
         left = data[thread, row, 4 * step + byte].astype("int32")
@@ -217,7 +217,7 @@ def _dot_products(hw: Hardware, threads: int) -> tirx.PrimFunc:
     sch.vectorize(lane)
     if dot is not None:
         sch.tensorize(sch.get_loops(block)[-2], dot.name)
-    operations = 2 * threads * rows * columns * 4 * _DOT_STEPS * _DOT_REPEATS
+    operations = 2 * threads * rows * columns * 4 * _DOT_STEPS * DOT_REPEATS
     return sch.mod["main"].with_attr("work", operations)
 
 

@@ -39,6 +39,8 @@ _PACKAGES = (
 # The oldest and the newest C library that a wheel for that Debian may ask for.
 _GLIBC = (17, 36)
 _START_SECONDS = 120.0
+# Not `sys.stderr`, which may be no file.
+_STDERR = 2
 _PR_SET_PDEATHSIG = 1
 _SERVE = "import sys; from nnfuze_tvm.devices import server; server.start((sys.argv[1], int(sys.argv[2])), sys.argv[3])"
 
@@ -172,8 +174,10 @@ def emulate(
                 env=env,
                 cwd=scratch,
                 stdin=subprocess.DEVNULL,
-                stdout=output or sys.stderr,
-                stderr=output or sys.stderr,
+                stdout=output or _STDERR,
+                stderr=output or _STDERR,
+                # Ctrl-C in the terminal is for this process, which then ends them.
+                start_new_session=True,
                 preexec_fn=_end_with_parent,
             )
             stack.callback(_end, board)

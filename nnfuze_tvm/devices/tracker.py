@@ -6,6 +6,7 @@ import contextlib
 import socket
 import struct
 import time
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -105,7 +106,7 @@ def connect(address: str, timeout: float = 10.0) -> rpc.TrackerSession:
                 reason = err.strerror if isinstance(err, OSError) and err.strerror else str(err)
                 raise DeviceError(
                     f"tracker {address}: no answer within {timeout:g} s ({reason}); "
-                    "start one with 'python -m tvm.exec.rpc_tracker' or check the address"
+                    "start one with 'nnfuze devices tracker' or check the address"
                 ) from err
         time.sleep(_POLL)
 
@@ -127,6 +128,67 @@ def devices(tracker: rpc.TrackerSession) -> dict[str, list[str]]:
         host, port = entry["addr"]
         found.setdefault(entry["key"].removeprefix("server:"), []).append(f"{host}:{port}")
     return found
+
+
+@dataclass(frozen=True)
+class Boards:
+    """The servers that a tracker knows under one key.
+
+    Attributes
+    ----------
+    addresses : tuple of str
+        ``host:port`` of each.
+    free : int
+        How many of them wait for a client.
+    waiting : int
+        How many clients wait for one of them.
+    """
+
+    addresses: tuple[str, ...]
+    free: int
+    waiting: int
+
+    @property
+    def in_use(self) -> int:
+        """How many have a client."""
+        return len(self.addresses) - self.free
+
+
+def boards(tracker: rpc.TrackerSession) -> dict[str, Boards]:
+    """Return what is registered at a tracker, and how much of it is free, by device key.
+
+    Raises
+    ------
+    DeviceError
+        If the tracker has gone.
+    """
+    try:
+        queues = tracker.summary()["queue_info"]
+    except (OSError, RuntimeError, ValueError) as err:
+        raise DeviceError(f"tracker {_name(tracker)}: connection lost ({err})") from err
+    found = {}
+    for key, addresses in sorted(devices(tracker).items()):
+        queue = queues.get(key, {})
+        free = min(int(queue.get("free", 0)), len(addresses))
+        found[key] = Boards(tuple(addresses), free, int(queue.get("pending", 0)))
+    return found
+
+
+def track(port: int) -> None:
+    """Be a tracker for boards and clients on all interfaces, until this process is ended.
+
+    Raises
+    ------
+    DeviceError
+        If the port is taken.
+    """
+    from tvm.rpc import tracker
+
+    try:
+        sock = socket.create_server(("", port))
+    except OSError as err:
+        raise DeviceError(f"port {port}: {err.strerror}; give another --port") from None
+    tracker._tracker_server(sock, base.random_key("tracker"))
 
 
 def wait_for_device(tracker: rpc.TrackerSession, key: str, timeout: float = 60.0, count: int = 1) -> list[str]:
@@ -180,6 +242,12 @@ def request(tracker: rpc.TrackerSession, key: str, session_timeout: float = 0) -
         raise RuntimeError(f"the tracker refused the request for {key!r}")
     host, port, matchkey = value
     return rpc.connect(host, port, matchkey, session_timeout), f"{host}:{port}"
+
+
+def end_session(remote: rpc.RPCSession) -> None:
+    """Give the device back now, not when Python has collected the last object that came from it."""
+    with contextlib.suppress(OSError, RuntimeError, AttributeError):
+        remote.get_function("CloseRPCConnection")()
 
 
 def use_threads(remote: rpc.RPCSession, count: int) -> None:
