@@ -17,7 +17,7 @@ from math import prod
 from tvm import s_tir, tirx
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
-from nnfuze_tvm.schedules import overlap, prefetch
+from nnfuze_tvm.schedules import overlap, prefetch, row_pairs
 from nnfuze_tvm.schedules.base import (
     PARALLEL_MIN_OPS,
     choose,
@@ -28,6 +28,9 @@ from nnfuze_tvm.schedules.base import (
 )
 from nnfuze_tvm.schedules.hardware import Hardware
 from nnfuze_tvm.schedules.intrinsics import Dot, dots
+
+# Steps of a dot product in one iteration, best first. By element, two leave LLVM registers enough.
+_UNROLLED = {False: (1, 2, 4), True: (2, 1, 4)}
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,8 @@ class Work:
         The accumulators are int32 and not float32.
     prepare : int
         Instructions per pixel and step that bring the data into order.
+    together : int
+        Pixels that one instruction takes: only multiples of them make a tile.
     constants : int
         Registers, per step at once, of what brings the data into order.
     at_once : tuple of int
@@ -90,6 +95,7 @@ class Work:
     integer: bool
     prepare: int = 0
     constants: int = 0
+    together: int = 1
     at_once: tuple[int, ...] = (1,)
 
 
@@ -117,7 +123,7 @@ def tiles(work: Work, hw: Hardware) -> list[Tile]:
         bandwidth = 64 if block_bytes < hw.l1_bytes else 16 if block_bytes < hw.l2_bytes else 6
         for pixels, at_once in product(range(1, min(hw.registers, work.rows * work.cols) + 1), work.at_once):
             accumulators = pixels * vectors
-            if _registers(work, pixels, vectors, at_once, hw) > hw.registers:
+            if pixels % work.together or _registers(work, pixels, vectors, at_once, hw) > hw.registers:
                 continue
             if hw.isa == "arm":
                 cycles = max(
@@ -152,7 +158,8 @@ def _registers(work: Work, pixels: int, vectors: int, at_once: int, hw: Hardware
     if at_once > 1:
         # LLVM goes from pixel to pixel, so it keeps the weights of all steps and the data of one pixel.
         wide = max(1, work.lanes * 4 // hw.vector_bytes)
-        return accumulators * wide + vectors * at_once + work.constants * at_once + work.temporaries
+        held = max(1, work.lanes * work.depth * work.weight_bytes // hw.vector_bytes)
+        return accumulators * wide + vectors * held * at_once + work.constants * at_once + work.temporaries
     # Weights that several pixels use stay in registers; of a single pixel's, each is used once. And a
     # broadcast that is used once gives its register to the float sum: LLVM then needs two per pixel.
     needed = accumulators + work.temporaries + work.constants + (vectors if pixels > 1 else 1)
@@ -203,7 +210,9 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool,
     constant_weights = node.reads[1].source.name in {param.name for param in _layout_free(sch)}
     channels = sizes[n_spatial - 1] // groups
     known = dots(hw.features, data, weights) if constant_weights else []
-    family = fitting([dot for dot in known if dot.sums == accumulator], channels, depth)
+    pixels = prod(sizes[n_spatial - 1 - pixel_axes : n_spatial - 1])
+    known = [dot for dot in known if dot.sums == accumulator and dot.rows <= pixels]
+    family = fitting(known, channels, depth)
     dot = family[0] if family else None
     lanes = dot.lanes if dot else hw.lanes(accumulator)
     work = Work(
@@ -219,6 +228,7 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool,
         latency=1.0 if accumulator == "int32" and not (dot and (dot.depth, dot.multiplies) == (4, 1)) else 4.0,
         temporaries=2 if accumulator == "float32" else 3 if dot else 4,
         constants=1 if dot and dot.paired else 0,
+        together=dot.rows if dot else 1,
         at_once=tuple(dot.steps for dot in family) or (1,),
         integer=accumulator != "float32",
     )
@@ -227,8 +237,9 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool,
         return False
     tile = choose(sch, options[:16], tunable)
     dot = next((dot for dot in family if dot.steps == tile.at_once), None)
+    by_element = bool(dot and dot.steps > 1 and dot.rows == 1 and not dot.paired)
     most = depth // (work.depth * tile.at_once)
-    unroll = choose(sch, [n for n in ((1, 2, 4) if dot else (2, 4, 1)) if most % n == 0], tunable, "unroll")
+    unroll = choose(sch, [n for n in (_UNROLLED[by_element] if dot else (2, 4, 1)) if most % n == 0], tunable, "unroll")
 
     pads = [block for block in sch.get_producers(anchor) if _is_padding(sch, block)]
     out = inline_around(sch, anchor, keep=pads)
@@ -288,6 +299,8 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool,
     _unroll_tile(sch, sch.get_loops(init)[-3:])
     if dot is not None:
         sch.tensorize(*(several or [lane]), dot.name)
+        if dot.rows > 1:
+            row_pairs.mark(sch, reduction[0], inside, dot)
     for pad in pads:
         _copy(sch, pad, hw)
     return True

@@ -269,6 +269,8 @@ VNNI = '{"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "znver4"}'
         (VNNI, "uint8", "vpdpbusd"),
         ("aarch64", "float32", r"fmla\s+v\d+\.4s, v\d+\.4s, v\d+\.s\[[0-3]\]"),
         ("aarch64", "uint8", "sadalp"),
+        ("aarch64+i8mm", "uint8", "smmla"),
+        ("aarch64+i8mm", "int8", "smmla"),
         ("aarch64", "int8", "smlal2"),
         ("aarch64+dotprod", "uint8", r"sdot\s+v\d+\.4s, v\d+\.16b, v\d+\.4b\[[0-3]\]"),
         ("aarch64+dotprod", "int8", r"sdot\s+v\d+\.4s, v\d+\.16b, v\d+\.4b\[[0-3]\]"),

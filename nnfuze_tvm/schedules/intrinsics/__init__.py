@@ -49,7 +49,7 @@ def dot_product(features: frozenset[str]) -> Dot | None:
     side by side, or None where a CPU has none.
     """
     found = dots(features, "uint8", "int8")
-    return next((dot for dot in found if dot.steps == 1 and not dot.paired), None)
+    return next((dot for dot in found if (dot.steps, dot.depth, dot.paired) == (1, 4, False)), None)
 
 
 def bytes_are_fast(features: frozenset[str]) -> bool:

@@ -62,6 +62,19 @@ def _sdot(total: Vector, data: Vector, weights: Vector, step: int) -> Vector:
     return _call("sdot", "int32x4", total, weights, _pick(data, *list(range(4 * step, 4 * step + 4)) * 4))
 
 
+def matrix_product(total: Vector, rows: Vector, columns: Vector) -> Vector:
+    """Add the products of two rows of eight int8 and two columns to 2 × 2 sums: ``smmla``."""
+    return _call("smmla", "int32x4", total, rows, columns)
+
+
+def _smmla(total: Vector, data: Vector, weights: Vector, step: int) -> Vector:
+    """Four int8 channels, eight products each, of one row: half of what ``smmla`` can do."""
+    row = _pick(data, *list(range(8 * step, 8 * step + 8)) * 2)
+    none = tirx.Broadcast(tirx.const(0, "int32"), 4)
+    low, high = (matrix_product(none, row, _pick(weights, *range(half, half + 16))) for half in (0, 16))
+    return total + tirx.Shuffle([low, high], [0, 1, 4, 5])
+
+
 def _by_lanes(dot: Dot, step: Step) -> tirx.PrimFunc:
     """Return the implementation of ``dot`` as a chain of its steps."""
     numbers = dot.steps * dot.depth
@@ -98,6 +111,11 @@ def _several(
 
 # By feature, the best first.
 _ALL: dict[str, list[tuple[Dot, Step]]] = {
+    "i8mm": [
+        pair
+        for data in ("uint8", "int8")
+        for pair in _several(2, _smmla, f"smmla_{data}", data=data, lanes=4, depth=8, multiplies=1, rows=2)
+    ],
     "dotprod": [
         pair
         for data in ("uint8", "int8")

@@ -36,6 +36,8 @@ class Dot:
         Packed weights hold the first two inputs of all lanes, then the next two, and not all inputs of the first lane.
     weights, sums : str
         Dtypes.
+    rows : int
+        Rows of data that the instruction takes; see ``row_pairs`` where it is 2. Per row, it is ``multiplies``.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Dot:
     paired: bool = False
     weights: str = "int8"
     sums: str = "int32"
+    rows: int = 1
 
     @property
     def packed(self) -> tuple[int, ...]:
