@@ -25,6 +25,7 @@ from nnfuze_tvm.schedules.base import (
     uses,
 )
 from nnfuze_tvm.schedules.hardware import Hardware
+from nnfuze_tvm.schedules.intrinsics import words
 
 # Rows of at most this many tiles are unrolled whole; more code than that no longer pays.
 _UNROLLED_TILES = 4
@@ -96,6 +97,11 @@ def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
         found = [Tile(divisors(ow, 8)[0], 1, lanes, False)]
     tile = choose(sch, found[:8], tunable)
 
+    # Bytes are loaded and widened, and results are narrowed, by several vectors of sums at once.
+    bytes_on_arm = hw.isa == "arm" and "neon" in hw.features and str(sch.get(conv).reads[1].source.dtype) == "int8"
+    at_once = next(n for n in (2, 1) if tile.vectors % n == 0) if bytes_on_arm else 1
+    lanes, vectors = tile.lanes * at_once, tile.vectors // at_once
+
     func = sch.mod["main"]
     constants = [func.params[int(i)].name for i in func.attrs.get("layout_free_buffers", [])]
     constant_weights = sch.get(conv).reads[1].source.name in constants
@@ -107,12 +113,12 @@ def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
         sch.annotate(packed, "meta_schedule.layout_rewrite_preproc", True)
 
     loop_n, loop_y, loop_x, loop_c = sch.get_loops(out)
-    block, vector, lane = sch.split(loop_c, [None, tile.vectors, tile.lanes])
+    block, vector, lane = sch.split(loop_c, [None, vectors, lanes])
     outer, col = sch.split(loop_x, [None, tile.cols])
     sch.reorder(loop_n, loop_y, outer, block, col, vector, lane)
     sch.compute_at(conv, block, preserve_unit_loops=True)
     _, _, acc_col, acc_c, tap_y, tap_x, group = sch.get_loops(conv)[-7:]
-    acc_vector, acc_lane = sch.split(acc_c, [None, tile.lanes])
+    acc_vector, acc_lane = sch.split(acc_c, [None, lanes])
     sch.reorder(tap_y, tap_x, group, acc_col, acc_vector, acc_lane)
     taps = (tap_y, tap_x) if kh * kw <= _UNROLLED_TAPS else ()
     rows = (outer,) if tile.whole_row else ()
@@ -123,6 +129,8 @@ def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
     if hw.cores > 1 and prod(shape) >= PARALLEL_MIN_OPS:
         sch.parallel(sch.fuse(loop_n, loop_y))
     init = sch.decompose_reduction(conv, tap_y)
+    if bytes_on_arm:
+        words.mark(sch, conv)
     *_, init_col, init_vector, init_lane = sch.get_loops(init)
     sch.unroll(init_col)
     sch.unroll(init_vector)

@@ -9,11 +9,12 @@ int16, which no intrinsic takes).
 
 from __future__ import annotations
 
-from nnfuze_tvm.schedules.intrinsics import arm, elementary, rounding, x86
+from nnfuze_tvm.schedules.intrinsics import arm, elementary, rounding, words, x86
 from nnfuze_tvm.schedules.intrinsics.description import Dot
 
 elementary.install()
 rounding.install()
+words.install()
 
 
 def dots(features: frozenset[str], data: str, weights: str) -> list[Dot]:
