@@ -241,7 +241,7 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool,
     most = depth // (work.depth * tile.at_once)
     unroll = choose(sch, [n for n in (_UNROLLED[by_element] if dot else (2, 4, 1)) if most % n == 0], tunable, "unroll")
 
-    pads = [block for block in sch.get_producers(anchor) if _is_padding(sch, block)]
+    pads = [block for block in sch.get_producers(anchor) if is_padding(sch, block)]
     out = inline_around(sch, anchor, keep=pads)
     if dot is not None and dot.data != data:
         pads = pads or [sch.cache_read(anchor, 0, "global")]
@@ -302,7 +302,7 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool,
         if dot.rows > 1:
             row_pairs.mark(sch, reduction[0], inside, dot)
     for pad in pads:
-        _copy(sch, pad, hw)
+        copy(sch, pad, hw)
     return True
 
 
@@ -317,7 +317,7 @@ def _streams(work: Work, hw: Hardware) -> bool:
     return work.steps * work.depth * work.channels * work.weight_bytes > hw.l2_bytes // 2
 
 
-def _is_padding(sch: s_tir.Schedule, block: SBlockRV) -> bool:
+def is_padding(sch: s_tir.Schedule, block: SBlockRV) -> bool:
     """Tell whether a block puts zeros around its data; without any it is worth no copy."""
     node = sch.get(block)
     shapes = [[int(extent) for extent in region.source.ty.shape] for region in (*node.reads, *node.writes)]
@@ -346,7 +346,7 @@ def _flatten_pixels(sch: s_tir.Schedule, anchor: SBlockRV, out: SBlockRV, width:
     sch.transform_block_layout(out, lambda n, y, x, f: (n, y * width + x, f))
 
 
-def _copy(sch: s_tir.Schedule, pad: SBlockRV, hw: Hardware) -> None:
+def copy(sch: s_tir.Schedule, pad: SBlockRV, hw: Hardware) -> None:
     """Schedule the padded or widened copy of the data."""
     node = sch.get(pad)
     lanes = hw.lanes(str(node.writes[0].source.dtype))

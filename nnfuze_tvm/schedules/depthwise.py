@@ -24,6 +24,7 @@ from nnfuze_tvm.schedules.base import (
     single_anchor,
     uses,
 )
+from nnfuze_tvm.schedules.contraction import copy, is_padding
 from nnfuze_tvm.schedules.hardware import Hardware
 from nnfuze_tvm.schedules.intrinsics import words
 
@@ -106,7 +107,9 @@ def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
     constants = [func.params[int(i)].name for i in func.attrs.get("layout_free_buffers", [])]
     constant_weights = sch.get(conv).reads[1].source.name in constants
 
-    out = inline_around(sch, conv)
+    # Conditions on loads keep LLVM from widening bytes once for all taps that they meet: a padded copy costs less.
+    pads = [block for block in sch.get_producers(conv) if is_padding(sch, block)] if bytes_on_arm else []
+    out = inline_around(sch, conv, keep=pads)
     packed = sch.cache_read(conv, 1, "global")
     sch.transform_layout(conv, ("read", 1), lambda f, y, x, c: (y, x, c, f))
     if constant_weights:
@@ -131,6 +134,8 @@ def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
     init = sch.decompose_reduction(conv, tap_y)
     if bytes_on_arm:
         words.mark(sch, conv)
+    for pad in pads:
+        copy(sch, pad, hw)
     *_, init_col, init_vector, init_lane = sch.get_loops(init)
     sch.unroll(init_col)
     sch.unroll(init_vector)

@@ -131,3 +131,9 @@ def test_accumulators_fit_the_registers(name, dtype):
         for tile in depthwise.tiles(width, channels, hw.lanes(dtype), hw):
             assert channels % (tile.vectors * tile.lanes) == 0
             assert tile.cols * tile.vectors < hw.registers
+
+
+@pytest.mark.parametrize(("integer", "instruction"), [(True, "smlal2"), (False, "fmla")])
+def test_an_arm_kernel_multiplies_and_adds_at_once(integer, instruction):
+    mod, _ = depthwise_module(9, 9, 32, integer=integer)
+    assert kernels.assembly(mod, resolve("aarch64")).count(f"\t{instruction}\t") >= 8

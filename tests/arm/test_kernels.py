@@ -1,0 +1,100 @@
+"""Kernels of every ARM generation, run on emulated boards: integers equal NumPy's, floats but for rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tvm
+from tvm import relax
+
+from nnfuze_tvm.devices import toolchain
+from nnfuze_tvm.devices import tracker as trackers
+from nnfuze_tvm.devices.targets import resolve
+from tests.schedules import kernels
+
+Board = Callable[[str], str]
+
+# Height and width, input and output channels, kernel, stride, groups: whole tiles, tiles that overlap or run on into
+# the next row, single pixels, depths that fill one, two, three or four steps, depthwise layers.
+SHAPES = (
+    ((8, 8), 32, 32, 3, 1, 1),
+    ((7, 9), 20, 24, 3, 2, 1),
+    ((5, 5), 12, 8, 1, 1, 1),
+    ((6, 7), 16, 16, 3, 1, 2),
+    ((1, 1), 64, 40, 1, 1, 1),
+    ((3, 3), 256, 64, 3, 1, 1),
+    ((9, 10), 48, 48, 3, 1, 48),
+    ((9, 10), 24, 24, 5, 2, 24),
+)
+
+
+def convolutions(dtype: str) -> tuple[tvm.IRModule, dict[str, np.ndarray], list[np.ndarray]]:
+    """Return a module of one convolution per shape, their inputs, and the results as NumPy has them."""
+    rng = np.random.default_rng(0)
+    integer = dtype != "float32"
+    inputs, weights, expected = {}, [], []
+    for i, (size, channels, out, kernel, stride, groups) in enumerate(SHAPES):
+        shapes = (1, *size, channels), (out, kernel, kernel, channels // groups)
+        low = 0 if dtype == "uint8" else -127
+        # The largest products, too: they must not overflow where two of them are added in int16.
+        data = rng.choice([low, 127], shapes[0]) if integer else rng.standard_normal(shapes[0])
+        factors = rng.choice([-127, 127], shapes[1]) if integer else rng.standard_normal(shapes[1])
+        inputs[f"x{i}"], own = data.astype(dtype), factors.astype("int8" if integer else dtype)
+        weights.append(own)
+        expected.append(convolve(inputs[f"x{i}"], own, stride, groups))
+
+    def body(builder: relax.BlockBuilder, params: list[relax.Var]) -> relax.Expr:
+        results = []
+        for param, own, (*_, kernel, stride, groups) in zip(params, weights, SHAPES, strict=True):
+            call = relax.op.nn.conv2d(
+                param,
+                relax.const(own),
+                strides=stride,
+                padding=kernel // 2,
+                groups=groups,
+                data_layout="NHWC",
+                kernel_layout="OHWI",
+                out_dtype="int32" if integer else None,
+            )
+            results.append(builder.emit(call))
+        return relax.Tuple(results)
+
+    mod = kernels.single_function({name: (array.shape, dtype) for name, array in inputs.items()}, body)
+    return mod, inputs, expected
+
+
+def convolve(data: np.ndarray, weights: np.ndarray, stride: int, groups: int) -> np.ndarray:
+    """Return the exact convolution of NHWC data with OHWI weights, zeros around."""
+    wide = np.int64 if data.dtype != np.float32 else np.float64
+    out, kernel, _, depth = weights.shape
+    pad = kernel // 2
+    padded = np.pad(data.astype(wide), ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (kernel, kernel), (1, 2))[:, ::stride, ::stride]
+    split = windows.reshape(*windows.shape[:3], groups, depth, kernel, kernel)
+    own = weights.astype(wide).reshape(groups, out // groups, kernel, kernel, depth)
+    return np.einsum("nyxgcij,goijc->nyxgo", split, own).reshape(*windows.shape[:3], out)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint8", "int8"])
+@pytest.mark.parametrize("name", ["rpi3", "rpi4", "rpi5", "neoverse-n1", "aarch64+i8mm"])
+def test_convolutions_equal_numpy(name: str, dtype: str, tracker: str, board: Board, tmp_path: Path) -> None:
+    from nnfuze_tvm.devices.boards import BOARDS
+
+    target = resolve(name)
+    mod, inputs, expected = convolutions(dtype)
+    scheduled, _ = kernels.schedule(mod, target)
+    path = toolchain.export_library(tvm.compile(scheduled, target=target), tmp_path / "kernels.so", target)
+    remote = trackers.request(trackers.connect(tracker), board(str(BOARDS[name].emulated)), 300)[0]
+    remote.upload(str(path))
+    machine = relax.VirtualMachine(remote.load_module("kernels.so"), remote.cpu())
+    machine.set_input("main", *(tvm.runtime.tensor(array, remote.cpu()) for array in inputs.values()))
+    machine.invoke_stateful("main")
+    for i, want in enumerate(expected):
+        got = machine.get_outputs("main")[i].numpy()
+        if dtype == "float32":
+            np.testing.assert_allclose(got, want, atol=1e-5 * np.ptp(want), rtol=0, err_msg=str(SHAPES[i]))
+        else:
+            np.testing.assert_array_equal(got, want, err_msg=str(SHAPES[i]))
