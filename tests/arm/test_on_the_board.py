@@ -1,0 +1,137 @@
+"""What runs a bundle on the board itself, with nothing of TVM but its runtime, and `nnfuze deploy` from outside."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tvm_ffi
+
+import nnfuze_tvm
+from nnfuze_tvm import cli
+from nnfuze_tvm.bundle import Bundle
+from nnfuze_tvm.devices import emulator
+from nnfuze_tvm.runner import made_up
+
+ROOT = Path(__file__).parents[2]
+SPEECH = ROOT / "examples/speech"
+PROGRAMS = ROOT / "examples/board"
+MODEL = "cortex-a72"
+
+
+def compiled(target: str, out: Path) -> Path:
+    models = [SPEECH / "shared" / name for name in ("keyword.onnx", "speaker.onnx")]
+    options = ["--target", target, "--quantize", "int8", "--calibration", SPEECH / "calibration.npz", "--no-compare"]
+    assert cli.run(["compile", *map(str, [*models, *options]), "-o", str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the example pair in int8 for this machine and for two kinds of boards."""
+    folder = tmp_path_factory.mktemp("bundles")
+    for target in ("host", "rpi4", "rpi5"):
+        compiled(target, folder / target)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def answers(bundles: Path) -> dict[str, np.ndarray]:
+    """What this machine says to the made-up input; its file is ``audio.npy`` beside the bundles."""
+    bundle = Bundle.load(bundles / "host")
+    sample = made_up(bundle.inputs)
+    np.save(bundles / "audio.npy", sample["audio"])
+    return bundle.run(sample)  # type: ignore[return-value]
+
+
+def check(printed: str, answers: dict[str, np.ndarray]) -> None:
+    found = {task: values for task, *values in map(str.split, printed.splitlines())}
+    assert found.keys() == answers.keys()
+    for task, values in answers.items():
+        np.testing.assert_array_equal(np.array(found[task], "float32"), values.ravel())
+
+
+def run(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(("target", "model"), [("rpi4", "cortex-a72"), ("rpi5", "cortex-a76"), ("rpi4", "max")])
+def test_deploy(
+    target: str,
+    model: str,
+    bundles: Path,
+    answers: dict[str, np.ndarray],
+    tracker: str,
+    board: Callable[[str], str],
+) -> None:
+    found = nnfuze_tvm.deploy(bundles / target, tracker, board(model), repeat=2)
+    for task, values in answers.items():
+        np.testing.assert_array_equal(found.answers[task], values)
+
+
+def test_deploy_to_a_cpu_that_lacks_something(
+    bundles: Path, tracker: str, board: Callable[[str], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["deploy", str(bundles / "rpi5"), "--tracker", tracker, "--key", board(MODEL)]
+    assert cli.run(command) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert re.search(r"made for a CPU with .*dotprod.* \(cortex-a76\), which the board lacks", error[-1])
+    assert not any("upload" in line for line in error)
+
+
+def test_python_program(bundles: Path, answers: dict[str, np.ndarray]) -> None:
+    command, env = emulator.python(MODEL, emulator.folder())
+    done = run([*command, str(PROGRAMS / "run.py"), "rpi4", "audio=audio.npy"], cwd=bundles, env=env)
+    assert done.returncode == 0, done.stderr
+    check(done.stdout, answers)
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the C++ program and TVM's two libraries: all that a board without Python needs."""
+    site = emulator.folder() / "site"
+    folder = tmp_path_factory.mktemp("board")
+    for library in ("tvm/lib/libtvm_runtime.so", "tvm_ffi/lib/libtvm_ffi.so"):
+        shutil.copy(site / library, folder)
+    compiler = [sys.executable, "-m", "ziglang", "c++", "-target", "aarch64-linux-gnu.2.28", "-std=c++17", "-O2"]
+    libraries = ["-Wl,--no-as-needed", "-L", str(folder), "-ltvm_runtime", "-ltvm_ffi"]
+    include = ["-I", str(Path(tvm_ffi.__file__).parent / "include")]
+    done = run([*compiler, str(PROGRAMS / "run.cc"), "-o", str(folder / "run"), *include, *libraries])
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.timeout(600)
+def test_c_plus_plus_program(program: Path, bundles: Path, answers: dict[str, np.ndarray]) -> None:
+    root = emulator.folder() / "root"
+    emulated = [
+        "qemu-aarch64",
+        "-cpu",
+        MODEL,
+        "-L",
+        str(root),
+        "-E",
+        f"LD_LIBRARY_PATH={program}",
+        str(program / "run"),
+    ]
+    done = run([*emulated, "rpi4", "audio=audio.npy"], cwd=bundles)
+    assert done.returncode == 0, done.stderr
+    check(done.stdout, answers)
+    mistakes = [[], ["rpi4"], ["rpi4", "audio"], ["rpi4", "audio=rpi4/lib.so"], ["none"], ["host", "audio=audio.npy"]]
+    for mistake in mistakes:
+        done = run([*emulated, *mistake], cwd=bundles)
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.startswith("error: ")
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_parameters_are_in_the_library(bundles: Path) -> None:
+    weights = json.loads((bundles / "rpi4/manifest.json").read_text())["metrics"]["parameter_bytes"]
+    assert (bundles / "rpi4/lib.so").stat().st_size > weights
