@@ -113,7 +113,7 @@ def test_known_targets(name):
 @pytest.mark.parametrize("kind", ["conv2d", "dense"])
 @pytest.mark.parametrize("weight", [-127, -128])
 def test_lowest_weights_are_exact_on_signed_data(kind, weight):
-    """A CPU that multiplies magnitudes has none for -128."""
+    """A CPU that multiplies magnitudes would have none for -128; see also ``tests/arm/test_lowest_numbers.py``."""
     scale, zero = relax.const(np.float32(1.0)), relax.const(np.int8(0))
     builder = relax.BlockBuilder()
     shape, weight_shape = ((1, 8, 3, 3), (16, 8, 1, 1)) if kind == "conv2d" else ((1, 8), (8, 16))

@@ -164,6 +164,6 @@ class IntegerOps(SumOps):
 def _weights(codes: np.ndarray) -> relax.Expr:
     """Return weights as the integer graph holds them: int8 in [-127, 127], what reaches -128 as int16.
 
-    Dot-product instructions for int8 may move the sign of the data to the weights, and -(-128) is no int8.
+    Signed data reach -128, too, and two such products exceed int16, where CPUs without dot products add them.
     """
     return relax.const(codes.astype("int16" if codes.min(initial=0) == -128 else "int8"))

@@ -2,9 +2,10 @@
 
 ``dots`` lists the intrinsics of the instruction sets at hand. All of those for integers compute
 ``C[i] += sum(A[k] * B[i, k] for k in range(depth))`` in exact int32 arithmetic, so results are the same bits
-everywhere. Two conditions make that true on AVX2 (whose ``vpmaddubsw`` saturates at int16): ``uint8`` data
-holds values up to 127 only, and int8 weights are never -128 (``RealizeInteger`` holds layers with such weights in
-int16, which no intrinsic takes).
+everywhere. Two conditions make that true where two products are added in int16: ``uint8`` data hold values up to 127
+only (AVX2's ``vpmaddubsw``; 2 · 255 · 127 would saturate), and int8 weights are never -128 (AArch64's ``smlal`` with
+signed data; 2 · 128 · 128 would wrap). ``RealizeInteger`` sees to both; it holds layers with other weights in int16,
+which no intrinsic multiplies by int8.
 """
 
 from __future__ import annotations
