@@ -28,7 +28,7 @@ On a machine that all boards reach: where they register.
 [bold]nnfuze devices serve --tracker 192.168.1.10:9190 --key rpi4[/bold]
 On the board: run what is sent to it.
 
-[bold]nnfuze devices emulate --cpu cortex-a72 --tracker 127.0.0.1:9190 --key rpi4[/bold]
+[bold]nnfuze devices emulate --tracker 127.0.0.1:9190 --key rpi4[/bold]
 Instead of a board: an emulated one, on this machine.
 
 [bold]nnfuze devices check rpi4 --tracker 192.168.1.10:9190[/bold]
@@ -142,9 +142,11 @@ def serve_command(tracker: Tracker, key: Key) -> None:
 
 @app.command("emulate")
 def emulate_command(
-    cpu: Annotated[str, typer.Option(help="A CPU model of QEMU, such as cortex-a72.", show_default=False)],
     tracker: Tracker,
     key: Key,
+    cpu: Annotated[
+        str | None, typer.Option(help="A CPU model of QEMU, such as cortex-a72; by default that of the key's board.")
+    ] = None,
     count: Annotated[int, typer.Option(min=1, help="How many boards.")] = 1,
 ) -> None:
     """Run emulated 64-bit ARM boards on this machine, until Ctrl-C.
@@ -153,7 +155,10 @@ def emulate_command(
     and mmdebstrap. The first time, an ARM system of 220 MB is downloaded into ~/.cache/nnfuze.
     """
     from nnfuze_tvm.devices import emulator
+    from nnfuze_tvm.devices.boards import BOARDS
 
+    if cpu is None and (key not in BOARDS or not (cpu := BOARDS[key].emulated)):
+        raise DeviceError(f"device {key!r}: no board that can be emulated; say what CPU, for example --cpu cortex-a72")
     with until_ended(), ExitStack() as stack:
         with progress() as announce:
             boards = stack.enter_context(emulator.emulate(cpu, tracker, key, count, announce=announce))

@@ -136,6 +136,7 @@ def test_a_board_and_a_tracker_from_the_command_line() -> None:
         (["list", "--tracker", "nowhere"], "write it as host:port"),
         (["serve", "--tracker", "nowhere", "--key", "x"], "write it as host:port"),
         (["emulate", "--cpu", "cortex-a72", "--key", "x"], "Missing option '--tracker'"),
+        (["emulate", "--tracker", "127.0.0.1:1", "--key", "x"], "device 'x': no board that can be emulated"),
         (["tracker", "--port", "TRACKER"], "give another --port"),
     ],
 )

@@ -252,3 +252,21 @@ def _run(command: list[str], env: Mapping[str, str]) -> None:
         lines = [line.strip() for line in done.stdout.splitlines() if line.strip()] or ["no message"]
         errors = [line for line in lines if line.startswith(("E:", "ERROR"))] or lines[-1:]
         raise DeviceError(f"{Path(command[0]).name} failed while an emulated board was made: {errors[0]}")
+
+
+def _main(arguments: list[str]) -> None:
+    """Become a Python script or a program on an emulated CPU, with TVM's runtime at hand."""
+    if len(arguments) < 2:
+        sys.exit("usage: python -m nnfuze_tvm.devices.emulator CPU SCRIPT.py|PROGRAM ARGUMENT ...")
+    cpu, program, *rest = arguments
+    try:
+        command, env = python(cpu, folder())
+    except DeviceError as err:
+        sys.exit(f"error: {err}")
+    if not program.endswith(".py"):
+        command = command[:-1]
+    os.execvpe(command[0], [*command, program, *rest], env)
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1:])

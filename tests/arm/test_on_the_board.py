@@ -25,6 +25,9 @@ SPEECH = ROOT / "examples/speech"
 PROGRAMS = ROOT / "examples/board"
 MODEL = "cortex-a72"
 
+# zig builds its C++ library the first time.
+pytestmark = pytest.mark.timeout(1500)
+
 
 def compiled(target: str, out: Path) -> Path:
     models = [SPEECH / "shared" / name for name in ("keyword.onnx", "speaker.onnx")]
@@ -108,7 +111,6 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.timeout(600)
 def test_c_plus_plus_program(program: Path, bundles: Path, answers: dict[str, np.ndarray]) -> None:
     root = emulator.folder() / "root"
     emulated = [
