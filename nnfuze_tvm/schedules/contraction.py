@@ -110,6 +110,8 @@ def tiles(work: Work, hw: Hardware) -> list[Tile]:
     once. Where pixels don't divide a row, either the last tile of every row overlaps the one before it, or tiles run
     on into the next row, and then only the image's last one overlaps. Where the weights outgrow the cache, all tiles
     of a channel block stand in one loop, which prefetches the next block's.
+
+    On ARM, whose cores start few instructions per cycle of whatever kind, a step costs what it executes.
     """
     found: list[tuple[float, int, Tile]] = []
     streams = _streams(work, hw)
