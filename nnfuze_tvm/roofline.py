@@ -26,6 +26,7 @@ from tvm.s_tir import meta_schedule as ms
 from tvm.script import tirx as T
 from tvm.target import Target
 
+from nnfuze_tvm.devices import tracker
 from nnfuze_tvm.devices.toolchain import export_library
 from nnfuze_tvm.runner import use_threads
 from nnfuze_tvm.schedules.hardware import Hardware
@@ -121,7 +122,7 @@ def measure(target: Target, threads: int = 1, remote: tvm.rpc.RPCSession | None 
         else:
             remote.upload(str(path))
             module, device = remote.load_module(path.name), remote.cpu()
-            remote.get_function("runtime.config_threadpool")(1, threads)
+            tracker.use_threads(remote, threads)
         rates = {gvar.name_hint: _rate(module, device, gvar.name_hint, func) for gvar, func in mod.functions_items()}
     return Machine(
         fp32=rates["fp32"],

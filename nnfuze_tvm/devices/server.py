@@ -31,6 +31,7 @@ from nnfuze_tvm.devices import cpu
 # What a client is told in place of an answer begins with one of these, as with TVM's own server.
 TIMEOUT_ERROR = "RPCSessionTimeoutError"
 CRASH_ERROR = "RPCSessionCrashError"
+LAST_WORDS = (TIMEOUT_ERROR, CRASH_ERROR)
 
 # The function by which a session sets its number of threads.
 USE_THREADS = "nnfuze.use_threads"
@@ -94,7 +95,7 @@ def serve(sock: socket.socket, tracker: tuple[str, int], key: str, address: str 
             time.sleep(_RETRY_SECONDS)
             continue
         with client:
-            _session(client, peer, timeout)
+            _session(sock, client, peer, timeout)
 
 
 class _Registration:
@@ -179,10 +180,10 @@ def keep_alive(sock: socket.socket) -> None:
                 sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-def _session(client: socket.socket, peer: str, timeout: float | None) -> None:
+def _session(sock: socket.socket, client: socket.socket, peer: str, timeout: float | None) -> None:
     """Run one session to its end, which is the client's, the timeout or a crash."""
     with tempfile.TemporaryDirectory(prefix="nnfuze-session-", ignore_cleanup_errors=True) as folder:
-        process = multiprocessing.get_context("fork").Process(target=_session_main, args=(client, folder))
+        process = multiprocessing.get_context("fork").Process(target=_session_main, args=(sock, client, folder))
         process.start()
         ended_by = _watch(process, client, timeout)
         if process.is_alive():
@@ -224,7 +225,9 @@ def _watch(process: BaseProcess, client: socket.socket, timeout: float | None) -
             ended_by = "client"
 
 
-def _session_main(client: socket.socket, folder: str) -> None:
+def _session_main(sock: socket.socket, client: socket.socket, folder: str) -> None:
+    # Else a server that is killed could not be started again on its port before its session has ended, too.
+    sock.close()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     # TVM's functions for sending and loading files keep it for as long as this process lives.

@@ -98,7 +98,9 @@ def connect(address: str, timeout: float = 10.0) -> rpc.TrackerSession:
     while True:
         try:
             _handshake(host, port, max(0.5, deadline - time.monotonic()))
-            return rpc.TrackerSession((host, port))
+            session = rpc.TrackerSession((host, port))
+            server.keep_alive(session._sock)
+            return session
         except _NoTracker as err:
             raise DeviceError(f"tracker {address}: what answers there is no TVM RPC tracker") from err
         except (OSError, RuntimeError) as err:
@@ -236,12 +238,18 @@ def request(tracker: rpc.TrackerSession, key: str, session_timeout: float = 0) -
     OSError, RuntimeError
         If the tracker or the device drops the connection.
     """
+    host, port, matchkey = reserve(tracker, key)
+    return rpc.connect(host, port, matchkey, session_timeout), f"{host}:{port}"
+
+
+def reserve(tracker: rpc.TrackerSession, key: str) -> tuple[str, int, str]:
+    """Wait for a free device under ``key``; return host, port and the word that it waits for, see ``request``."""
     base.sendjson(tracker._sock, [base.TrackerCode.REQUEST, key, "", 1])
     code, value = base.recvjson(tracker._sock)
     if code != base.TrackerCode.SUCCESS:
         raise RuntimeError(f"the tracker refused the request for {key!r}")
     host, port, matchkey = value
-    return rpc.connect(host, port, matchkey, session_timeout), f"{host}:{port}"
+    return host, int(port), matchkey
 
 
 def end_session(remote: rpc.RPCSession) -> None:

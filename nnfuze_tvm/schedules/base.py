@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 import tvm
+import tvm_ffi
 from tvm import s_tir, tirx
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
@@ -46,6 +47,19 @@ def note(sch: s_tir.Schedule, **facts: object) -> None:
     if outermost is not None:
         for name, value in facts.items():
             sch.annotate(outermost, f"{_NOTE}{name}", value if isinstance(value, int) else str(value))
+
+
+def statements(mod: tvm.IRModule) -> list[tirx.Stmt]:
+    """Return every loop and block of a module: while the caller keeps them, no schedule changes ``mod``.
+
+    A TVM schedule mutates in place what nothing else refers to, but does not ask who refers to the sequence around
+    it: with a note in the outermost block, the nests of a kernel that has several are still those of the original.
+    """
+    found: list[tirx.Stmt] = []
+    for func in mod.functions.values():
+        if isinstance(func, tirx.PrimFunc):
+            tvm_ffi.structural_walk(func.body, [(tirx.For, found.append), (s_tir.SBlock, found.append)])
+    return found
 
 
 def take_notes(func: tirx.PrimFunc) -> tuple[tirx.PrimFunc, dict[str, int | str]]:

@@ -12,7 +12,7 @@ from tvm.target import Target
 
 from nnfuze_tvm import schedules
 from nnfuze_tvm.schedules import fallback
-from nnfuze_tvm.schedules.base import take_notes
+from nnfuze_tvm.schedules.base import statements, take_notes
 from nnfuze_tvm.schedules.hardware import Hardware
 
 logger = logging.getLogger(__name__)
@@ -41,6 +41,7 @@ class ScheduleKernels:
         rules made), ``nnfuze.knobs`` maps the knobs' names to their values.
         """
         if self.database is not None:
+            _originals = [statements(record.workload.mod) for record in self.database.get_all_tuning_records()]
             with self.target, self.database:
                 mod = relax.transform.MetaScheduleApplyDatabase()(mod)
         for gvar, func in mod.functions_items():
@@ -60,6 +61,7 @@ def schedule_kernel(name: str, func: tirx.PrimFunc, target: Target) -> tirx.Prim
     then gets the fallback's schedule, and the log says so.
     """
     mod = tvm.IRModule({"main": func.with_attr("global_symbol", "main")})
+    _original = statements(mod)
     sch = s_tir.Schedule(mod, error_render_level="fast")
     try:
         rule = schedules.apply(sch, target)

@@ -20,6 +20,7 @@ from nnfuze_tvm.devices import tracker as trackers
 from nnfuze_tvm.devices.processes import Nursery
 from nnfuze_tvm.errors import DeviceError, InputError
 from nnfuze_tvm.tuning import workers
+from nnfuze_tvm.tuning.fleet import Fleet
 from nnfuze_tvm.tuning.journal import WorkDir
 from nnfuze_tvm.tuning.kernels import extract
 from nnfuze_tvm.tuning.loop import Loop
@@ -68,7 +69,7 @@ def tune(
         ``host:port`` of an RPC tracker. Without it, the job starts a tracker and a server on this machine and
         stops them at the end.
     key : str, optional
-        The devices' key at the tracker; all devices under it are used at once.
+        The devices' key at the tracker; all devices under it are used at once, also those that come later.
     progress : bool
         Show bars on the terminal.
     threads : int
@@ -76,7 +77,8 @@ def tune(
     timeout : float
         Seconds that one candidate may take to compile, and again to measure.
     wait_for_device : float
-        Seconds to wait for a tracker that does not answer, and for a device while none is registered.
+        Seconds to wait for a tracker that does not answer, and for a device while none is registered; at the
+        beginning, and whenever the last one has gone.
     seed : int
         Makes the choice of candidates repeatable, as far as the measured times repeat.
     space : callable, optional
@@ -146,22 +148,16 @@ def tune(
         directory.write_workloads(kernels, target)
         if tracker is None:
             tracker = stack.enter_context(trackers.EmbeddedTracker(key=key, nursery=nursery)).address
-        session = trackers.connect(tracker, wait_for_device)
-        found = trackers.wait_for_device(session, key, wait_for_device)
+        fleet = Fleet(tracker, key, wait_for_device)
         display: Progress = Bars() if progress else Progress()
         stack.callback(display.stop)
-
-        def check_devices(waited: float) -> None:
-            if waited > wait_for_device:
-                trackers.wait_for_device(session, key, 0)
-
         modules = {kernel.id: kernel.mod for kernel in kernels}
         loop = Loop(
             directory,
             Pool(nursery, os.cpu_count() or 1, timeout, workers.compile_loop, modules, target, space),
             Pool(
                 nursery,
-                len(found),
+                len(fleet.devices),
                 timeout + _GRACE,
                 workers.measure_loop,
                 tracker,
@@ -170,11 +166,11 @@ def tune(
                 threads,
                 from_note=True,
             ),
+            fleet,
             limit=trials,
             seed=seed,
             display=display,
-            alone=all(device.startswith("127.") for device in found),
-            check_devices=check_devices,
+            patience=wait_for_device,
         )
         try:
             loop.run(kernels)

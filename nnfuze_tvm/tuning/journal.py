@@ -2,8 +2,10 @@
 
 - ``job.json``: what the job is about: target, device key, kernels, versions.
 - ``journal.jsonl``: one line per trial, failures included; the truth.
+- ``finals.jsonl``: one line per kernel whose trials are done: the untuned schedule and the best few, measured again
+  in turns.
 - ``database_workload.json``: the kernels, in MetaSchedule's format.
-- ``database_tuning_record.json``: the best trial of each kernel, in MetaSchedule's format, from the journal.
+- ``database_tuning_record.json``: the best trial of each kernel, in MetaSchedule's format, from these two.
 - ``logs/``: what compile workers, servers and TVM print.
 """
 
@@ -12,17 +14,22 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import IO, Any, TypeVar
 
 import tvm
 
 from nnfuze_tvm.errors import InputError
 from nnfuze_tvm.tuning.kernels import Kernel, kernel_id
 from nnfuze_tvm.tuning.search import Decisions
+
+_Line = TypeVar("_Line")
+
+# The same candidates, measured in turns, differ by less than this share.
+_NOISE = 0.01
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,8 @@ class Trial:
         Seconds since the epoch.
     trace : Any
         The schedule's trace, as MetaSchedule writes it.
+    lost : tuple of str
+        The devices that went away with the candidate before the one that gave the result.
     """
 
     kernel: str
@@ -61,11 +70,46 @@ class Trial:
     started: float
     finished: float
     trace: Any
+    lost: tuple[str, ...] = ()
 
     @property
     def time(self) -> float | None:
         """The median of the repeats in seconds."""
         return median(self.seconds) if self.seconds else None
+
+
+@dataclass(frozen=True)
+class Final:
+    """The untuned schedule of a kernel and its best candidates, measured in turns on one device.
+
+    Single trials are taken at different times, on devices that may differ or be disturbed; these compare.
+
+    Attributes
+    ----------
+    kernel : str
+        The kernel's id.
+    decisions : tuple of tuple of int
+        The candidates; the untuned one first, if it runs.
+    seconds : tuple of list of float
+        The times of each.
+    trials : int
+        How many trials of the kernel were known.
+    device : str
+        ``host:port`` of the device.
+    """
+
+    kernel: str
+    decisions: tuple[Decisions, ...]
+    seconds: tuple[list[float], ...]
+    trials: int
+    device: str
+
+    @property
+    def winner(self) -> int:
+        """The position of the fastest one; the first, unless another one is faster by more than noise."""
+        times = [median(seconds) for seconds in self.seconds]
+        fastest = min(range(len(times)), key=times.__getitem__)
+        return fastest if times[fastest] < times[0] * (1 - _NOISE) else 0
 
 
 class WorkDir:
@@ -91,6 +135,7 @@ class WorkDir:
             raise InputError(f"work directory {self.path}: another tuning job is using it") from err
         self.journal = self.path / "journal.jsonl"
         self.trials = read_journal(self.path, repair=True)
+        self.finals = {final.kernel: final for final in _read(self.path / "finals.jsonl", _final, True)}
         self._out = open(self.journal, "a", encoding="utf-8")
         self._order: list[str] = []
         self._target: Any = None
@@ -102,14 +147,24 @@ class WorkDir:
 
     def append(self, trial: Trial) -> None:
         """Write one trial; it is on the disk when this returns."""
-        self._out.write(json.dumps(asdict(trial), separators=(",", ":")) + "\n")
-        self._out.flush()
-        os.fsync(self._out.fileno())
+        _append(self._out, trial)
         self.trials.append(trial)
+
+    def decide(self, final: Final) -> None:
+        """Write the comparison that ends a kernel; it is on the disk when this returns."""
+        with open(self.path / "finals.jsonl", "a", encoding="utf-8") as out:
+            _append(out, final)
+        self.finals[final.kernel] = final
+
+    def final(self, kernel: str) -> Final | None:
+        """Return a kernel's comparison, if it was made and no trial has come after it."""
+        final = self.finals.get(kernel)
+        return final if final and final.trials == sum(t.kernel == kernel for t in self.trials) else None
 
     def discard_journal(self) -> None:
         """Set the journal aside as ``journal.failed.jsonl``."""
         os.replace(self.journal, self.journal.with_name("journal.failed.jsonl"))
+        (self.path / "finals.jsonl").unlink(missing_ok=True)
 
     def claim(self, facts: dict[str, Any], fixed: Sequence[str]) -> None:
         """Write ``job.json``; the facts named in ``fixed`` may not differ from those of an earlier run.
@@ -148,14 +203,21 @@ class WorkDir:
 
     def write_records(self) -> None:
         """Write the best trial of each kernel as MetaSchedule's tuning records."""
-        best: dict[str, tuple[float, Trial]] = {}
+        best: dict[str, Trial] = {}
         for trial in self.trials:
-            if trial.time is not None and (trial.kernel not in best or trial.time < best[trial.kernel][0]):
-                best[trial.kernel] = trial.time, trial
+            fastest = best.get(trial.kernel)
+            if trial.time is not None and (fastest is None or fastest.time is None or trial.time < fastest.time):
+                best[trial.kernel] = trial
+        records = {id_: (trial.trace, trial.seconds) for id_, trial in best.items()}
+        for id_ in best:
+            if final := self.final(id_):
+                decisions = final.decisions[final.winner]
+                won = next(t for t in self.trials if t.kernel == id_ and t.decisions == decisions)
+                records[id_] = won.trace, final.seconds[final.winner]
         lines = [
-            json.dumps([index, [best[id_][1].trace, best[id_][1].seconds, self._target, None]])
+            json.dumps([index, [*records[id_], self._target, None]])
             for index, id_ in enumerate(self._order)
-            if id_ in best
+            if id_ in records
         ]
         _replace(self.path / "database_tuning_record.json", "".join(line + "\n" for line in lines))
 
@@ -168,7 +230,20 @@ def read_journal(work_dir: str | os.PathLike[str], *, repair: bool = False) -> l
     InputError
         If any other line can't be read.
     """
-    path = Path(work_dir) / "journal.jsonl"
+    return _read(Path(work_dir) / "journal.jsonl", _trial, repair)
+
+
+def _trial(fields: dict[str, Any]) -> Trial:
+    changed = {"decisions": tuple(fields["decisions"]), "lost": tuple(fields.get("lost", ()))}
+    return Trial(**{**fields, **changed})
+
+
+def _final(fields: dict[str, Any]) -> Final:
+    changed = {"decisions": tuple(map(tuple, fields["decisions"])), "seconds": tuple(fields["seconds"])}
+    return Final(**{**fields, **changed})
+
+
+def _read(path: Path, make: Callable[[dict[str, Any]], _Line], repair: bool) -> list[_Line]:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -176,14 +251,19 @@ def read_journal(work_dir: str | os.PathLike[str], *, repair: bool = False) -> l
     whole = data[: data.rfind(b"\n") + 1]
     if repair and len(whole) < len(data):
         os.truncate(path, len(whole))
-    trials = []
+    lines = []
     for number, line in enumerate(whole.splitlines(), 1):
         try:
-            fields = json.loads(line)
-            trials.append(Trial(**{**fields, "decisions": tuple(fields["decisions"])}))
+            lines.append(make(json.loads(line)))
         except (ValueError, TypeError, KeyError) as err:
             raise InputError(f"{path}, line {number}: damaged; delete the line to go on without it") from err
-    return trials
+    return lines
+
+
+def _append(out: IO[str], line: Trial | Final) -> None:
+    out.write(json.dumps(asdict(line), separators=(",", ":")) + "\n")
+    out.flush()
+    os.fsync(out.fileno())
 
 
 def _replace(path: Path, text: str) -> None:

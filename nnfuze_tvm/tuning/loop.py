@@ -1,27 +1,37 @@
-"""The loop of a tuning job: propose, compile, measure, note; batch by batch, kernel by kernel."""
+"""The loop of a tuning job: propose, compile, measure, note; batch by batch, kernel by kernel.
+
+Losing a device costs the run that was on it. What was lost is measured again, wherever a device is free: a server
+of ours says when a session was ended by a crash or by its timeout, which is the candidate's failure; without such
+last words the device is at fault, as far as can be told. A candidate that was running when two devices (or one
+device twice) were lost counts as failed, since it would cost one device after the other.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import os
+import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 
 from nnfuze_tvm.errors import DeviceError
-from nnfuze_tvm.tuning.journal import Trial, WorkDir
+from nnfuze_tvm.tuning.fleet import Fleet
+from nnfuze_tvm.tuning.journal import Final, Trial, WorkDir
 from nnfuze_tvm.tuning.kernels import Kernel
 from nnfuze_tvm.tuning.pool import Failure, Pool
 from nnfuze_tvm.tuning.progress import Progress
 from nnfuze_tvm.tuning.search import Decisions, Search
-from nnfuze_tvm.tuning.workers import Candidate, Measured, now
+from nnfuze_tvm.tuning.workers import RUNNING, Candidate, Measured, now
 
-# How often the tracker or the devices may drop one candidate before the job gives up.
-_MAX_LOST = 3
+# So many devices may be lost with one candidate running before it is to blame.
+_MAX_LOST = 2
 # After this many failures without a single success something other than the candidates is wrong.
 _HOPELESS_FAILURES = 16
+# How many candidates a kernel's final compares, the untuned one included.
+_FINALISTS = 4
 
 _log = logging.getLogger("nnfuze_tvm.tuning")
 
@@ -34,19 +44,30 @@ class _State:
     search: Search
     done: int = 0
     in_flight: int = 0
-    exhausted: bool = False
     codes: set[str] = field(default_factory=set)
     pending: set[Decisions] = field(default_factory=set)
+    # Candidates whose libraries are still there: those that the final may need.
+    kept: dict[Decisions, Candidate] = field(default_factory=dict)
+    # None until the trials are done; then the decisions that are compared, untuned first.
+    finalists: list[Decisions] | None = None
+
+    def ranked(self) -> list[Decisions]:
+        """Return the decisions that ran: the untuned ones, then the fastest ones."""
+        times = self.search.times
+        ran = sorted((d for d, t in times.items() if t is not None), key=lambda d: (any(d), times[d]))
+        return ran[:_FINALISTS]
 
 
 @dataclass
 class _Job:
-    """One candidate on its way to a device."""
+    """One candidate on its way to a device, or a kernel's finalists."""
 
     state: _State
-    candidate: Candidate
+    candidates: list[Candidate]
     started: float
-    lost: int = 0
+    final: bool = False
+    lost: list[str] = field(default_factory=list)
+    lost_running: int = 0
 
 
 def _cost(state: _State) -> float:
@@ -55,7 +76,7 @@ def _cost(state: _State) -> float:
 
 
 class Loop:
-    """Give every kernel up to ``limit`` trials.
+    """Give every kernel up to ``limit`` trials, then compare the best of them.
 
     Parameters
     ----------
@@ -63,16 +84,16 @@ class Loop:
         Holds the trials of earlier runs and gets the new ones.
     compilers, boards : Pool
         Workers that run ``compile_loop`` and ``measure_loop``.
+    fleet : Fleet
+        Knows the devices; as many candidates are measured at a time as it has.
     limit : int
         Trials per kernel.
     seed : int
         For the search.
     display : Progress
         What the user sees.
-    alone : bool
-        The devices are this machine: never compile while something is measured.
-    check_devices : callable
-        Called with the seconds that a candidate has waited for a device; raises when there is none.
+    patience : float
+        Seconds without any device after which the job gives up.
     """
 
     def __init__(
@@ -80,22 +101,24 @@ class Loop:
         directory: WorkDir,
         compilers: Pool,
         boards: Pool,
+        fleet: Fleet,
         *,
         limit: int,
         seed: int,
         display: Progress,
-        alone: bool,
-        check_devices: Callable[[float], None],
+        patience: float,
     ) -> None:
         self._directory = directory
         self._compilers = compilers
         self._boards = boards
+        self._fleet = fleet
         self._limit = limit
         self._seed = seed
         self._display = display
-        self._alone = alone
-        self._check_devices = check_devices
-        self._batch = max(4, min(16, limit // 4), 2 * boards.free)
+        self._patience = patience
+        self._alone = fleet.local
+        self._progress = self._waiting_since = time.monotonic()
+        self._fruitless = 0
         self._states: list[_State] = []
         self._to_compile: deque[tuple[_State, Decisions]] = deque()
         self._to_measure: deque[_Job] = deque()
@@ -106,7 +129,7 @@ class Loop:
         Raises
         ------
         DeviceError
-            If devices vanish, if nothing at all runs on them, or if this machine can't compile.
+            If devices vanish and don't come back, if nothing at all runs on them, or if this machine can't compile.
         """
         self._states = self._probe(kernels)
         self._display.start(
@@ -118,15 +141,31 @@ class Loop:
             self._refill()
             self._dispatch()
             channels = [*self._compilers.channels, *self._boards.channels]
-            if not channels:
+            if not channels and not self._to_measure:
                 break
             ready = wait(channels, timeout=0.5)
             for (state, wanted, started), _, answer in self._compilers.answers(ready):
                 self._compiled(state, wanted, started, answer)
-            for job, device, answer in self._boards.answers(ready):
-                self._measured(job, device, answer)
-            self._check_devices(self._boards.waiting())
+            for job, notes, answer in self._boards.answers(ready):
+                self._measured(job, notes, answer)
+            self._watch()
         self._check_success(at_least=1)
+
+    def _watch(self) -> None:
+        """Follow the devices that come and go."""
+        if self._fleet.update():
+            count = len(self._fleet.devices)
+            self._display.say(f"{count} device{'' if count == 1 else 's'} registered under {self._fleet.key!r}")
+            self._boards.size = count
+            # Compiling on this machine disturbs devices that are this machine.
+            self._alone = self._fleet.local
+        if self._boards.engaged or not self._boards.working:
+            self._waiting_since = time.monotonic()
+        elif time.monotonic() - self._waiting_since > self._patience:
+            self._waiting_since = time.monotonic()
+            self._display.say(f"waiting for a free device; registered: {', '.join(self._fleet.devices)}")
+        if not self._boards.engaged:
+            self._fleet.check(self._patience)
 
     def _probe(self, kernels: Sequence[Kernel]) -> list[_State]:
         """Learn the knobs of every kernel, drop those without any, and load what earlier runs measured."""
@@ -155,46 +194,62 @@ class Loop:
                 state.done += 1
         return [states[kernel.id] for kernel in kernels if kernel.id in states]
 
+    @property
+    def _batch(self) -> int:
+        return max(4, min(16, self._limit // 4), 2 * len(self._fleet.devices))
+
     def _refill(self) -> None:
-        """Queue the next batch, of the kernel that is furthest behind and then of the costliest one."""
-        while sum(s.in_flight > 0 for s in self._states) < (1 if self._alone else 2):
-            open_ = [s for s in self._states if not s.in_flight and not s.exhausted and s.done < self._limit]
+        """Queue the next batch, of the kernel that is furthest behind and then of the costliest one.
+
+        There are two kernels at a time, so that one is measured while the next batch of the other is compiled, and
+        more where these are too few for the devices.
+        """
+        while True:
+            busy = [s.in_flight for s in self._states if s.in_flight]
+            if len(busy) >= (1 if self._alone else 2) and sum(busy) >= 2 * len(self._fleet.devices):
+                return
+            open_ = [s for s in self._states if not s.in_flight and s.finalists is None]
             if not open_:
                 return
-            state = min(open_, key=lambda s: (s.done // self._batch, -_cost(s)))
-            batch = state.search.propose(min(self._batch, self._limit - state.done))
-            if not batch:
-                state.exhausted = True
+            state = min(open_, key=lambda s: (s.done < self._limit, s.done // self._batch, -_cost(s)))
+            left = self._limit - state.done
+            batch = state.search.propose(min(self._batch, left)) if left > 0 else []
+            if batch:
+                state.in_flight = len(batch)
+                self._to_compile.extend((state, wanted) for wanted in batch)
+            else:
                 self._display.total(state.kernel, state.done)
-                continue
-            state.in_flight = len(batch)
-            self._to_compile.extend((state, wanted) for wanted in batch)
+                self._begin_final(state)
 
     def _dispatch(self) -> None:
         """Hand out work; on this machine alone, all compiling of a batch comes before all measuring."""
         if not (self._alone and self._boards.working):
             while self._to_compile and self._compilers.free:
                 state, wanted = self._to_compile.popleft()
-                known = frozenset(state.search.times) | state.pending
+                known = frozenset() if state.finalists else frozenset(state.search.times) | state.pending
                 folder = str(self._directory.path / "scratch")
                 self._compilers.submit((state, wanted, now()), (state.kernel.id, wanted, known, folder))
         if not (self._alone and self._compilers.working):
             while self._to_measure and self._boards.free:
                 job = self._to_measure.popleft()
-                message = (job.candidate.library, job.candidate.args, job.state.search.best)
-                self._boards.submit(job, message)
+                libraries = [(c.library, c.args) for c in job.candidates]
+                self._boards.submit(job, (libraries, None if job.final else job.state.search.best), len(libraries))
 
     def _compiled(self, state: _State, wanted: Decisions, started: float, answer: Candidate | Failure) -> None:
-        state.search.skip(wanted)
         if isinstance(answer, Failure):
             answer = Candidate(state.kernel.id, wanted, decisions=wanted, error=f"compiling: {answer.reason}")
         if answer.broken:
             raise DeviceError(f"compiling on this machine failed: {answer.error}")
+        if state.finalists is not None:
+            state.kept[wanted] = answer
+            self._enter_final(state)
+            return
+        state.search.skip(wanted)
         state.search.met(answer.arity)
         fresh = answer.decisions not in state.search.times and answer.decisions not in state.pending
-        job = _Job(state, answer, started)
+        job = _Job(state, [answer], started)
         if fresh and answer.error:
-            self._note(job, None, Measured(error=answer.error))
+            self._note(job, None, None, answer.error)
         elif fresh and answer.code not in state.codes:
             state.codes.add(answer.code)
             state.pending.add(answer.decisions)
@@ -203,47 +258,105 @@ class Loop:
             state.search.skip(answer.decisions)
             self._forget(job)
 
-    def _measured(self, job: _Job, device: str | None, answer: Measured | Failure) -> None:
+    def _measured(self, job: _Job, notes: Sequence[str], answer: Measured | Failure) -> None:
+        """Take an answer; what was lost with a device goes back into the queue."""
+        device = notes[0] if notes else None
         if isinstance(answer, Failure):
-            answer = Measured(error=f"measuring: {answer.reason}", lost=device is None)
-        if answer.lost:
-            job.lost += 1
-            if job.lost > _MAX_LOST:
-                raise DeviceError(f"the devices can't be reached any more: {answer.error}")
-            self._to_measure.append(job)
+            answer = Measured(error=answer.reason, lost=True)
+        if not answer.lost:
+            self._progress = time.monotonic()
+            self._fruitless = 0
+            self._finish(job, device, answer.seconds, answer.error)
+            return
+        _log.warning("device %s was lost with a candidate of %s: %s", device, job.state.kernel.name, answer.error)
+        if device:
+            job.lost.append(device)
+        if RUNNING in notes:
+            job.lost_running += 1
         else:
-            self._note(job, device, answer)
+            self._fruitless += 1
+            if self._fruitless > 3 * self._boards.size and time.monotonic() - self._progress > self._patience:
+                raise DeviceError(f"no device takes a candidate any more; the last one, {device}: {answer.error}")
+        if job.lost_running == _MAX_LOST:
+            reason = f"{_MAX_LOST} devices were lost while it ran: {', '.join(job.lost)} ({answer.error})"
+            self._finish(job, None, None, reason)
+        else:
+            self._display.say(f"device {device} was lost ({answer.error}); its run is made up for")
+            self._to_measure.append(job)
 
-    def _note(self, job: _Job, device: str | None, result: Measured) -> None:
+    def _finish(self, job: _Job, device: str | None, seconds: list[list[float]] | None, error: str | None) -> None:
+        if not job.final:
+            self._note(job, device, seconds[0] if seconds else None, error)
+            return
+        if seconds is None:
+            # The trials decide, then.
+            _log.warning("the best candidates of %s could not be compared: %s", job.state.kernel.name, error)
+        else:
+            decisions = tuple(candidate.decisions for candidate in job.candidates)
+            times = tuple(seconds)
+            self._directory.decide(Final(job.state.kernel.id, decisions, times, job.state.done, device or ""))
+        self._end_final(job.state)
+
+    def _note(self, job: _Job, device: str | None, seconds: list[float] | None, error: str | None) -> None:
         """Write a finished trial into the journal, then tell the search and the user."""
-        state, candidate = job.state, job.candidate
+        state, (candidate,) = job.state, job.candidates
         trial = Trial(
             kernel=state.kernel.id,
             decisions=candidate.decisions,
-            seconds=result.seconds,
-            error=result.error,
+            seconds=seconds,
+            error=error,
             device=device,
             rule=candidate.rule,
             code=candidate.code,
             started=job.started,
             finished=now(),
             trace=candidate.trace,
+            lost=tuple(job.lost),
         )
         self._directory.append(trial)
         state.search.record(trial.decisions, trial.time)
+        state.pending.discard(trial.decisions)
         state.done += 1
         self._display.trial(state.kernel, state.search.best)
         self._forget(job)
         self._check_success(at_least=_HOPELESS_FAILURES)
 
     def _forget(self, job: _Job) -> None:
-        job.state.in_flight -= 1
-        job.state.pending.discard(job.candidate.decisions)
-        if job.candidate.library:
-            with contextlib.suppress(OSError):
-                os.unlink(job.candidate.library)
-        if not job.state.in_flight:
+        state, (candidate,) = job.state, job.candidates
+        state.in_flight -= 1
+        ranked = state.ranked()
+        if candidate.decisions in ranked and candidate.decisions not in state.kept:
+            state.kept[candidate.decisions] = candidate
+        else:
+            _delete(candidate)
+        for decisions in [d for d in state.kept if d not in ranked]:
+            _delete(state.kept.pop(decisions))
+        if not state.in_flight:
             self._directory.write_records()
+
+    def _begin_final(self, state: _State) -> None:
+        """Compare the untuned candidate and the fastest others, compiling those that earlier runs measured."""
+        state.finalists = state.ranked()
+        if len(state.finalists) < 2 or self._directory.final(state.kernel.id):
+            self._end_final(state)
+            return
+        self._to_compile.extend((state, wanted) for wanted in state.finalists if wanted not in state.kept)
+        self._enter_final(state)
+
+    def _enter_final(self, state: _State) -> None:
+        if all(decisions in state.kept for decisions in state.finalists or ()):
+            candidates = [state.kept[decisions] for decisions in state.finalists or ()]
+            usable = [candidate for candidate in candidates if candidate.library]
+            if len(usable) > 1:
+                self._to_measure.append(_Job(state, usable, now(), final=True))
+            else:
+                self._end_final(state)
+
+    def _end_final(self, state: _State) -> None:
+        for candidate in state.kept.values():
+            _delete(candidate)
+        state.kept.clear()
+        self._directory.write_records()
 
     def _check_success(self, at_least: int) -> None:
         """Give up when nothing ever ran; such a journal says nothing about the candidates."""
@@ -254,3 +367,9 @@ class Loop:
                 f"none of {len(trials)} candidates ran; the first one: {trials[0].error} "
                 f"(all of them are in {self._directory.path}/journal.failed.jsonl)"
             )
+
+
+def _delete(candidate: Candidate) -> None:
+    if candidate.library:
+        with contextlib.suppress(OSError):
+            os.unlink(candidate.library)

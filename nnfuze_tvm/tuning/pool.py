@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -27,26 +27,31 @@ class Failure:
 class _Busy:
     child: Child
     tag: Any
-    since: float
+    timeout: float
     deadline: float | None
-    note: str | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 class Pool:
     """Workers that run ``function(channel, *args)``, which answers one message after another.
 
-    A worker may send one string before its answer, a note. A worker that dies or takes too long is replaced.
+    A worker may send strings before its answer, notes. A worker that dies or takes too long is replaced.
 
     Parameters
     ----------
     nursery : Nursery
         Where the workers come from.
     size : int
-        The number of workers; they are started when first needed.
+        How many messages may be answered at a time; workers are started when first needed.
     timeout : float
         Seconds for one answer.
     from_note : bool
-        Count them from the note on, and not at all before.
+        Count them from the first note on, and not at all before.
+
+    Attributes
+    ----------
+    size : int
+        May be changed; more messages than that are finished, then no more are taken.
     """
 
     def __init__(
@@ -59,7 +64,7 @@ class Pool:
         from_note: bool = False,
     ) -> None:
         self._nursery = nursery
-        self._size = size
+        self.size = size
         self._timeout = timeout
         self._function = function
         self._args = args
@@ -71,7 +76,7 @@ class Pool:
     @property
     def free(self) -> int:
         """How many messages can be submitted now."""
-        return self._size - len(self._busy)
+        return max(0, self.size - len(self._busy))
 
     @property
     def working(self) -> int:
@@ -83,16 +88,17 @@ class Pool:
         """What to wait on for answers."""
         return list(self._busy)
 
-    def submit(self, tag: Any, message: Any) -> None:
-        """Give a free worker a message; its answer comes back with ``tag``."""
+    def submit(self, tag: Any, message: Any, parts: int = 1) -> None:
+        """Give a free worker a message, which may take ``parts`` timeouts; its answer comes back with ``tag``."""
         child = self._idle.pop() if self._idle else self._nursery.start(self._function, *self._args)
         now = time.monotonic()
         with contextlib.suppress(OSError):  # a dead worker shows when its answer is read
             child.channel.send(message)
-        self._busy[child.channel] = _Busy(child, tag, now, None if self._from_note else now + self._timeout)
+        timeout = parts * self._timeout
+        self._busy[child.channel] = _Busy(child, tag, timeout, None if self._from_note else now + timeout)
 
-    def answers(self, ready: Iterable[Any]) -> Iterator[tuple[Any, str | None, Any]]:
-        """Yield tag, note and answer (or ``Failure``) of every worker that has finished."""
+    def answers(self, ready: Iterable[Any]) -> Iterator[tuple[Any, list[str], Any]]:
+        """Yield tag, notes and answer (or ``Failure``) of every worker that has finished."""
         now = time.monotonic()
         for channel in ready:
             busy = self._busy.get(channel)
@@ -104,8 +110,9 @@ class Pool:
                 yield self._drop(busy, "the worker process crashed")
                 continue
             if isinstance(answer, str):
-                busy.note = answer
-                busy.deadline = now + self._timeout
+                if not busy.notes and self._from_note:
+                    busy.deadline = now + busy.timeout
+                busy.notes.append(answer)
                 continue
             del self._busy[channel]
             self._uses[busy.child.pid] += 1
@@ -113,20 +120,20 @@ class Pool:
                 self._idle.append(busy.child)
             else:
                 self._end(busy.child)
-            yield busy.tag, busy.note, answer
+            yield busy.tag, busy.notes, answer
         for busy in [b for b in self._busy.values() if b.deadline is not None and now > b.deadline]:
-            yield self._drop(busy, f"no answer within {self._timeout:g} s")
+            yield self._drop(busy, f"no answer within {busy.timeout:g} s")
 
-    def waiting(self) -> float:
-        """Return for how many seconds the longest waiting worker has had no note."""
-        now = time.monotonic()
-        return max((now - b.since for b in self._busy.values() if b.note is None), default=0.0)
+    @property
+    def engaged(self) -> int:
+        """How many workers have sent a note and no answer yet."""
+        return sum(bool(b.notes) for b in self._busy.values())
 
     def _end(self, child: Child) -> None:
         del self._uses[child.pid]
         child.kill()
 
-    def _drop(self, busy: _Busy, reason: str) -> tuple[Any, str | None, Failure]:
+    def _drop(self, busy: _Busy, reason: str) -> tuple[Any, list[str], Failure]:
         del self._busy[busy.child.channel]
         self._end(busy.child)
-        return busy.tag, busy.note, Failure(reason)
+        return busy.tag, busy.notes, Failure(reason)

@@ -24,6 +24,9 @@ class Progress:
     def total(self, kernel: Kernel, total: int) -> None:
         """Correct the number of trials of ``kernel``: its space is smaller than thought."""
 
+    def say(self, text: str) -> None:
+        """Show a line about the devices."""
+
     def stop(self) -> None:
         """End."""
 
@@ -67,6 +70,10 @@ class Bars(Progress):
         self._totals[kernel.id] = total
         self._bars.update(self._tasks[kernel.id], total=total)
         self._bars.update(self._all, total=sum(self._totals.values()))
+
+    def say(self, text: str) -> None:
+        """Print a line above the bars."""
+        self._bars.console.print(text, markup=False, highlight=False)
 
     def stop(self) -> None:
         """Leave the bars as they are."""

@@ -11,7 +11,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -22,11 +22,18 @@ from tvm import rpc, s_tir
 from tvm.s_tir import meta_schedule as ms
 
 from nnfuze_tvm import schedules
-from nnfuze_tvm.devices import toolchain, tracker
+from nnfuze_tvm.devices import server, toolchain, tracker
 from nnfuze_tvm.errors import DeviceError
+from nnfuze_tvm.schedules.base import statements
 from nnfuze_tvm.tuning.search import Decisions
 
 Space = Callable[..., str]
+# A library's path, and shape and dtype of every operand of its function.
+Library = tuple[str, list[tuple[tuple[int, ...], str]]]
+
+# The note that a session is open and a candidate about to run.
+RUNNING = "running"
+_RETRY_SECONDS = 0.5
 
 # One candidate is timed in repeats of about this many seconds ...
 _REPEAT_SECONDS = 0.015
@@ -107,12 +114,12 @@ class Candidate:
 
 @dataclass
 class Measured:
-    """What a device said about one library: ``seconds`` per run, or an error.
+    """What a device said about some libraries: per library the seconds of a run, once per repeat; or an error.
 
-    ``lost`` says that no device could be asked, which is not the candidate's fault.
+    ``lost`` says that the device went away, which need not be a candidate's fault.
     """
 
-    seconds: list[float] | None = None
+    seconds: list[list[float]] | None = None
     error: str | None = None
     lost: bool = False
 
@@ -124,6 +131,8 @@ def compile_loop(
 
     ``known`` holds the decisions that need no library any more; with ``folder`` None no library is made.
     """
+    # Every candidate starts from the same module, which no schedule may change.
+    _originals = [statements(mod) for mod in kernels.values()]
     while True:
         kernel, wanted, known, folder = channel.recv()
         candidate = Candidate(kernel, wanted)
@@ -180,48 +189,80 @@ def _compile(
 
 
 def measure_loop(channel: Connection, address: str, key: str, timeout: float, threads: int) -> None:
-    """Answer every ``(library, args, best)`` with the device's address as soon as known, then ``Measured``.
+    """Answer every ``(libraries, best)`` with ``Measured``: libraries as (path, operands), timed in turns.
 
-    ``best`` is the shortest time so far or None.
+    ``best`` is the shortest time so far or None. Before the answer come up to two notes: the device's address when
+    the tracker has one for us, then ``RUNNING`` when what happens may be the candidate's fault.
     """
     session: rpc.TrackerSession | None = None
     while True:
-        library, args, best = channel.recv()
+        libraries, best = channel.recv()
+        while True:
+            try:
+                session = session or tracker.connect(address)
+                host, port, word = tracker.reserve(session, key)
+                break
+            except (DeviceError, OSError, RuntimeError):
+                # It may come back; who gave us the candidates decides how long to wait.
+                session = None
+                time.sleep(_RETRY_SECONDS)
+        channel.send(f"{host}:{port}")
+        remote = None
         try:
-            session = session or tracker.connect(address)
-            remote, device = tracker.request(session, key, timeout)
+            remote = rpc.connect(host, port, word, timeout * len(libraries))
+            for path, _ in libraries:
+                remote.upload(path)
         except Exception as err:
-            session = None
-            channel.send(Measured(error=_one_line(err), lost=True))
-            continue
-        channel.send(device)
-        try:
-            result = Measured(_measure(remote, library, args, best, threads))
-        except Exception as err:
-            result = Measured(error=_one_line(err))
+            result = Measured(error=_one_line(err), lost=True)
+        else:
+            channel.send(RUNNING)
+            try:
+                result = Measured(_measure(remote, libraries, best, threads))
+            except Exception as err:
+                told = [line for line in str(err).splitlines() if line.strip().startswith(server.LAST_WORDS)]
+                if told:
+                    result = Measured(error=told[-1].strip())
+                else:
+                    result = Measured(error=_one_line(err))
+                    if not _answers(remote):
+                        result = Measured(error="it closed the connection", lost=True)
         # The device ends the session, and takes the next one, when the last handle is gone.
         del remote
         channel.send(result)
 
 
-def _measure(remote: rpc.RPCSession, library: str, args: list, best: float | None, threads: int) -> list[float]:
-    name = os.path.basename(library)
+def _answers(remote: rpc.RPCSession) -> bool:
+    """Tell whether a session is still there after an error: then the error was the candidate's."""
+    try:
+        remote.get_function("runtime.NumThreads")
+    except Exception:
+        return False
+    return True
+
+
+def _measure(
+    remote: rpc.RPCSession, libraries: Sequence[Library], best: float | None, threads: int
+) -> list[list[float]]:
     device = remote.cpu(0)
     tracker.use_threads(remote, threads)
-    remote.upload(library)
-    module = remote.load_module(name)
-    operands = [tvm.runtime.empty(shape, dtype, device) for shape, dtype in args]
-    with contextlib.suppress(AttributeError, ValueError):
-        fill = remote.get_function(_RANDOM_FILL)
-        for operand in operands:
-            fill(operand)
-    entry = module.entry_name
-    first = module.time_evaluator(entry, device, number=1, repeat=1)(*operands).results[0]
-    if first > 1.0 or (best is not None and first > max(_HOPELESS * best, best + 1e-3)):
-        return [float(first)]
-    number = max(1, math.ceil(_REPEAT_SECONDS / max(first, 1e-7)))
-    evaluate = module.time_evaluator(entry, device, number=number, repeat=_REPEATS)
-    return [float(seconds) for seconds in evaluate(*operands).results]
+    runs = []
+    for path, args in libraries:
+        module = remote.load_module(os.path.basename(path))
+        operands = [tvm.runtime.empty(shape, dtype, device) for shape, dtype in args]
+        with contextlib.suppress(AttributeError, ValueError):
+            fill = remote.get_function(_RANDOM_FILL)
+            for operand in operands:
+                fill(operand)
+        first = module.time_evaluator(module.entry_name, device, number=1, repeat=1)(*operands).results[0]
+        if len(libraries) == 1 and (first > 1.0 or (best is not None and first > max(_HOPELESS * best, best + 1e-3))):
+            return [[float(first)]]
+        number = max(1, math.ceil(_REPEAT_SECONDS / max(first, 1e-7)))
+        runs.append((module.time_evaluator(module.entry_name, device, number=number, repeat=1), operands))
+    times: list[list[float]] = [[] for _ in runs]
+    for _ in range(_REPEATS):
+        for seconds, (evaluate, operands) in zip(times, runs, strict=True):
+            seconds.append(float(evaluate(*operands).results[0]))
+    return times
 
 
 def _one_line(err: BaseException) -> str:

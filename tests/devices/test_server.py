@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import signal
@@ -22,60 +21,26 @@ from tvm import rpc
 from nnfuze_tvm.devices import server, tracker
 from nnfuze_tvm.errors import DeviceError
 from tests.devices import misbehaving
-
-QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@contextlib.contextmanager
-def running_tracker(port: int) -> Iterator[None]:
-    where = ["--host", "127.0.0.1", "--port", str(port), "--port-end", str(port + 1)]
-    with subprocess.Popen([sys.executable, "-m", "tvm.exec.rpc_tracker", *where], start_new_session=True, **QUIET) as p:
-        try:
-            tracker.connect(f"127.0.0.1:{port}", 60).close()
-            yield
-        finally:
-            os.killpg(p.pid, signal.SIGKILL)
-
-
-def board(port: int) -> None:
-    server.serve(socket.create_server(("127.0.0.1", 0)), ("127.0.0.1", port), "board")
-
-
-@contextlib.contextmanager
-def running_board(port: int) -> Iterator[int]:
-    """A server under a tracker at ``port``, which need not run yet; its process."""
-    process = multiprocessing.get_context("fork").Process(target=board, args=(port,))
-    process.start()
-    try:
-        yield process.pid or 0
-    finally:
-        process.kill()
-        process.join()
+from tests.servers import KEY, Board, free_port, running_board, running_tracker
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[tuple[int, int]]:
+def running() -> Iterator[tuple[int, Board]]:
     port = free_port()
-    with running_tracker(port), running_board(port) as pid:
-        yield port, pid
+    with running_tracker(port), running_board(port) as board:
+        yield port, board
 
 
 @pytest.fixture
-def port(running: tuple[int, int]) -> int:
+def port(running: tuple[int, Board]) -> int:
     return running[0]
 
 
 def session(port: int, timeout: float = 0, wait: float = 15) -> rpc.RPCSession:
     client = tracker.connect(f"127.0.0.1:{port}")
-    tracker.wait_for_device(client, "board", wait)
+    tracker.wait_for_device(client, KEY, wait)
     client._sock.settimeout(wait)
-    return tracker.request(client, "board", timeout)[0]
+    return tracker.request(client, KEY, timeout)[0]
 
 
 def run(remote: rpc.RPCSession, library: Path) -> float:
@@ -120,7 +85,7 @@ def test_a_board_is_free_when_its_client_is_gone(port: int, works: Callable[[int
 
 def test_visitors_that_are_no_clients(port: int, works: Callable[[int], bool]) -> None:
     client = tracker.connect(f"127.0.0.1:{port}")
-    (address,) = tracker.devices(client)["board"]
+    (address,) = tracker.devices(client)[KEY]
     host, _, own_port = address.rpartition(":")
     for words in (b"GET / HTTP/1.1\r\n\r\n", b"", b"\x27\x7f\x0f\x00\x06\x00\x00\x00client"):
         with socket.create_connection((host, int(own_port))) as visitor:
@@ -133,12 +98,12 @@ def test_visitors_that_are_no_clients(port: int, works: Callable[[int], bool]) -
 def test_a_killed_server_takes_its_session_along(tmp_path: Path) -> None:
     port = free_port()
     library = misbehaving.library(misbehaving.endless, tmp_path)
-    with running_tracker(port), running_board(port) as pid:
+    with running_tracker(port), running_board(port) as board:
         client = multiprocessing.get_context("fork").Process(target=lambda: run(session(port), library))
         client.start()
-        while not (children := psutil.Process(pid).children()):
+        while not (children := board.sessions()):
             time.sleep(0.05)
-        os.kill(pid, signal.SIGKILL)
+        board.kill()
         assert not psutil.wait_procs(children, timeout=5)[1]
         client.join(5)
         assert client.exitcode == 1
@@ -160,14 +125,14 @@ def test_a_tracker_that_comes_late_and_goes(works: Callable[[int], bool]) -> Non
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
-def test_threads_are_as_many_as_asked_for_and_bound_to_no_core(running: tuple[int, int]) -> None:
-    port, pid = running
+def test_threads_are_as_many_as_asked_for_and_bound_to_no_core(running: tuple[int, Board]) -> None:
+    port, board = running
     allowed = os.sched_getaffinity(0)
     for count in (1, len(allowed)):
         remote = session(port, 10)
         tracker.use_threads(remote, count)
         assert remote.get_function("runtime.NumThreads")() == count
-        (child,) = psutil.Process(pid).children()
+        (child,) = board.sessions()
         # Of every thread: a process has the affinity of its first one.
         for thread in child.threads():
             assert os.sched_getaffinity(thread.id) == allowed
@@ -177,9 +142,9 @@ def test_threads_are_as_many_as_asked_for_and_bound_to_no_core(running: tuple[in
 def test_too_few_threads_of_tvms_own_server() -> None:
     port, own = free_port(), free_port()
     where = ["--host", "127.0.0.1", "--port", str(own), "--port-end", str(own + 1)]
-    command = [sys.executable, "-m", "tvm.exec.rpc_server", "--tracker", f"127.0.0.1:{port}", "--key", "board", *where]
+    command = [sys.executable, "-m", "tvm.exec.rpc_server", "--tracker", f"127.0.0.1:{port}", "--key", KEY, *where]
     env = {**os.environ, "TVM_NUM_THREADS": "1"}
-    with running_tracker(port), subprocess.Popen(command, env=env, start_new_session=True, **QUIET) as process:
+    with running_tracker(port), subprocess.Popen(command, env=env, start_new_session=True) as process:
         try:
             remote = session(port, 10, wait=60)
             tracker.use_threads(remote, 1)

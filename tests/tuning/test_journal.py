@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nnfuze_tvm.errors import InputError
-from nnfuze_tvm.tuning.journal import Trial, WorkDir, read_journal
+from nnfuze_tvm.tuning.journal import Final, Trial, WorkDir, read_journal
 
 
 def trial(number: int, seconds: list[float] | None) -> Trial:
@@ -62,3 +62,29 @@ def test_times_of_different_targets_are_not_mixed(tmp_path: Path) -> None:
     directory.claim({"target": "b", "trials": 2}, fixed=("target",))
     with pytest.raises(InputError, match="target 'b', not 'c'"):
         directory.claim({"target": "c", "trials": 2}, fixed=("target",))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "winner"),
+    [
+        (([1.0, 1.1, 0.9], [0.995, 0.2, 0.999], [1.2] * 3), 0),  # within what repeated measurements differ
+        (([1.0, 1.1, 0.9], [0.97] * 3, [0.95] * 3), 2),
+        (([1.0] * 3, [1.5] * 3, [2.0] * 3), 0),
+    ],
+)
+def test_the_untuned_schedule_wins_unless_another_one_is_faster(seconds: tuple, winner: int) -> None:
+    assert Final("k", ((0, 0), (1, 0), (2, 0)), seconds, 3, "h:1").winner == winner
+
+
+def test_a_comparison_holds_until_there_are_more_trials(tmp_path: Path) -> None:
+    directory = WorkDir(tmp_path)
+    directory.append(trial(0, [5.0]))
+    directory.append(trial(1, [1.0]))
+    assert directory.final("k") is None
+    final = Final("k", ((0, 1), (1, 1)), ([2.0], [3.0]), 2, "h:1")
+    directory.decide(final)
+    directory.close()
+    again = WorkDir(tmp_path)
+    assert again.final("k") == final
+    again.append(trial(2, [1.0]))
+    assert again.final("k") is None

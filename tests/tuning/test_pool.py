@@ -39,8 +39,8 @@ def nursery() -> Iterator[Nursery]:
 def collect(pool: Pool) -> dict[Any, Any]:
     answers = {}
     while pool.working:
-        for tag, note, answer in pool.answers(wait(pool.channels, timeout=0.05)):
-            answers[tag] = answer if note is None else (note, answer)
+        for tag, notes, answer in pool.answers(wait(pool.channels, timeout=0.05)):
+            answers[tag] = (notes, answer) if notes else answer
     return answers
 
 
@@ -69,9 +69,22 @@ def test_crashed_and_hanging_workers_are_replaced(nursery: Nursery) -> None:
 def test_the_clock_may_start_with_the_note(nursery: Nursery) -> None:
     pool = Pool(nursery, 1, 0.2, worker, 7, from_note=True)
     pool.submit("a", "note")
-    assert pool.waiting() >= 0
-    note, (value, _) = collect(pool)["a"]
-    assert (note, value) == ("a note", 7)
+    assert pool.engaged == 0
+    notes, (value, _) = collect(pool)["a"]
+    assert (notes, value) == (["a note"], 7)
+
+
+def test_a_pool_grows_and_shrinks(nursery: Nursery) -> None:
+    pool = Pool(nursery, 1, 10, worker, 2)
+    pool.submit("a", 1)
+    assert pool.free == 0
+    pool.size = 3
+    assert pool.free == 2
+    pool.submit("b", 2)
+    pool.size = 0
+    assert pool.free == 0
+    assert {tag: value for tag, (value, _) in collect(pool).items()} == {"a": 2, "b": 4}
+    assert pool.free == 0
 
 
 def test_workers_wear_out(nursery: Nursery, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import tvm
-from tvm import te, tirx
+from tvm import relax, te, tirx
 from tvm.s_tir import Schedule
 
+from nnfuze_tvm import build, schedules
 from nnfuze_tvm.devices import targets, toolchain
 from nnfuze_tvm.devices.processes import Nursery
 from nnfuze_tvm.devices.tracker import EmbeddedTracker
@@ -44,6 +45,26 @@ def test_decisions_are_followed_and_reported() -> None:
         tvm.ir.assert_structural_equal(replayed.mod, sch.mod)
 
 
+def test_candidates_start_from_the_same_kernel(nursery: Nursery, tmp_path: Path) -> None:
+    # A kernel of two loop nests, with a note in its outermost block before the nests are touched.
+    x = relax.Var("x", relax.TensorType((1, 4, 4, 512), "float32"))
+    builder = relax.BlockBuilder()
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            out = builder.emit_output(relax.op.mean(x, [1, 2], keepdims=True))
+        builder.emit_func_output(out)
+    target = targets.resolve("host")
+    (pooling,) = extract(build.fuse(builder.get(), target), target)
+    pool = Pool(nursery, 1, 60, workers.compile_loop, {pooling.id: pooling.mod}, target, schedules.apply)
+    for wanted in [(0,), (1,), (0,)]:
+        pool.submit(wanted, (pooling.id, wanted, frozenset(), str(tmp_path)))
+        answers: list = []
+        while pool.working:
+            answers += pool.answers(wait(pool.channels, timeout=0.2))
+        ((_, _, candidate),) = answers
+        assert (candidate.error, candidate.rule, candidate.decisions) == (None, "pooling", wanted)
+
+
 def test_kernels_keep_their_identity_under_other_names() -> None:
     target = targets.resolve("host")
     first = extract(standin.kernels(), target)
@@ -74,11 +95,11 @@ def test_a_run_that_takes_too_long_is_ended_and_the_device_is_free_again(nursery
         pool = Pool(nursery, 1, 10, workers.measure_loop, tracker.address, tracker.key, 1.0, 1, from_note=True)
         library = slow_library(tmp_path)
         for _ in range(2):
-            pool.submit("slow", (library, [((1,), "float32")], None))
+            pool.submit("slow", ([(library, [((1,), "float32")])], None))
             answers: list = []
             while pool.working:
                 answers += pool.answers(wait(pool.channels, timeout=0.2))
-            ((tag, device, measured),) = answers
-            assert tag == "slow" and device.startswith("127.")
-            assert measured.seconds is None
+            ((tag, (device, note), measured),) = answers
+            assert tag == "slow" and device.startswith("127.") and note == workers.RUNNING
+            assert measured.seconds is None and not measured.lost
             assert measured.error.startswith("RPCSessionTimeoutError: the session took longer than the 1 s")
