@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -169,10 +170,14 @@ def tune_command(
     key: Key = None,
     wait: Wait = 60.0,
     threads: Threads = 1,
+    as_json: AsJson = False,
 ) -> None:
     """Tune the kernels of the merged network; `compile --work-dir` uses what was found.
 
     Interrupted, it goes on where it stopped: nnfuze tune --work-dir DIR
+
+    All boards under the key measure at the same time. One that goes away costs the run that was on it, which is made up
+    for; one that comes (back) is used.
     """
     given = locals()
     with progress() as announce:
@@ -183,7 +188,17 @@ def tune_command(
         else:
             changes = {"trials": trials, "tracker": tracker, "key": key, "wait": wait}
             options = job.saved_options(work_dir, {k: v for k, v in changes.items() if v is not None})
-        job.tune_networks(options, announce=announce, progress=True)
+        job.tune_networks(options, announce=announce, progress=not as_json)
+    from nnfuze_tvm import tuning
+
+    assert options.work_dir is not None
+    devices = tuning.usage(tuning.read_journal(options.work_dir))
+    if as_json:
+        print(json.dumps({"work_dir": options.work_dir, "devices": [asdict(one) for one in devices]}, indent=1))
+        return
+    from nnfuze_tvm.report.table import render_devices
+
+    out().print(render_devices(devices))
     out().print(f"tuning records: {options.work_dir}", highlight=False)
 
 

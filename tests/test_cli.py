@@ -193,10 +193,19 @@ def test_another_machines_bundle(models: list[str], tmp_path: Path) -> None:
     assert cli.run(["inspect", str(out)]) == 0
 
 
-def test_tune_then_compile_with_what_was_found(models: list[str], tmp_path: Path) -> None:
+def test_tune_then_compile_with_what_was_found(
+    models: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     work, out = str(tmp_path / "work"), str(tmp_path / "out")
     assert cli.run(["tune", models[0], "--work-dir", work, "--trials", "2"]) == 0
-    assert cli.run(["tune", "--work-dir", work, "--trials", "3"]) == 0
+    printed = capsys.readouterr().out
+    assert "trials" in printed and "lost" in printed and "127.0.0.1:" in printed
+    assert cli.run(["tune", "--work-dir", work, "--trials", "3", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["work_dir"] == work
+    measured = [json.loads(line) for line in (tmp_path / "work" / "journal.jsonl").read_text().splitlines()]
+    assert sum(one["trials"] for one in told["devices"]) == sum(one["device"] is not None for one in measured)
+    assert all(one["device"].startswith("127.0.0.1:") and one["lost"] == 0 for one in told["devices"])
     assert json.loads((tmp_path / "work" / "options.json").read_text())["trials"] == 3
     assert cli.run(["compile", models[0], "--work-dir", work, "--json", "-o", out]) == 0
     report = Report.model_validate_json((tmp_path / "out" / "report.json").read_text())

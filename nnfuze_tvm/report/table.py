@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from nnfuze_tvm.report import text
 from nnfuze_tvm.report.record import KernelTime, Report, Stage, TaskQuality
+
+if TYPE_CHECKING:
+    from nnfuze_tvm.tuning import Usage
 
 
 def render_table(report: Report) -> Table:
@@ -58,6 +61,17 @@ def render_kernels(kernels: Sequence[KernelTime]) -> Table:
             kernel.name,
             ", ".join(kernel.tasks),
         )
+    return table
+
+
+def render_devices(devices: Sequence[Usage]) -> Table:
+    """Return what each device did for a tuning job."""
+    table = Table(title="devices", title_justify="left", header_style="bold")
+    table.add_column("device")
+    for name in ("trials", "failed", "lost"):
+        table.add_column(name, justify="right")
+    for one in devices:
+        table.add_row(one.device, str(one.trials), str(one.failed), str(one.lost))
     return table
 
 

@@ -2,5 +2,6 @@
 
 from nnfuze_tvm.tuning.job import load_database, tune
 from nnfuze_tvm.tuning.journal import Trial, read_journal
+from nnfuze_tvm.tuning.usage import Usage, usage
 
-__all__ = ["Trial", "load_database", "read_journal", "tune"]
+__all__ = ["Trial", "Usage", "load_database", "read_journal", "tune", "usage"]
