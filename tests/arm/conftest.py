@@ -12,11 +12,19 @@ from nnfuze_tvm.devices import emulator
 from nnfuze_tvm.devices.tracker import EmbeddedTracker
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="also the networks that take minutes each")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    here = [item for item in items if "/arm/" in item.path.as_posix()]
     if os.environ.get("NNFUZE_TEST_ARM") != "1":
-        for item in items:
-            if "/arm/" in item.path.as_posix():
-                item.add_marker(pytest.mark.skip(reason="emulated boards: run `make test-arm`"))
+        for item in here:
+            item.add_marker(pytest.mark.skip(reason="emulated boards: run `make test-arm`"))
+    elif not config.getoption("--all"):
+        large = {item for item in here if item.get_closest_marker("large")}
+        config.hook.pytest_deselected(items=list(large))
+        items[:] = [item for item in items if item not in large]
 
 
 @pytest.fixture(scope="session")

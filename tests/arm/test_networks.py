@@ -1,0 +1,103 @@
+"""Whole networks on emulated boards: in integers the bits of this machine, in float32 what ONNX Runtime computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import tvm
+from tvm import relax
+
+from benchmarks.networks import build as network
+from benchmarks.networks import inputs as network_inputs
+from nnfuze_tvm import build, load
+from nnfuze_tvm.devices import tracker as trackers
+from nnfuze_tvm.devices.targets import resolve
+from nnfuze_tvm.devices.toolchain import export_library
+from nnfuze_tvm.passes import pipeline
+from nnfuze_tvm.policy import Policy
+
+SPEECH = Path(__file__).parents[2] / "examples" / "speech"
+PAIRS = {"pair-A": "shared", "pair-B": "independent"}
+SMALL = [*PAIRS, "ds_cnn", "resnet8", "mobilenet_v1_025", "mlp_autoencoder", "transformer", "resnet18"]
+# 0.3 to 4 billion multiply-adds: minutes each, most of it compiling.
+LARGE = ["mobilenet_v1", "mobilenet_v2", "resnet50"]
+# The CPU model that is emulated, and the target of what it runs.
+CPUS = {
+    "cortex-a53": "rpi3",
+    "cortex-a72": "rpi4",
+    "cortex-a76": "rpi5",
+    "neoverse-n1": "neoverse-n1",
+    "max": "aarch64+i8mm",
+}
+Board = Callable[[str], str]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A network as graphs, one input, and what it answers: ONNX Runtime in float32, this machine in integers."""
+
+    fp32: tvm.IRModule
+    int8: tvm.IRModule
+    data: np.ndarray
+    exact: list[np.ndarray]
+    integer: list[np.ndarray]
+
+
+@lru_cache(maxsize=1)
+def reference(name: str) -> Reference:
+    if name in PAIRS:
+        models = [str(SPEECH / PAIRS[name] / f"{task}.onnx") for task in ("keyword", "speaker")]
+        samples = np.load(SPEECH / "calibration.npz")["audio"][:32]
+        mod, sessions = load(models), models
+    else:
+        model = network(name)
+        (samples,) = network_inputs(model, 4, seed=1).values()
+        mod, sessions = load([model], tasks=[name]), [model.SerializeToString()]
+    fp32 = run_passes(pipeline.merge_phases(), mod)
+    (parameter,) = fp32["main"].params
+    calibration = {parameter.name: samples}
+    int8 = run_passes(pipeline.quantize_phases(calibration, Policy.uniform(bits=8), "minmax"), fp32)
+    data = samples[:1]
+    exact = []
+    for model in sessions:
+        session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+        exact += session.run(None, {session.get_inputs()[0].name: data})
+    machine = relax.VirtualMachine(build.build(int8, resolve("host")), tvm.cpu())
+    integer = [output.numpy() for output in machine["main"](tvm.runtime.tensor(data))]
+    return Reference(fp32, int8, data, exact, integer)
+
+
+def run_passes(phases: list[tvm.transform.Pass], mod: tvm.IRModule) -> tvm.IRModule:
+    return tvm.transform.Sequential(list(phases))(mod)
+
+
+@pytest.mark.parametrize("cpu", CPUS)
+@pytest.mark.parametrize("name", [*SMALL, *(pytest.param(name, marks=pytest.mark.large) for name in LARGE)])
+def test_a_network_on_a_board(name: str, cpu: str, tracker: str, board: Board, tmp_path: Path) -> None:
+    wanted = reference(name)
+    target = resolve(CPUS[cpu])
+    key = board(cpu)
+    remote, _ = trackers.request(trackers.connect(tracker), key, 600)
+    try:
+        for path, mod in (("fp32.so", wanted.fp32), ("int8.so", wanted.int8)):
+            export_library(build.build(mod, target), tmp_path / path, target)
+            remote.upload(str(tmp_path / path))
+            device = remote.cpu()
+            machine = relax.VirtualMachine(remote.load_module(path), device)
+            machine.set_input("main", tvm.runtime.tensor(wanted.data, device))
+            machine.invoke_stateful("main")
+            outputs = machine.get_outputs("main")
+            if mod is wanted.fp32:
+                for output, exact in zip(outputs, wanted.exact, strict=True):
+                    assert np.abs(output.numpy() - exact).max() <= 1e-4 * np.ptp(exact)
+            else:
+                for output, integer in zip(outputs, wanted.integer, strict=True):
+                    np.testing.assert_array_equal(output.numpy(), integer)
+    finally:
+        trackers.end_session(remote)
