@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -17,11 +18,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    here = [item for item in items if "/arm/" in item.path.as_posix()]
+    here = [item for item in items if Path(__file__).parent in item.path.parents]
     if os.environ.get("NNFUZE_TEST_ARM") != "1":
         for item in here:
             item.add_marker(pytest.mark.skip(reason="emulated boards: run `make test-arm`"))
-    elif not config.getoption("--all"):
+    elif not config.getoption("--all", default=False):
         large = {item for item in here if item.get_closest_marker("large")}
         config.hook.pytest_deselected(items=list(large))
         items[:] = [item for item in items if item not in large]
