@@ -171,10 +171,11 @@ def _registers(work: Work, pixels: int, vectors: int, at_once: int, hw: Hardware
 def _instructions(work: Work, pixels: int, vectors: int, at_once: int, hw: Hardware) -> float:
     """Return the instructions of one step: two start per cycle, whatever they are.
 
-    A pair of weight vectors is one load, and so are the data of ``at_once`` steps. The loop takes four more.
+    A pair of weight vectors is one load, and so are the data of ``at_once`` steps (of three, it is two). The loop takes
+    four more.
     """
     weights = vectors * work.lanes * work.depth * work.weight_bytes / (2 * hw.vector_bytes)
-    data = pixels * (work.prepare + 1 / at_once)
+    data = pixels * (work.prepare + (2 if at_once == 3 else 1) / at_once)
     return pixels * vectors * work.multiplies + weights + data + 4 / at_once
 
 

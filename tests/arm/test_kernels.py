@@ -12,6 +12,7 @@ from tvm import relax
 
 from nnfuze_tvm.devices import toolchain
 from nnfuze_tvm.devices import tracker as trackers
+from nnfuze_tvm.devices.boards import BOARDS
 from nnfuze_tvm.devices.targets import resolve
 from tests.schedules import kernels
 
@@ -79,10 +80,8 @@ def convolve(data: np.ndarray, weights: np.ndarray, stride: int, groups: int) ->
 
 
 @pytest.mark.parametrize("dtype", ["float32", "uint8", "int8"])
-@pytest.mark.parametrize("name", ["rpi3", "rpi4", "rpi5", "neoverse-n1", "aarch64+i8mm"])
+@pytest.mark.parametrize("name", ["rpi3", "rpi4", "rpi5", "aarch64+i8mm"])
 def test_convolutions_equal_numpy(name: str, dtype: str, tracker: str, board: Board, tmp_path: Path) -> None:
-    from nnfuze_tvm.devices.boards import BOARDS
-
     target = resolve(name)
     mod, inputs, expected = convolutions(dtype)
     scheduled, _ = kernels.schedule(mod, target)
@@ -92,8 +91,8 @@ def test_convolutions_equal_numpy(name: str, dtype: str, tracker: str, board: Bo
     machine = relax.VirtualMachine(remote.load_module("kernels.so"), remote.cpu())
     machine.set_input("main", *(tvm.runtime.tensor(array, remote.cpu()) for array in inputs.values()))
     machine.invoke_stateful("main")
-    for i, want in enumerate(expected):
-        got = machine.get_outputs("main")[i].numpy()
+    for i, (result, want) in enumerate(zip(machine.get_outputs("main"), expected, strict=True)):
+        got = result.numpy()
         if dtype == "float32":
             np.testing.assert_allclose(got, want, atol=1e-5 * np.ptp(want), rtol=0, err_msg=str(SHAPES[i]))
         else:
