@@ -263,12 +263,16 @@ def _session(options: Options) -> Iterator[tuple[tvm.rpc.RPCSession | None, str]
         yield None, machine_name()
         return
     assert options.key is not None
+    remote = None
     try:
         remote, board = tracker.request(tracker.connect(options.tracker), options.key)
         yield remote, f"{options.key} at {board}"
     except (OSError, RuntimeError, tvm.error.RPCError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
         raise DeviceError(f"device {options.key!r} of tracker {options.tracker}: measuring failed ({reason})") from None
+    finally:
+        if remote is not None:
+            tracker.end_session(remote)
 
 
 def _with_aliases(names: Sequence[str], aliases: Mapping[str, str]) -> list[str]:

@@ -51,6 +51,7 @@ def time_on_device(
     """
     session = trackers.connect(address, min(wait, 10.0))
     trackers.wait_for_device(session, key, wait)
+    remote = None
     try:
         remote, board = trackers.request(session, key)
         trackers.use_threads(remote, threads)
@@ -71,6 +72,9 @@ def time_on_device(
                 times[name] += [sum(values) for values in zip(*parts, strict=True)]
     except (OSError, RuntimeError, tvm.error.RPCError) as error:
         raise DeviceError(f"device {key!r} of tracker {address}: measuring failed ({trackers.reason(error)})") from None
+    finally:
+        if remote is not None:
+            trackers.end_session(remote)
     return times, board
 
 

@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import tvm
 
 from nnfuze_tvm.devices import emulator
+from nnfuze_tvm.devices import tracker as trackers
 from nnfuze_tvm.devices.tracker import EmbeddedTracker
 
 
@@ -48,3 +50,16 @@ def board(tracker: str) -> Iterator[Callable[[str], str]]:
             return keys[cpu]
 
         yield key_of
+
+
+@pytest.fixture
+def session(tracker: str) -> Iterator[Callable[[str], tvm.rpc.RPCSession]]:
+    """A function that opens a session on a board by its key; the test's end is the session's."""
+    with contextlib.ExitStack() as stack:
+
+        def open_session(key: str) -> tvm.rpc.RPCSession:
+            remote, _ = trackers.request(trackers.connect(tracker), key, 600)
+            stack.callback(trackers.end_session, remote)
+            return remote
+
+        yield open_session

@@ -11,12 +11,12 @@ import tvm
 from tvm import relax
 
 from nnfuze_tvm.devices import toolchain
-from nnfuze_tvm.devices import tracker as trackers
 from nnfuze_tvm.devices.boards import BOARDS
 from nnfuze_tvm.devices.targets import resolve
 from tests.schedules import kernels
 
 Board = Callable[[str], str]
+Session = Callable[[str], tvm.rpc.RPCSession]
 
 # Height and width, input and output channels, kernel, stride, groups: whole tiles, tiles that overlap or run on into
 # the next row, single pixels, depths that fill one, two, three or four steps, depthwise layers.
@@ -81,12 +81,12 @@ def convolve(data: np.ndarray, weights: np.ndarray, stride: int, groups: int) ->
 
 @pytest.mark.parametrize("dtype", ["float32", "uint8", "int8"])
 @pytest.mark.parametrize("name", ["rpi3", "rpi4", "rpi5", "aarch64+i8mm"])
-def test_convolutions_equal_numpy(name: str, dtype: str, tracker: str, board: Board, tmp_path: Path) -> None:
+def test_convolutions_equal_numpy(name: str, dtype: str, session: Session, board: Board, tmp_path: Path) -> None:
     target = resolve(name)
     mod, inputs, expected = convolutions(dtype)
     scheduled, _ = kernels.schedule(mod, target)
     path = toolchain.export_library(tvm.compile(scheduled, target=target), tmp_path / "kernels.so", target)
-    remote = trackers.request(trackers.connect(tracker), board(str(BOARDS[name].emulated)), 300)[0]
+    remote = session(board(str(BOARDS[name].emulated)))
     remote.upload(str(path))
     machine = relax.VirtualMachine(remote.load_module("kernels.so"), remote.cpu())
     machine.set_input("main", *(tvm.runtime.tensor(array, remote.cpu()) for array in inputs.values()))

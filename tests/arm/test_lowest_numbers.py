@@ -12,7 +12,6 @@ from tvm import relax
 
 from nnfuze_tvm import build
 from nnfuze_tvm.devices import toolchain
-from nnfuze_tvm.devices import tracker as trackers
 from nnfuze_tvm.devices.targets import resolve
 
 ZERO = 3
@@ -41,12 +40,17 @@ def layer(kind: str, weight: int) -> tuple[tvm.IRModule, tuple[int, ...]]:
 @pytest.mark.parametrize("weight", [-127, -128])
 @pytest.mark.parametrize("target", ["rpi4", "rpi5", "aarch64+i8mm"])
 def test_lowest_numbers(
-    target: str, weight: int, kind: str, tmp_path: Path, tracker: str, board: Callable[[str], str]
+    target: str,
+    weight: int,
+    kind: str,
+    tmp_path: Path,
+    session: Callable[[str], tvm.rpc.RPCSession],
+    board: Callable[[str], str],
 ) -> None:
     model = {"rpi4": "cortex-a72", "rpi5": "cortex-a76", "aarch64+i8mm": "max"}[target]
     mod, shape = layer(kind, weight)
     path = toolchain.export_library(build.build(mod, resolve(target)), tmp_path / "layer.so", resolve(target))
-    remote = trackers.request(trackers.connect(tracker), board(model), 300)[0]
+    remote = session(board(model))
     remote.upload(str(path))
     machine = relax.VirtualMachine(remote.load_module("layer.so"), remote.cpu())
     x = np.full(shape, -128 - ZERO, "float32")  # the code -128

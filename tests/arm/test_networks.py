@@ -16,7 +16,6 @@ from tvm import relax
 from benchmarks.networks import build as network
 from benchmarks.networks import inputs as network_inputs
 from nnfuze_tvm import build, load
-from nnfuze_tvm.devices import tracker as trackers
 from nnfuze_tvm.devices.targets import resolve
 from nnfuze_tvm.devices.toolchain import export_library
 from nnfuze_tvm.passes import pipeline
@@ -36,6 +35,7 @@ CPUS = {
     "max": "aarch64+i8mm",
 }
 Board = Callable[[str], str]
+Session = Callable[[str], tvm.rpc.RPCSession]
 
 
 @dataclass(frozen=True)
@@ -79,25 +79,21 @@ def run_passes(phases: list[tvm.transform.Pass], mod: tvm.IRModule) -> tvm.IRMod
 
 @pytest.mark.parametrize("cpu", CPUS)
 @pytest.mark.parametrize("name", [*SMALL, *(pytest.param(name, marks=pytest.mark.large) for name in LARGE)])
-def test_a_network_on_a_board(name: str, cpu: str, tracker: str, board: Board, tmp_path: Path) -> None:
+def test_a_network_on_a_board(name: str, cpu: str, session: Session, board: Board, tmp_path: Path) -> None:
     wanted = reference(name)
     target = resolve(CPUS[cpu])
-    key = board(cpu)
-    remote, _ = trackers.request(trackers.connect(tracker), key, 600)
-    try:
-        for path, mod in (("fp32.so", wanted.fp32), ("int8.so", wanted.int8)):
-            export_library(build.build(mod, target), tmp_path / path, target)
-            remote.upload(str(tmp_path / path))
-            device = remote.cpu()
-            machine = relax.VirtualMachine(remote.load_module(path), device)
-            machine.set_input("main", tvm.runtime.tensor(wanted.data, device))
-            machine.invoke_stateful("main")
-            outputs = machine.get_outputs("main")
-            if mod is wanted.fp32:
-                for output, exact in zip(outputs, wanted.exact, strict=True):
-                    assert np.abs(output.numpy() - exact).max() <= 1e-4 * np.ptp(exact)
-            else:
-                for output, integer in zip(outputs, wanted.integer, strict=True):
-                    np.testing.assert_array_equal(output.numpy(), integer)
-    finally:
-        trackers.end_session(remote)
+    remote = session(board(cpu))
+    for path, mod in (("fp32.so", wanted.fp32), ("int8.so", wanted.int8)):
+        export_library(build.build(mod, target), tmp_path / path, target)
+        remote.upload(str(tmp_path / path))
+        device = remote.cpu()
+        machine = relax.VirtualMachine(remote.load_module(path), device)
+        machine.set_input("main", tvm.runtime.tensor(wanted.data, device))
+        machine.invoke_stateful("main")
+        outputs = machine.get_outputs("main")
+        if mod is wanted.fp32:
+            for output, exact in zip(outputs, wanted.exact, strict=True):
+                assert np.abs(output.numpy() - exact).max() <= 1e-4 * np.ptp(exact)
+        else:
+            for output, integer in zip(outputs, wanted.integer, strict=True):
+                np.testing.assert_array_equal(output.numpy(), integer)
