@@ -86,15 +86,15 @@ def test_the_document_holds_everything():
 def test_blocks_are_found_in_the_file_they_are_mapped_from():
     maps = """
 5500000000-5500100000 r-xp 00000000 fe:00 1    /root/usr/bin/python3.11
-5500200000-5500201000 r--p 00000000 fe:00 2    /work/lib.so
-5500201000-5500300000 r-xp 00001000 fe:00 2    /work/lib.so
+5500200000-5500201000 r--p 00000000 fe:00 2    /srv/lib.so
+5500201000-5500300000 r-xp 00001000 fe:00 2    /srv/lib.so
 5500400000-5500500000 r-xp 00000000 fe:00 3    /site/numpy/_core/umath.so
 5500600000-5500700000 r-xp 00000000 00:00 0
 """
     counts = "5500201010 10 5 2 1 1\n5500000100 7 3 0 1 0\n5500400000 100 9 0 0 0\n5500600004 2 2 0 0 1\n"
     found = counting.blocks(counts, maps)
     assert [(b.file, b.address, b.runs) for b in found[:2]] == [
-        ("/work/lib.so", 0x1010, 10),
+        ("/srv/lib.so", 0x1010, 10),
         ("/root/usr/bin/python3.11", 0x100, 7),
     ]
     assert found[0].count == Count(50, 20, 10, 10)
