@@ -121,12 +121,19 @@ def devices(tracker: rpc.TrackerSession) -> dict[str, list[str]]:
     DeviceError
         If the tracker has gone.
     """
+    return _addresses(_summary(tracker))
+
+
+def _summary(tracker: rpc.TrackerSession) -> dict[str, Any]:
     try:
-        info = tracker.summary()["server_info"]
+        return tracker.summary()
     except (OSError, RuntimeError, ValueError) as err:
         raise DeviceError(f"tracker {_name(tracker)}: connection lost ({err})") from err
+
+
+def _addresses(summary: dict[str, Any]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
-    for entry in info:
+    for entry in summary["server_info"]:
         host, port = entry["addr"]
         found.setdefault(entry["key"].removeprefix("server:"), []).append(f"{host}:{port}")
     return found
@@ -164,13 +171,10 @@ def boards(tracker: rpc.TrackerSession) -> dict[str, Boards]:
     DeviceError
         If the tracker has gone.
     """
-    try:
-        queues = tracker.summary()["queue_info"]
-    except (OSError, RuntimeError, ValueError) as err:
-        raise DeviceError(f"tracker {_name(tracker)}: connection lost ({err})") from err
+    summary = _summary(tracker)
     found = {}
-    for key, addresses in sorted(devices(tracker).items()):
-        queue = queues.get(key, {})
+    for key, addresses in sorted(_addresses(summary).items()):
+        queue = summary["queue_info"].get(key, {})
         free = min(int(queue.get("free", 0)), len(addresses))
         found[key] = Boards(tuple(addresses), free, int(queue.get("pending", 0)))
     return found
