@@ -10,7 +10,7 @@ from tvm.ir import Call, GenericConst
 from tvm.ir.transform import PassContext, module_pass
 from tvm.relax import op
 
-from nnfuze_tvm.dataflow import Emitter, Value, bindings, op_name, output_fields, substitute
+from nnfuze_tvm.dataflow import Emitter, Value, bindings, op_name, operands, output_fields, substitute
 from nnfuze_tvm.ir import aliases
 from nnfuze_tvm.passes.constants import array
 from nnfuze_tvm.policy import Policy
@@ -71,7 +71,7 @@ def _rewrite(func: relax.Function, chosen: set[str]) -> relax.Function:
     def follows(value: Value) -> bool:
         if op_name(value) not in _FOLLOWERS or not _is_float(value):
             return False
-        data = [leaf for leaf in _tensors(value.args) if _is_float(leaf)]
+        data = [leaf for leaf in operands(value) if _is_float(leaf)]
         return all(leaf in halves or _fits(leaf) for leaf in data) and any(leaf in halves for leaf in data)
 
     for binding in bindings(func):
@@ -89,24 +89,14 @@ def _rewrite(func: relax.Function, chosen: set[str]) -> relax.Function:
     return emitter.finish(func.params, [substitute(out, values) for out in output_fields(func)], func.attrs)
 
 
-def _tensors(args: list[Value]) -> list[Value]:
-    return [
-        leaf for arg in args for leaf in (arg.fields if isinstance(arg, relax.Tuple) else [arg]) if _has_dtype(leaf)
-    ]
-
-
 def _with(arg: Value, half: Callable[[Value], Value]) -> Value:
     if isinstance(arg, relax.Tuple):
         return relax.Tuple([half(field) for field in arg.fields])
-    return half(arg) if _has_dtype(arg) and _is_float(arg) else arg
-
-
-def _has_dtype(value: Value) -> bool:
-    return isinstance(value.ty, relax.TensorType)
+    return half(arg) if _is_float(arg) else arg
 
 
 def _is_float(value: Value) -> bool:
-    return _has_dtype(value) and str(value.ty.dtype.dtype) == "float32"
+    return isinstance(value.ty, relax.TensorType) and str(value.ty.dtype.dtype) == "float32"
 
 
 def _fits(value: Value) -> bool:
