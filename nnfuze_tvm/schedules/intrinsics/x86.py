@@ -41,15 +41,15 @@ def _maddubs(lanes: int, maddubs: str, maddwd: str) -> tirx.PrimFunc:
     return impl
 
 
-def _maddwd(lanes: int, maddwd: str) -> tirx.PrimFunc:
-    """Signed data on AVX2 and AVX-512, already widened to int16: pairs of products, exact in int32."""
+def _maddwd(lanes: int, weights: str, maddwd: str) -> tirx.PrimFunc:
+    """Data of int16, or int8 already widened to it, on AVX2 and AVX-512: pairs of products, exact in int32."""
     n16 = lanes * 2
-    bytes_type, words_type, sums_type = f"int8x{n16}", f"int16x{n16}", f"int32x{lanes}"
+    loaded_type, words_type, sums_type = f"{weights}x{n16}", f"int16x{n16}", f"int32x{lanes}"
 
     @T.prim_func(s_tir=True)
     def impl(
         A: T.Buffer((2,), "int16", offset_factor=1),
-        B: T.Buffer((lanes, 2), "int8", offset_factor=1),
+        B: T.Buffer((lanes, 2), weights, offset_factor=1),
         C: T.Buffer((lanes,), "int32", offset_factor=1),
     ) -> None:
         with T.sblock("root"):
@@ -60,32 +60,7 @@ def _maddwd(lanes: int, maddwd: str) -> tirx.PrimFunc:
                 T.reinterpret(
                     T.broadcast(T.reinterpret(A.vload([0], "int16x2"), dtype="int32"), lanes), dtype=words_type
                 ),
-                T.cast(B.vload([0, 0], dtype=bytes_type), words_type),
-                dtype=sums_type,
-            )
-
-    return impl
-
-
-def _words(lanes: int, maddwd: str) -> tirx.PrimFunc:
-    """Pairs of int16 products, exact in int32."""
-    words_type, sums_type = f"int16x{lanes * 2}", f"int32x{lanes}"
-
-    @T.prim_func(s_tir=True)
-    def impl(
-        A: T.Buffer((2,), "int16", offset_factor=1),
-        B: T.Buffer((lanes, 2), "int16", offset_factor=1),
-        C: T.Buffer((lanes,), "int32", offset_factor=1),
-    ) -> None:
-        with T.sblock("root"):
-            T.reads(C[0:lanes], A[0:2], B[0:lanes, 0:2])
-            T.writes(C[0:lanes])
-            C[T.ramp(T.int32(0), 1, lanes)] = C.vload([0], dtype=sums_type) + T.call_llvm_pure_intrin(
-                T.llvm_lookup_intrinsic_id(maddwd),
-                T.reinterpret(
-                    T.broadcast(T.reinterpret(A.vload([0], "int16x2"), dtype="int32"), lanes), dtype=words_type
-                ),
-                B.vload([0, 0], dtype=words_type),
+                T.cast(B.vload([0, 0], dtype=loaded_type), words_type),
                 dtype=sums_type,
             )
 
@@ -145,10 +120,10 @@ def _register() -> None:
         dot4_desc(8, "uint8"),
         _maddubs(8, "llvm.x86.avx2.pmadd.ub.sw", "llvm.x86.avx2.pmadd.wd"),
     )
-    TensorIntrin.register("nnfuze_dot2_avx2_i8", dot2_desc(8), _maddwd(8, "llvm.x86.avx2.pmadd.wd"))
-    TensorIntrin.register("nnfuze_dot2_avx512_i8", dot2_desc(16), _maddwd(16, "llvm.x86.avx512.pmaddw.d.512"))
-    TensorIntrin.register("nnfuze_dot16_avx2", words_desc(8), _words(8, "llvm.x86.avx2.pmadd.wd"))
-    TensorIntrin.register("nnfuze_dot16_avx512", words_desc(16), _words(16, "llvm.x86.avx512.pmaddw.d.512"))
+    TensorIntrin.register("nnfuze_dot2_avx2_i8", dot2_desc(8), _maddwd(8, "int8", "llvm.x86.avx2.pmadd.wd"))
+    TensorIntrin.register("nnfuze_dot2_avx512_i8", dot2_desc(16), _maddwd(16, "int8", "llvm.x86.avx512.pmaddw.d.512"))
+    TensorIntrin.register("nnfuze_dot16_avx2", words_desc(8), _maddwd(8, "int16", "llvm.x86.avx2.pmadd.wd"))
+    TensorIntrin.register("nnfuze_dot16_avx512", words_desc(16), _maddwd(16, "int16", "llvm.x86.avx512.pmaddw.d.512"))
 
 
 with_short_stack(_register)
