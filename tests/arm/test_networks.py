@@ -13,6 +13,7 @@ import pytest
 import tvm
 from tvm import relax
 
+from benchmarks.arm.engines import CPUS
 from benchmarks.networks import build as network
 from benchmarks.networks import inputs as network_inputs
 from nnfuze_tvm import build, load
@@ -26,14 +27,6 @@ PAIRS = {"pair-A": "shared", "pair-B": "independent"}
 SMALL = [*PAIRS, "ds_cnn", "resnet8", "mobilenet_v1_025", "mlp_autoencoder", "transformer", "resnet18"]
 # 0.3 to 4 billion multiply-adds: minutes each, most of it compiling.
 LARGE = ["mobilenet_v1", "mobilenet_v2", "resnet50"]
-# The CPU model that is emulated, and the target of what it runs.
-CPUS = {
-    "cortex-a53": "rpi3",
-    "cortex-a72": "rpi4",
-    "cortex-a76": "rpi5",
-    "neoverse-n1": "neoverse-n1",
-    "max": "aarch64+i8mm",
-}
 Board = Callable[[str], str]
 Session = Callable[[str], tvm.rpc.RPCSession]
 
