@@ -16,7 +16,8 @@ from nnfuze_tvm.schedules.schedule_kernels import ScheduleKernels
 
 def fuse(mod: tvm.IRModule, target: Target) -> tvm.IRModule:
     """Return the module of fused, unscheduled kernels (phases 5 to 9): what tuning extracts its tasks from."""
-    return pipeline.fused_module(mod, target, integer_winograd=not bytes_are_fast(Hardware.of(target).features))
+    hw = Hardware.of(target)
+    return pipeline.fused_module(mod, target, not bytes_are_fast(hw.features), hw.far_macs)
 
 
 def lower(mod: tvm.IRModule, target: Target, database: ms.Database | None = None) -> tvm.IRModule:

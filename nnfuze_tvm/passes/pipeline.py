@@ -57,10 +57,11 @@ def half_phases(policy: Policy) -> list[tvm.transform.Pass]:
     return [HalfPrecision(policy)]
 
 
-def lowering_phases(integer_winograd: bool) -> list[tvm.transform.Pass]:
+def lowering_phases(integer_winograd: bool, far_macs: float) -> list[tvm.transform.Pass]:
     """Return phases 5 to 9: from a merged (and perhaps quantized) graph to one PrimFunc per fused kernel.
 
-    ``integer_winograd`` says whether the machine multiplies int8 no faster than int16, see ``Winograd``.
+    ``integer_winograd`` says whether the machine multiplies int8 no faster than int16, ``far_macs`` how slow its memory
+    is; see ``Winograd``.
     """
     return [
         # Phase 5: layout. Activations NHWC, weights OHWI.
@@ -72,7 +73,7 @@ def lowering_phases(integer_winograd: bool) -> list[tvm.transform.Pass]:
         # What still is a convolution of few input channels gets reductions that dot products can take.
         RowConvolutions(),
         # Phase 8: fewer multiplications, where that pays.
-        Winograd(integer_winograd),
+        Winograd(integer_winograd, far_macs),
         # Phase 9: one PrimFunc per operator, then one per fused kernel.
         RoundToInteger(),
         relax.transform.LegalizeOps(),
@@ -87,7 +88,7 @@ def lowering_phases(integer_winograd: bool) -> list[tvm.transform.Pass]:
     ]
 
 
-def fused_module(mod: tvm.IRModule, target: tvm.target.Target, integer_winograd: bool) -> tvm.IRModule:
+def fused_module(mod: tvm.IRModule, target: tvm.target.Target, integer_winograd: bool, far_macs: float) -> tvm.IRModule:
     """Return the module of fused, unscheduled kernels: what tuning extracts its tasks from."""
     with target:
-        return tvm.transform.Sequential(lowering_phases(integer_winograd))(mod)
+        return tvm.transform.Sequential(lowering_phases(integer_winograd, far_macs))(mod)

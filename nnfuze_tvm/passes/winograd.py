@@ -11,12 +11,9 @@ from nnfuze_tvm.dataflow import Emitter, Value, bindings, op_name, output_fields
 from nnfuze_tvm.ir import static_shape
 from nnfuze_tvm.passes.winograd_kernel import MAX_INTEGER_CHANNELS, Shape, prim_func, transform_weights
 
-# The model counts in multiply-adds of the inner loop. A byte of weights costs as much as this many float32 ones where
-# a layer's weights don't fit in a near cache. Measured on layers of ResNet18 and ResNet50, where the weights of a
-# whole network come from beyond the last cache: any value from 1.5 to 2.5 decides alike there.
-_FAR_BYTE = 2
+# Weights of a layer that are more than this come from memory.
 _NEAR_BYTES = 1 << 20
-# Both transforms, per tile and channel, by m.
+# What both transforms take, per tile and channel, in multiply-adds of the inner loop, by m.
 _TRANSFORM = {2: 80, 4: 200}
 # Fewer channels than this fill no vector, or make the transforms most of the work.
 _MIN_CHANNELS = 8
@@ -38,28 +35,33 @@ class Winograd:
     integers : bool
         Also int8 convolutions with int32 sums, as F(2×2) in int16 with the same sums: for machines that multiply
         pairs of int8 no faster than pairs of int16.
+    far_macs : float
+        Float32 multiply-adds that the machine does in the time in which a byte comes from memory.
     """
 
-    def __init__(self, integers: bool) -> None:
+    def __init__(self, integers: bool, far_macs: float) -> None:
         self.integers = integers
+        self.far_macs = far_macs
 
     def transform_module(self, mod: tvm.IRModule, _: PassContext) -> tvm.IRModule:
         """Rewrite every Relax function of ``mod``."""
         result = relax.BlockBuilder(mod)
         for gvar, func in mod.functions_items():
             if isinstance(func, relax.Function):
-                result.update_func(gvar, _rewrite(func, result, self.integers))
+                result.update_func(gvar, _rewrite(func, result, self.integers, self.far_macs))
         new = result.get()
         return new.with_attrs(dict(mod.attrs.items())) if mod.attrs is not None else new
 
 
-def best_tile(out_height: int, out_width: int, channels: int, outputs: int, integers: bool = False) -> int:
+def best_tile(
+    out_height: int, out_width: int, channels: int, outputs: int, far_macs: float, integers: bool = False
+) -> int:
     """Return the edge m of the output tiles that are modelled to be fastest: 4, 2, or 0 for a direct convolution."""
     pairs = channels * outputs
 
-    def cost(points: int, products: int, weight_bytes: int) -> int:
+    def cost(points: int, products: int, weight_bytes: int) -> float:
         # Twice as many integers as floats are multiplied in the time in which a byte comes.
-        far = weight_bytes * (2 * _FAR_BYTE if integers else _FAR_BYTE)
+        far = weight_bytes * (2 * far_macs if integers else far_macs)
         return pairs * points * (products + (far if points * pairs * weight_bytes > _NEAR_BYTES else 0))
 
     costs = {0: cost(9, out_height * out_width, 1 if integers else 4)}
@@ -70,12 +72,12 @@ def best_tile(out_height: int, out_width: int, channels: int, outputs: int, inte
     return min(costs, key=lambda m: costs[m])
 
 
-def _rewrite(func: relax.Function, module: relax.BlockBuilder, integers: bool) -> relax.Function:
+def _rewrite(func: relax.Function, module: relax.BlockBuilder, integers: bool, far_macs: float) -> relax.Function:
     emitter = Emitter()
     values: dict[Value, Value] = {}
     for binding in bindings(func):
         value = substitute(binding.value, values)
-        shape = _shape(value, integers)
+        shape = _shape(value, integers, far_macs)
         if shape is not None:
             kernel = module.add_func(prim_func(shape), f"winograd{shape.m}x{shape.m}_conv2d")
             weights = relax.const(transform_weights(value.args[1].value.numpy(), shape.m))
@@ -84,7 +86,7 @@ def _rewrite(func: relax.Function, module: relax.BlockBuilder, integers: bool) -
     return emitter.finish(func.params, [substitute(out, values) for out in output_fields(func)], func.attrs)
 
 
-def _shape(value: Value, integers: bool) -> Shape | None:
+def _shape(value: Value, integers: bool, far_macs: float) -> Shape | None:
     """Return the shape of a convolution that Winograd's algorithm should compute, else None."""
     if not isinstance(value, Call) or op_name(value) != "nn.conv2d":
         return None
@@ -103,6 +105,6 @@ def _shape(value: Value, integers: bool) -> Shape | None:
         return None
     n, height, width, _ = static_shape(data)
     _, out_height, out_width, _ = static_shape(value)
-    m = best_tile(out_height, out_width, channels, outputs, whole)
+    m = best_tile(out_height, out_width, channels, outputs, far_macs, whole)
     top, left, bottom, right = (int(p) for p in attrs.padding)
     return Shape(n, height, width, channels, outputs, (top, left, bottom, right), m, dtype) if m else None

@@ -80,6 +80,8 @@ class Work:
         Registers, per step at once, of what brings the data into order.
     at_once : tuple of int
         Of how many steps one load may bring the data.
+    loaded : int
+        Pixels whose data stand together: one instruction loads them.
     """
 
     rows: int
@@ -97,6 +99,7 @@ class Work:
     constants: int = 0
     together: int = 1
     at_once: tuple[int, ...] = (1,)
+    loaded: int = 1
 
 
 def tiles(work: Work, hw: Hardware) -> list[Tile]:
@@ -158,24 +161,41 @@ def _registers(work: Work, pixels: int, vectors: int, at_once: int, hw: Hardware
     """Return how many vector registers a tile needs."""
     accumulators = pixels * vectors
     if at_once > 1:
-        # LLVM goes from pixel to pixel, so it keeps the weights of all steps and the data of one pixel.
         wide = max(1, work.lanes * 4 // hw.vector_bytes)
-        held = max(1, work.lanes * work.depth * work.weight_bytes // hw.vector_bytes)
-        return accumulators * wide + vectors * held * at_once + work.constants * at_once + work.temporaries
+        held = _held(work, at_once, hw)
+        kept = held + pixels if vectors_first(work, pixels, vectors, at_once, hw) else vectors * held + 1
+        return accumulators * wide + kept + work.constants * at_once + work.temporaries - 1
     # Weights that several pixels use stay in registers; of a single pixel's, each is used once. And a
     # broadcast that is used once gives its register to the float sum: LLVM then needs two per pixel.
     needed = accumulators + work.temporaries + work.constants + (vectors if pixels > 1 else 1)
     return needed + pixels if vectors == 1 and not work.integer else needed
 
 
+def vectors_first(work: Work, pixels: int, vectors: int, at_once: int, hw: Hardware) -> bool:
+    """Tell whether a tile's multiplications should go from vector to vector and not from pixel to pixel.
+
+    LLVM keeps what the inner loop shares: a vector's weights of all steps and the data of all pixels, or the data of
+    one pixel and the weights of all vectors. Data that are brought into order would be so again for every vector.
+    """
+    if at_once == 1 or work.prepare:
+        return False
+    held = _held(work, at_once, hw)
+    return held + pixels < vectors * held + 1
+
+
+def _held(work: Work, at_once: int, hw: Hardware) -> int:
+    """Return how many registers the weights of one vector of channels take."""
+    return max(1, work.lanes * work.depth * work.weight_bytes // hw.vector_bytes) * at_once
+
+
 def _instructions(work: Work, pixels: int, vectors: int, at_once: int, hw: Hardware) -> float:
     """Return the instructions of one step: two start per cycle, whatever they are.
 
-    A pair of weight vectors is one load, and so are the data of ``at_once`` steps (of three, it is two). The loop takes
-    four more.
+    A pair of weight vectors is one load, and so are the data of ``at_once`` steps (of three, it is two), of ``loaded``
+    pixels. The loop takes four more.
     """
     weights = vectors * work.lanes * work.depth * work.weight_bytes / (2 * hw.vector_bytes)
-    data = pixels * (work.prepare + (2 if at_once == 3 else 1) / at_once)
+    data = pixels * (work.prepare + (2 if at_once == 3 else 1) / (at_once * work.loaded))
     return pixels * vectors * work.multiplies + weights + data + 4 / at_once
 
 
@@ -269,14 +289,16 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool,
     steps, unrolled, *dot_axes = sch.split(depth_loop, [None, unroll, *own])
     several = dot_axes[:1] if tile.at_once > 1 else []
     reduction = [*window, steps]
+    pair = [inside, vectors]
+    if vectors_first(work, tile.pixels, tile.channels // tile.lanes, tile.at_once, hw):
+        pair.reverse()
     sch.reorder(
         channel_block,
         *outer,
         pixel_block,
         *reduction,
         unrolled,
-        inside,
-        vectors,
+        *pair,
         *several,
         lane,
         *dot_axes[len(several) :],

@@ -14,7 +14,7 @@ from tvm import s_tir
 from tvm.s_tir.schedule import LoopRV
 
 from nnfuze_tvm.schedules.base import PARALLEL_MIN_OPS, blocks, choose, divisors, extents, has_one_output
-from nnfuze_tvm.schedules.contraction import Tile, Work, fitting, tiles
+from nnfuze_tvm.schedules.contraction import Tile, Work, fitting, tiles, vectors_first
 from nnfuze_tvm.schedules.hardware import Hardware
 from nnfuze_tvm.schedules.intrinsics import Dot, dots
 
@@ -42,11 +42,12 @@ def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
     block = choose(sch, _tile_blocks(points, count, outputs + channels, hw), tunable, "tile_block")
     family = fitting(dots(hw.features, factor, factor), outputs, channels)
     depth = family[0].depth if family else 1
-    tile = choose(sch, _register_tiles(block, outputs, channels // depth, factor, family, hw)[:8], tunable)
+    work = _work(block, outputs, channels // depth, factor, family, hw)
+    tile = choose(sch, _register_tiles(work, hw)[:8], tunable)
     dot = next((dot for dot in family if dot.steps == tile.at_once), None)
     unroll = choose(
         sch,
-        [n for n in ((4, 2, 1) if tile.at_once == 1 else (1, 2)) if channels % (n * depth * tile.at_once) == 0],
+        [n for n in ((4, 2, 1) if tile.at_once == 1 else (2, 1)) if channels % (n * depth * tile.at_once) == 0],
         tunable,
         "unroll",
     )
@@ -95,7 +96,10 @@ def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
     inside = sch.split(own, [None, tile.lanes])
     steps, step, *dot_axes = sch.split(reduction, [None, unroll, *(n for n in (tile.at_once, depth) if n > 1)])
     several = dot_axes[:1] if tile.at_once > 1 else []
-    sch.reorder(steps, step, row, inside[0], *several, inside[1], *dot_axes[len(several) :])
+    pair = [row, inside[0]]
+    if vectors_first(work, tile.pixels, tile.channels // tile.lanes, tile.at_once, hw):
+        pair.reverse()
+    sch.reorder(steps, step, *pair, *several, inside[1], *dot_axes[len(several) :])
     for loop in (step, row, inside[0]):
         sch.unroll(loop)
     if dot is None:
@@ -104,6 +108,12 @@ def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
     lanes = divisors(channels, hw.lanes(factor))[0]
     _, lane = sch.split(sch.get_loops(data)[-1], [None, lanes])
     sch.vectorize(lane)
+    if tile.at_once > 1:
+        # Vectors of the data of neighbouring tiles stand together: one instruction loads two.
+        held = tile.at_once * depth
+        sch.transform_layout(
+            data, ("write", 0), lambda p, n, t, c: (p, n, t // tile.pixels, c // held, t % tile.pixels, c % held)
+        )
     # The points of a tile go to rows far apart; an odd number of cache lines between them spreads them over all sets.
     for writer, bytes_each in ((data, 4 if factor == "float32" else 2), (copy, 4)):
         line = _LINE_BYTES // bytes_each
@@ -129,15 +139,29 @@ def _tile_blocks(points: int, count: int, channels: int, hw: Hardware) -> list[i
     return sorted(found, key=lambda d: abs(d - 16))[:4]
 
 
-def _register_tiles(block: int, outputs: int, steps: int, factor: str, family: list[Dot], hw: Hardware) -> list[Tile]:
+def _work(block: int, outputs: int, steps: int, factor: str, family: list[Dot], hw: Hardware) -> Work:
     dot = family[0] if family else None
     depth, lanes, multiplies = (dot.depth, dot.lanes, dot.multiplies) if dot else (1, hw.lanes("float32"), 1)
     size, latency, temporaries = (4, 4.0, 2) if factor == "float32" else (2, 1.0, 3)
-    at_once = tuple(dot.steps for dot in family) or (1,)
-    work = Work(
-        1, block, outputs, steps, lanes, depth, size, multiplies, latency, temporaries, integer=False, at_once=at_once
+    return Work(
+        rows=1,
+        cols=block,
+        channels=outputs,
+        steps=steps,
+        lanes=lanes,
+        depth=depth,
+        weight_bytes=size,
+        multiplies=multiplies,
+        latency=latency,
+        temporaries=temporaries,
+        integer=False,
+        at_once=tuple(dot.steps for dot in family) or (1,),
+        loaded=2,
     )
-    whole = [tile for tile in tiles(work, hw) if not tile.flat and block % tile.pixels == 0]
+
+
+def _register_tiles(work: Work, hw: Hardware) -> list[Tile]:
+    whole = [tile for tile in tiles(work, hw) if not tile.flat and work.cols % tile.pixels == 0]
     small = [tile for tile in whole if tile.pixels * tile.channels * 4 < _STACK_BYTES]
     return small or whole
 

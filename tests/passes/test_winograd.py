@@ -37,7 +37,7 @@ def operators(mod):
 
 def test_layer_becomes_a_call_of_one_kernel_and_keeps_its_name():
     mod, weights = conv_module((1, 12, 12, 16), 24, padding=1)
-    after = Winograd(integers=False)(mod)
+    after = Winograd(integers=False, far_macs=2)(mod)
     relax.analysis.well_formed(after)
     assert operators(after)[0] == "call_tir"
     first = bindings(after["main"])[0]
@@ -64,19 +64,24 @@ def test_layer_becomes_a_call_of_one_kernel_and_keeps_its_name():
 )
 def test_everything_else_stays_direct(shape, outputs, attrs):
     mod, _ = conv_module(shape, outputs, **attrs)
-    assert operators(Winograd(integers=False)(mod))[:2] == ["nn.conv2d", "nn.relu"]
+    assert operators(Winograd(integers=False, far_macs=2)(mod))[:2] == ["nn.conv2d", "nn.relu"]
 
 
 @pytest.mark.parametrize(
     ("size", "channels", "edge"), [(32, 16, 4), (8, 64, 4), (56, 64, 4), (14, 256, 4), (7, 512, 2), (1, 64, 0)]
 )
 def test_larger_tiles_where_images_are_large(size, channels, edge):
-    assert best_tile(size, size, channels, channels) == edge
+    assert best_tile(size, size, channels, channels, far_macs=2) == edge
+
+
+@pytest.mark.parametrize(("far_macs", "edge"), [(1.3, 4), (2, 2), (20, 0)])
+def test_fewer_weights_where_memory_is_slow(far_macs, edge):
+    assert best_tile(8, 8, 256, 256, far_macs) == edge
 
 
 def test_integers_where_asked_for():
     attrs = {"dtype": "int8", "out_dtype": "int32", "padding": 1}
-    taken = Winograd(integers=True)
+    taken = Winograd(integers=True, far_macs=2)
     relax.analysis.well_formed(taken(conv_module((1, 12, 12, 16), 24, **attrs)[0]))
     assert operators(taken(conv_module((1, 12, 12, 16), 24, **attrs)[0]))[0] == "call_tir"
     too_many = conv_module((1, 12, 12, 516), 24, **attrs)[0]
