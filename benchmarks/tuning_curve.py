@@ -4,7 +4,8 @@
     python -m benchmarks.tuning_curve --network resnet8 --kernels 4 --trials 32 --stock-trials 256 --plot curve.png
 
 Both tune the same fused kernels, and both measure a candidate over RPC on this machine: one thread, three repeats of
-at least 15 ms. What is measured is kept in ``--work-dir``: interrupted, it goes on where it stopped.
+at least 15 ms. The trials of one follow those of the other, so at the end the fastest candidates of both are measured
+once more, in turns. What is measured is kept in ``--work-dir``: interrupted, it goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -17,20 +18,24 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import tvm
 from rich.console import Console
 from rich.table import Table
 from tvm.s_tir import meta_schedule as ms
+from tvm.s_tir.transform import RemoveWeightLayoutRewriteBlock
 
 from benchmarks import plots
 from benchmarks.arguments import at_least, output_console
 from benchmarks.engines import versions
 from benchmarks.engines.base import quiet
 from benchmarks.engines.nnfuze import source_digest
+from benchmarks.interleaved import interleaved
 from benchmarks.workloads import workload
 from nnfuze_tvm import build
 from nnfuze_tvm.devices import targets
@@ -38,6 +43,8 @@ from nnfuze_tvm.devices.tracker import LOCAL_KEY, EmbeddedTracker
 from nnfuze_tvm.errors import NNFuzeError
 from nnfuze_tvm.options import Graphs, Options
 from nnfuze_tvm.report import text
+from nnfuze_tvm.runner import use_threads
+from nnfuze_tvm.schedules.schedule_kernels import ScheduleKernels
 from nnfuze_tvm.stages import machine_name
 from nnfuze_tvm.tuning import read_journal, tune
 from nnfuze_tvm.tuning.kernels import Kernel, extract
@@ -123,6 +130,24 @@ def stock_times(folder: Path) -> list[float]:
     return [math.inf if seconds >= _FAILED else seconds for seconds in times]
 
 
+def in_turns(kernel: Kernel, target: tvm.target.Target, folders: dict[str, Path]) -> dict[str, float]:
+    """Return the seconds of each tuner's fastest candidate of one kernel, measured in turns on one thread."""
+    calls = {}
+    for name, folder in folders.items():
+        database = ms.database.JSONDatabase(work_dir=str(folder))
+        scheduled = tvm.transform.Sequential([ScheduleKernels(target, database)])(kernel.mod)
+        packed = RemoveWeightLayoutRewriteBlock(skip_tensor_rewrite=True)(scheduled)
+        module = tvm.compile(packed, target=target)
+        random = np.random.default_rng(0)
+        operands = [
+            tvm.runtime.tensor(random.standard_normal([int(dim) for dim in info.shape]).astype(str(info.dtype)))
+            for info in ms.arg_info.ArgInfo.from_prim_func(packed["main"])
+        ]
+        calls[name] = partial(module["main"], *operands)
+    use_threads(1)
+    return {name: timing.median for name, timing in interleaved(calls, rounds=200).items()}
+
+
 @contextmanager
 def metered(folder: Path, count: Any) -> Iterator[None]:
     """Add the wall time of the block and the trials made in it to ``meter.json``."""
@@ -162,6 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     out = output_console()
     out.print(render(document))
+    out.print(render_best(document))
     out.print(summary(document), highlight=False, soft_wrap=True)
     if args.json:
         args.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
@@ -194,6 +220,10 @@ def compare(network: str, count: int, trials: int, stock_trials: int, work_dir: 
         for n, kernel in enumerate(kernels, 1):
             console.print(f"{STOCK}: kernel {n} of {len(kernels)}, {kernel.name}", highlight=False)
             stock[kernel.id] = stock_history(kernel, cores, stock_trials, folder / "stock" / kernel.id, tracker.address)
+    best = {
+        kernel.id: in_turns(kernel, target, {OURS: folder / "ours", STOCK: folder / "stock" / kernel.id})
+        for kernel in kernels
+    }
     weights = {kernel.id: kernel.weight for kernel in kernels}
     spent = [meter(folder / "stock" / kernel.id) for kernel in kernels]
     meters = {OURS: meter(folder / "ours"), STOCK: (sum(s for s, _ in spent), sum(n for _, n in spent))}
@@ -204,6 +234,7 @@ def compare(network: str, count: int, trials: int, stock_trials: int, work_dir: 
             "trials": limit,
             "curve": best_sums(history, weights, limit),
             "seconds_per_trial": seconds / made if made else None,
+            "best": {id_: best[id_][name] for id_ in weights},
             "kernels": {id_: [None if math.isinf(s) else s for s in history[id_]] for id_ in weights},
         }
     return {
@@ -226,6 +257,27 @@ def render(document: dict[str, Any]) -> Table:
         points = [dict(found["curve"]).get(n) for found in tuners.values()]
         table.add_row(str(n), *(text.seconds(value) for value in points))
     return table
+
+
+def render_best(document: dict[str, Any]) -> Table:
+    """Return a row per kernel: each tuner's fastest candidate, measured in turns."""
+    tuners, kernels = document["tuners"], document["kernels"]
+    table = Table(title="the fastest candidates, in turns", title_justify="left")
+    table.add_column("kernel", overflow="fold")
+    for name in ("calls", *tuners, f"{STOCK} / {OURS}"):
+        table.add_column(name, justify="right")
+    totals = dict.fromkeys(tuners, 0.0)
+    for kernel in kernels:
+        seconds = {name: found["best"][kernel["id"]] for name, found in tuners.items()}
+        for name in tuners:
+            totals[name] += kernel["calls"] * seconds[name]
+        table.add_row(kernel["name"], str(kernel["calls"]), *_compared(seconds))
+    table.add_row("all calls", str(sum(kernel["calls"] for kernel in kernels)), *_compared(totals))
+    return table
+
+
+def _compared(seconds: dict[str, float]) -> list[str]:
+    return [*map(text.seconds, seconds.values()), f"{seconds[STOCK] / seconds[OURS]:.2f}×"]
 
 
 def summary(document: dict[str, Any]) -> str:

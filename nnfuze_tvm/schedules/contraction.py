@@ -163,7 +163,7 @@ def _registers(work: Work, pixels: int, vectors: int, at_once: int, hw: Hardware
     if at_once > 1:
         wide = max(1, work.lanes * 4 // hw.vector_bytes)
         held = _held(work, at_once, hw)
-        kept = held + pixels if vectors_first(work, pixels, vectors, at_once, hw) else vectors * held + 1
+        kept = 2 * held + pixels if vectors_first(work, pixels, vectors, at_once, hw) else vectors * held + 1
         return accumulators * wide + kept + work.constants * at_once + work.temporaries - 1
     # Weights that several pixels use stay in registers; of a single pixel's, each is used once. And a
     # broadcast that is used once gives its register to the float sum: LLVM then needs two per pixel.
@@ -174,13 +174,13 @@ def _registers(work: Work, pixels: int, vectors: int, at_once: int, hw: Hardware
 def vectors_first(work: Work, pixels: int, vectors: int, at_once: int, hw: Hardware) -> bool:
     """Tell whether a tile's multiplications should go from vector to vector and not from pixel to pixel.
 
-    LLVM keeps what the inner loop shares: a vector's weights of all steps and the data of all pixels, or the data of
-    one pixel and the weights of all vectors. Data that are brought into order would be so again for every vector.
+    LLVM keeps what the inner loop shares: the weights of one vector (and of the next, loaded early) and the data of all
+    pixels, or the data of one pixel and the weights of all vectors. Data that are brought into order would be so again for every vector.
     """
     if at_once == 1 or work.prepare:
         return False
     held = _held(work, at_once, hw)
-    return held + pixels < vectors * held + 1
+    return 2 * held + pixels < vectors * held + 1
 
 
 def _held(work: Work, at_once: int, hw: Hardware) -> int:
