@@ -20,6 +20,8 @@ from nnfuze_tvm.schedules.intrinsics import Dot, dots
 
 _BLOCKS = ("winograd_data", "winograd_product", "winograd_sum", "winograd_crop")
 _LINE_BYTES = 64
+# Iterations of the inner loop that are unrolled, best first, by the steps in each; LLVM has registers for eight or so.
+_UNROLLED = {1: (4, 2, 1), 8: (1, 2)}
 # Buffers of this size and more are not kept on the stack, whence LLVM takes them into registers.
 _STACK_BYTES = 1024
 
@@ -47,7 +49,7 @@ def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
     dot = next((dot for dot in family if dot.steps == tile.at_once), None)
     unroll = choose(
         sch,
-        [n for n in ((4, 2, 1) if tile.at_once == 1 else (2, 1)) if channels % (n * depth * tile.at_once) == 0],
+        [n for n in _UNROLLED.get(tile.at_once, (2, 1)) if channels % (n * depth * tile.at_once) == 0],
         tunable,
         "unroll",
     )
