@@ -175,9 +175,10 @@ def vectors_first(work: Work, pixels: int, vectors: int, at_once: int, hw: Hardw
     """Tell whether a tile's multiplications should go from vector to vector and not from pixel to pixel.
 
     LLVM keeps what the inner loop shares: the weights of one vector (and of the next, loaded early) and the data of all
-    pixels, or the data of one pixel and the weights of all vectors. Data that are brought into order would be so again for every vector.
+    pixels, or the data of one pixel and the weights of all vectors. Data that are brought into order would be so again
+    for every vector, and pairs of rows (`row_pairs`) go from pixel to pixel.
     """
-    if at_once == 1 or work.prepare:
+    if at_once == 1 or work.prepare or work.together > 1:
         return False
     held = _held(work, at_once, hw)
     return 2 * held + pixels < vectors * held + 1
