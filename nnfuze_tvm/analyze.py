@@ -2,8 +2,9 @@
 
 The model is that of Klein, Gruber and Fröning, "Understanding Cache Boundness of ML Operators on ARM Processors". A
 kernel has to do its operations at the core's peak rate, and each level of memory has to deliver the kernel's bytes at
-its bandwidth (`roofline` measures both). Each of these alone is a lower bound of the kernel's time; the largest one is
-its roofline, and names what it is bound by. The time itself is measured, the kernel alone, on warm caches.
+its bandwidth (`roofline` knows both). Each of these alone is a lower bound of the kernel's time; the largest one is its
+roofline, and names what it is bound by. The time itself is measured, the kernel alone, on warm caches; for a board that
+is not at hand there is none, and the roofline says what the catalogue's figures allow.
 
 Operations are exact: two for each multiply-accumulate of the layers, as the networks state them, also where a kernel
 gets by with fewer. So is the number of bytes in a kernel's arguments. What each level of memory delivers is an
@@ -30,6 +31,7 @@ from tvm.target import Target
 from nnfuze_tvm import build, ir, measure, metrics, roofline, traffic
 from nnfuze_tvm.bundle import unfit
 from nnfuze_tvm.devices import targets, tracker
+from nnfuze_tvm.devices.boards import CATALOGUE
 from nnfuze_tvm.devices.toolchain import export_library
 from nnfuze_tvm.errors import DeviceError, InputError
 from nnfuze_tvm.job import check_reachable, tuning_database
@@ -60,8 +62,8 @@ class KernelUse:
         Two per multiply-accumulate.
     bytes : int
         Bytes of its arguments: what it reads and writes, each byte once.
-    seconds : float
-        Measured time.
+    seconds : float, optional
+        Measured time; None for a board that is not at hand.
     bounds : dict of str to float
         Least time in seconds by ``compute`` and by each level of memory.
     """
@@ -74,7 +76,7 @@ class KernelUse:
     integer: bool
     operations: float
     bytes: int
-    seconds: float
+    seconds: float | None
     bounds: dict[str, float]
 
     @property
@@ -83,19 +85,24 @@ class KernelUse:
         return max(self.bounds, key=lambda name: self.bounds[name])
 
     @property
-    def of_roofline(self) -> float:
-        """The least time by that bound, relative to the measured time."""
-        return self.bounds[self.bound] / self.seconds
+    def least(self) -> float:
+        """The least time in seconds, by that bound."""
+        return self.bounds[self.bound]
 
     @property
-    def of_peak(self) -> float:
+    def of_roofline(self) -> float | None:
+        """The least time relative to the measured one."""
+        return _ratio(self.least, self.seconds)
+
+    @property
+    def of_peak(self) -> float | None:
         """The operations' rate, relative to the machine's peak."""
-        return self.bounds["compute"] / self.seconds
+        return _ratio(self.bounds["compute"], self.seconds)
 
     @property
-    def rate(self) -> float:
+    def rate(self) -> float | None:
         """Operations per second."""
-        return self.operations / self.seconds
+        return _ratio(self.operations, self.seconds)
 
     @property
     def intensity(self) -> float:
@@ -105,15 +112,31 @@ class KernelUse:
 
 @dataclass(frozen=True)
 class Analysis:
-    """All kernels of a network, in the order in which it first calls them, and the machine's figures."""
+    """All kernels of a network, in the order in which it first calls them, and the machine's figures.
+
+    Attributes
+    ----------
+    kernels : tuple of KernelUse
+        All of them with a measured time, or none.
+    machine : Machine
+        What the bounds were computed with: measured like the kernels, or the catalogue's.
+    catalogue : Machine, optional
+        What the catalogue expects of a board that was measured, where it has figures.
+    """
 
     kernels: tuple[KernelUse, ...]
     machine: Machine
+    catalogue: Machine | None = None
 
     @property
-    def seconds(self) -> float:
-        """The time of all calls of all kernels."""
-        return sum(k.seconds * k.calls for k in self.kernels)
+    def seconds(self) -> float | None:
+        """The time of all calls of all kernels; None if it wasn't measured."""
+        return _measured_seconds(self.kernels)
+
+    @property
+    def least(self) -> float:
+        """The time if every kernel took the least time by its bound."""
+        return sum(k.least * k.calls for k in self.kernels)
 
     @property
     def operations(self) -> float:
@@ -121,21 +144,26 @@ class Analysis:
         return sum(k.operations * k.calls for k in self.kernels)
 
     @property
-    def of_peak(self) -> float:
+    def of_peak(self) -> float | None:
         """The time that the operations would take at the machine's peak, relative to the measured time."""
-        return sum(k.bounds["compute"] * k.calls for k in self.kernels) / self.seconds
+        return _ratio(self.bounds["compute"], self.seconds)
 
     @property
-    def of_roofline(self) -> float:
-        """The time if every kernel took the least time by its bound, relative to the measured time."""
-        return sum(k.bounds[k.bound] * k.calls for k in self.kernels) / self.seconds
+    def of_roofline(self) -> float | None:
+        """The least time relative to the measured one."""
+        return _ratio(self.least, self.seconds)
+
+    @property
+    def bounds(self) -> dict[str, float]:
+        """The time of all calls by each limit alone."""
+        names = ["compute", *(level.name for level in self.machine.caches), "DRAM"]
+        return {name: sum(k.bounds[name] * k.calls for k in self.kernels) for name in names}
 
     @property
     def convolutions(self) -> float | None:
-        """The rate of all convolutions together, relative to the peak; None without a convolution."""
+        """The rate of all convolutions together, relative to the peak; None without a (measured) convolution."""
         found = [k for k in self.kernels if k.convolution]
-        seconds = sum(k.seconds * k.calls for k in found)
-        return sum(k.bounds["compute"] * k.calls for k in found) / seconds if found else None
+        return _ratio(sum(k.bounds["compute"] * k.calls for k in found), _measured_seconds(found))
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything, what is derived from it included, for JSON."""
@@ -145,6 +173,7 @@ class Analysis:
                 "rate": k.rate,
                 "intensity": k.intensity,
                 "bound": k.bound,
+                "least": k.least,
                 "of_roofline": k.of_roofline,
                 "of_peak": k.of_peak,
             }
@@ -152,13 +181,26 @@ class Analysis:
         ]
         return {
             "machine": asdict(self.machine),
+            "catalogue": asdict(self.catalogue) if self.catalogue else None,
             "kernels": kernels,
             "seconds": self.seconds,
+            "least": self.least,
+            "bounds": self.bounds,
             "operations": self.operations,
             "of_peak": self.of_peak,
             "of_roofline": self.of_roofline,
             "convolutions_of_peak": self.convolutions,
         }
+
+
+def _ratio(part: float, whole: float | None) -> float | None:
+    return part / whole if whole else None
+
+
+def _measured_seconds(kernels: Sequence[KernelUse]) -> float | None:
+    """Return the time of all calls, None where a kernel has none or there is no kernel."""
+    times = [k.seconds * k.calls for k in kernels if k.seconds is not None]
+    return sum(times) if times and len(times) == len(kernels) else None
 
 
 def bounds(machine: Machine, operations: float, integer: bool, delivered: Mapping[str, int]) -> dict[str, float]:
@@ -195,10 +237,13 @@ def delivered_bytes(func: tirx.PrimFunc, target: Target, machine: Machine) -> di
 def analyze(options: Options, announce: Announce) -> Analysis:
     """Build the network's kernels, time each of them and the machine, and say what each is bound by.
 
+    Code for another CPU is not run without a tracker: then the catalogue's figures of the board are taken, no kernel is
+    compiled further than to its loops, and nothing is timed.
+
     Raises
     ------
     NNFuzeError
-        If anything given doesn't fit, or the target can't be measured.
+        If anything given doesn't fit, or the target can neither be measured nor is a board of the catalogue.
     """
     for model in options.models:
         if (Path(model_path(model)) / MANIFEST).is_file():
@@ -206,8 +251,16 @@ def analyze(options: Options, announce: Announce) -> Analysis:
                 f"{model}: a bundle holds machine code only; give the ONNX files and the options it was compiled with"
             )
     target = targets.resolve(options.target)
-    if options.tracker is None and (misfit := unfit(describe_target(target))) is not None:
-        raise InputError(f"--target {options.target}: {misfit}; give the --tracker and --key of such a board")
+    misfit = unfit(describe_target(target)) if options.tracker is None else None
+    expected = roofline.of_board(target, options.threads) if misfit or options.tracker else None
+    if misfit and expected is None:
+        known = ", ".join(board.name for board in CATALOGUE if roofline.of_board(Target(board.target)))
+        raise InputError(
+            f"--target {options.target}: {misfit}, and the catalogue doesn't say how fast such a board is; give the "
+            f"--tracker and --key of one, or name a board ({known})"
+        )
+    if misfit and options.threads > (cores := Hardware.of(target).cores):
+        raise InputError(f"--threads {options.threads}: {options.target} has {cores} cores")
     check_reachable(options)
     graphs = Graphs(options, announce)
     database = tuning_database(options, graphs, target, announce)
@@ -215,21 +268,11 @@ def analyze(options: Options, announce: Announce) -> Analysis:
     fused = build.fuse(graphs.last, target)
     lowered = build.schedule(fused, target, database)
     kernels = metrics.kernels(lowered)
-    functions = {k.name: lowered[k.name].with_attr("global_symbol", k.name) for k in kernels}
-    with tempfile.TemporaryDirectory(prefix="nnfuze-") as scratch:
-        path = Path(scratch) / "kernels.so"
-        with tvm.transform.PassContext(config={"tirx.disable_assert": True}):
-            export_library(tvm.compile(tvm.IRModule(functions), target=target), path, target)
-        with _session(options) as (remote, source):
-            announce("measuring the machine")
-            machine = roofline.measure(target, options.threads, remote, source)
-            announce("measuring the kernels")
-            if remote is None:
-                library, device = tvm.runtime.load_module(str(path)), tvm.cpu()
-            else:
-                remote.upload(str(path))
-                library, device = remote.load_module(path.name), remote.cpu()
-            times = measure.kernel_times(library, [(k.name, k.arguments) for k in kernels], device)
+    times: dict[str, float] = {}
+    if misfit and expected:
+        machine = expected
+    else:
+        machine, times = _measure(options, target, lowered, kernels, announce)
     layers = {layer.name: layer for layer in metrics.layers(graphs.last)}
     aliases = ir.aliases(fused)
     found = []
@@ -249,11 +292,32 @@ def analyze(options: Options, announce: Announce) -> Analysis:
                 integer=integer,
                 operations=operations,
                 bytes=sum(prod(shape) * np.dtype(dtype).itemsize for shape, dtype in kernel.arguments),
-                seconds=times[kernel.name],
+                seconds=times[kernel.name] if times else None,
                 bounds=bounds(machine, operations, integer, delivered),
             )
         )
-    return Analysis(tuple(found), machine)
+    return Analysis(tuple(found), machine, None if misfit else expected)
+
+
+def _measure(
+    options: Options, target: Target, lowered: tvm.IRModule, kernels: Sequence[metrics.Kernel], announce: Announce
+) -> tuple[Machine, dict[str, float]]:
+    """Return what this machine or a board can do, and the seconds of one call of each kernel on it."""
+    functions = {k.name: lowered[k.name].with_attr("global_symbol", k.name) for k in kernels}
+    with tempfile.TemporaryDirectory(prefix="nnfuze-") as scratch:
+        path = Path(scratch) / "kernels.so"
+        with tvm.transform.PassContext(config={"tirx.disable_assert": True}):
+            export_library(tvm.compile(tvm.IRModule(functions), target=target), path, target)
+        with _session(options) as (remote, source):
+            announce("measuring the machine")
+            machine = roofline.measure(target, options.threads, remote, source)
+            announce("measuring the kernels")
+            if remote is None:
+                library, device = tvm.runtime.load_module(str(path)), tvm.cpu()
+            else:
+                remote.upload(str(path))
+                library, device = remote.load_module(path.name), remote.cpu()
+            return machine, measure.kernel_times(library, [(k.name, k.arguments) for k in kernels], device)
 
 
 @contextmanager

@@ -65,6 +65,19 @@ Run random numbers through a bundle on a board, and time it there.
 Run every sample once, and keep the outputs.
 """
 
+_ANALYZE_EXAMPLES = """
+Examples:
+
+[bold]nnfuze analyze keyword.onnx --threads 2[/bold]
+Measure on this machine.
+
+[bold]nnfuze analyze keyword.onnx --target rpi4 --tracker pi.local:9190 --key rpi4[/bold]
+Measure on a board.
+
+[bold]nnfuze analyze keyword.onnx --target rpi4[/bold]
+What a board would allow that is not at hand, by the catalogue.
+"""
+
 Models = Annotated[list[str], typer.Argument(help="ONNX files, one per task: PATH or TASK=PATH.", show_default=False)]
 SomeModels = Annotated[
     list[str] | None,
@@ -202,7 +215,7 @@ def tune_command(
     out().print(f"tuning records: {options.work_dir}", highlight=False)
 
 
-@app.command("analyze")
+@app.command("analyze", epilog=_ANALYZE_EXAMPLES)
 def analyze_command(
     models: Models,
     target: Target = "host",
@@ -223,7 +236,10 @@ def analyze_command(
     threads: Threads = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Time every kernel beside what the machine could do at most, and say what holds it back."""
+    """Time every kernel beside what the machine could do at most, and say what holds it back.
+
+    For a board without --tracker and --key: the least times that the catalogue's figures of it allow.
+    """
     given = locals()
     with progress() as announce:
         options = _options(given)

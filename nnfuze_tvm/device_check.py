@@ -14,7 +14,7 @@ from tvm.s_tir import meta_schedule as ms
 
 from nnfuze_tvm import roofline
 from nnfuze_tvm.bundle import unfit
-from nnfuze_tvm.devices import boards, cpu, targets
+from nnfuze_tvm.devices import cpu, targets
 from nnfuze_tvm.devices import tracker as trackers
 from nnfuze_tvm.devices.toolchain import export_library
 from nnfuze_tvm.errors import DeviceError
@@ -128,7 +128,7 @@ def check_device(address: str, key: str, name: str, wait: float, announce: Calla
 
 def _run(remote: tvm.rpc.RPCSession, target: tvm.target.Target) -> dict[str, KernelCheck]:
     """Run the kernels by which `roofline` measures a core on data that no wrong kernel gets right."""
-    kind = boards.find(str(target.attrs.get("model", "")), str(target.attrs.get("mcpu", "")))
+    expected = roofline.of_board(target)
     mod = roofline.kernels(Hardware.of(target), 1, {})
     with tempfile.TemporaryDirectory(prefix="nnfuze-") as scratch:
         path = export_library(tvm.compile(mod, target=target), Path(scratch) / "check.so", target)
@@ -144,9 +144,8 @@ def _run(remote: tvm.rpc.RPCSession, target: tvm.target.Target) -> dict[str, Ker
         module[name](*arguments)
         difference = np.abs(arguments[-1].numpy().astype(np.float64) - wanted).max()
         seconds = module.time_evaluator(name, device, number=5, repeat=5)(*arguments).min
-        per_cycle = getattr(kind, name, None)
-        most = 2e9 * per_cycle * kind.clock if kind and per_cycle and kind.clock else None
-        found[name] = KernelCheck(float(difference / np.abs(wanted).max()), int(func.attrs["work"]) / seconds, most)
+        error = float(difference / np.abs(wanted).max())
+        found[name] = KernelCheck(error, int(func.attrs["work"]) / seconds, getattr(expected, name, None))
     return found
 
 

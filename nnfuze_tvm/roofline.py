@@ -1,6 +1,7 @@
 """What a machine can do at most: multiply-adds per second, and bytes per second from each level of its memory.
 
-Small kernels are compiled for the target and timed on it, on this machine or on a board behind an RPC tracker:
+`measure` finds out: small kernels are compiled for the target and timed on it, on this machine or on a board behind an
+RPC tracker. `of_board` says what the catalogue expects of a board that is not at hand. What is timed:
 
 - ``fp32`` adds to as many independent vectors as the registers hold, nothing is loaded: the multiply-add units' rate.
 - ``int8`` is a register tile whose operands stay in L1, with the instructions that integer kernels take
@@ -26,7 +27,7 @@ from tvm.s_tir import meta_schedule as ms
 from tvm.script import tirx as T
 from tvm.target import Target
 
-from nnfuze_tvm.devices import tracker
+from nnfuze_tvm.devices import boards, tracker
 from nnfuze_tvm.devices.toolchain import export_library
 from nnfuze_tvm.runner import use_threads
 from nnfuze_tvm.schedules.hardware import Hardware
@@ -132,6 +133,33 @@ def measure(target: Target, threads: int = 1, remote: tvm.rpc.RPCSession | None 
         vector_bytes=hw.vector_bytes,
         threads=threads,
         source=source,
+    )
+
+
+def of_board(target: Target, threads: int = 1) -> Machine | None:
+    """Return what a board that ``target`` names can do by the catalogue; None where that has no figures of it.
+
+    The rates of compute and caches are per cycle, and all threads have them at once. The catalogue says how fast L1 is;
+    each cache behind it is taken to deliver half of what the one before it does, which is about what these CPUs reach.
+    Memory is one core's however many threads there are: on small boards one core nearly exhausts it.
+    """
+    board = boards.find(str(target.attrs.get("model", "")), str(target.attrs.get("mcpu", "")))
+    if board is None or None in (board.fp32, board.int8, board.clock, board.memory):
+        return None
+    assert board.fp32 and board.int8 and board.clock and board.memory
+    cycles = 1e9 * board.clock * threads
+    vector_bytes = Hardware.of(target).vector_bytes
+    sizes = [size << 10 for size in (board.l1, board.l2, board.l3) if size]
+    return Machine(
+        fp32=2 * board.fp32 * cycles,
+        int8=2 * board.int8 * cycles,
+        caches=tuple(
+            Level(f"L{n + 1}", size, board.loads * vector_bytes * cycles / 2**n) for n, size in enumerate(sizes)
+        ),
+        dram=1e9 * board.memory,
+        vector_bytes=vector_bytes,
+        threads=threads,
+        source=f"catalogue: {board.title}",
     )
 
 

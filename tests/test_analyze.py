@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from nnfuze_tvm import cli
 from nnfuze_tvm.analyze import Analysis, KernelUse, bounds
 from nnfuze_tvm.devices.tracker import EmbeddedTracker
+from nnfuze_tvm.report.roofline import render_analysis
 from nnfuze_tvm.roofline import Level, Machine
 from tests.tiny_networks import samples, save_pair
 
@@ -96,6 +98,50 @@ def test_json_of_a_network(
         assert kernel["bounds"][kernel["bound"]] == max(kernel["bounds"].values())
 
 
+@pytest.mark.parametrize("quantized", [False, True])
+def test_json_of_a_network_for_a_board_that_is_not_at_hand(
+    models: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], quantized: bool
+) -> None:
+    np.savez(tmp_path / "calibration.npz", x=samples(4))
+    options = ["--quantize", "int8", "--calibration", str(tmp_path / "calibration.npz")] if quantized else []
+    assert cli.run(["analyze", *models, *options, "--target", "rpi4", "--threads", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    machine = found["machine"]
+    assert machine["source"] == "catalogue: Raspberry Pi 4, Cortex-A72" and found["catalogue"] is None
+    # Per cycle of 1/1.5 ns, each of two threads: 4 or 8 multiply-adds, 16 bytes.
+    assert (machine["fp32"], machine["int8"]) == pytest.approx((24e9, 48e9))
+    assert machine["caches"][0]["bandwidth"] == pytest.approx(48e9)
+    (conv,) = (kernel for kernel in found["kernels"] if kernel["convolution"])
+    assert conv["integer"] == quantized
+    assert conv["bounds"]["compute"] == pytest.approx(2 * 36 * 8 * 18 / (48e9 if quantized else 24e9))
+    assert found["seconds"] is found["of_peak"] is found["of_roofline"] is found["convolutions_of_peak"] is None
+    for kernel in found["kernels"]:
+        assert kernel["seconds"] is kernel["rate"] is kernel["of_peak"] is kernel["of_roofline"] is None
+        assert kernel["least"] == kernel["bounds"][kernel["bound"]] == max(kernel["bounds"].values()) > 0
+    assert found["least"] == pytest.approx(sum(k["least"] * k["calls"] for k in found["kernels"]))
+
+
+def test_table_for_a_board_that_is_not_at_hand(
+    models: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "150")
+    assert cli.run(["analyze", *models, "--target", "rpi5"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("catalogue: Raspberry Pi 5, Cortex-A76, 1 thread: 38.4 GFLOP/s float32")
+    words = set(shown.split())
+    assert {"one/conv", "compute", "L1", "L2", "L3", "DRAM", "least", "bound"} <= words
+    assert not {"rate", "peak", "roofline", "–"} & words
+
+
+def test_what_a_board_should_do_stands_beside_what_it_does() -> None:
+    expected = replace(MACHINE, source="catalogue: some board")
+    assert render_analysis(Analysis((use(2e-5),), MACHINE))[0] == (
+        "made up, 1 thread: 100 GFLOP/s float32, 400 GOP/s int8, L1 200 GB/s, L2 50 GB/s, DRAM 10 GB/s"
+    )
+    shown = render_analysis(Analysis((use(2e-5),), MACHINE, expected))
+    assert str(shown[1]).startswith("catalogue: some board, 1 thread: 100 GFLOP/s float32")
+
+
 def test_table_of_a_network_on_a_board(models: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with EmbeddedTracker(servers=1, key="board") as tracker:
         assert cli.run(["analyze", *models, "--tracker", tracker.address, "--key", "board"]) == 0
@@ -112,7 +158,8 @@ def test_what_cannot_be_analyzed_is_one_line(
     (bundle / "manifest.json").write_text("{}")
     for arguments, expected in (
         ([str(bundle)], "ONNX files"),
-        ([*models, "--target", "aarch64"], "--tracker"),
+        ([*models, "--target", "aarch64"], "give the --tracker and --key of one, or name a board (rpi3, rpi4,"),
+        ([*models, "--target", "rpi4", "--threads", "5"], "4 cores"),
         ([*models, "--tracker", "127.0.0.1:9"], "--key"),
         ([*models, "--work-dir", str(tmp_path)], "no tuning records"),
         ([str(tmp_path / "none.onnx")], "none.onnx"),

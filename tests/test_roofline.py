@@ -6,6 +6,7 @@ import pytest
 import tvm
 
 from nnfuze_tvm import roofline
+from nnfuze_tvm.devices.boards import CATALOGUE
 from nnfuze_tvm.devices.targets import NAMED, resolve
 from nnfuze_tvm.roofline import Level, Machine
 from nnfuze_tvm.schedules.hardware import Hardware
@@ -51,6 +52,27 @@ def test_this_machine(threads):
     assert [level.name for level in machine.caches[:2]] == ["L1", "L2"]
     sizes = [level.bytes for level in machine.caches]
     assert sizes == sorted(sizes)
+
+
+@pytest.mark.parametrize("board", CATALOGUE, ids=lambda board: board.name)
+def test_a_board_of_the_catalogue(board):
+    """What is behind is larger and slower, and a core computes faster than its memory feeds it."""
+    machine = roofline.of_board(resolve(board.name))
+    if board.clock is None:
+        assert machine is None
+        return
+    assert board.title in machine.source
+    assert [level.name for level in machine.caches] == ["L1", "L2", "L3"][: 3 if board.l3 else 2]
+    sizes = [level.bytes for level in machine.caches]
+    assert sizes == sorted(sizes)
+    rates = [machine.int8, machine.fp32, *(level.bandwidth for level in machine.caches), machine.dram]
+    assert rates[0] > rates[1] and rates[2:] == sorted(rates[2:], reverse=True)
+    both = roofline.of_board(resolve(board.name), 2)
+    assert (both.fp32, both.threads) == (2 * machine.fp32, 2)
+
+
+def test_a_machine_that_is_no_board():
+    assert roofline.of_board(resolve("x86-64-v3")) is None
 
 
 def test_json_gives_the_same_machine():

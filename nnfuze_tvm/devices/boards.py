@@ -35,6 +35,8 @@ class Board:
     fp32, int8 : float, optional
         Multiply-adds per cycle: float32, and int8 with int32 sums by the best instructions of the CPU. Without
         dot products, that is two products summed in int16 before they are added to int32 sums.
+    loads : float
+        Vectors of 16 bytes that a core loads from L1 per cycle.
     clock : float, optional
         GHz as sold; None for a class of CPUs.
     memory : float, optional
@@ -55,6 +57,7 @@ class Board:
     registers: int
     fp32: float | None
     int8: float | None
+    loads: float
     clock: float | None
     memory: float | None
     emulated: str | None
@@ -84,31 +87,31 @@ _V86 = (*_V82, "i8mm", "bf16")
 # fmt: off
 CATALOGUE = (
     #      name                title                              arch       mcpu           features
-    #      cores, L1, L2, L3, registers, fp32, int8, clock, memory, emulated
+    #      cores, L1, L2, L3, registers, fp32, int8, loads, clock, memory, emulated
     Board("rpi3",             "Raspberry Pi 3, Cortex-A53",       "aarch64", "cortex-a53",  _NEON,
-          4, 32, 512, 0, 32, 4, 16 / 3, 1.2, 2.0, "cortex-a53"),
+          4, 32, 512, 0, 32, 4, 16 / 3, 0.5, 1.2, 2.0, "cortex-a53"),
     Board("rpi4",             "Raspberry Pi 4, Cortex-A72",       "aarch64", "cortex-a72",  _NEON,
-          4, 32, 1024, 0, 32, 4, 8, 1.5, 4.5, "cortex-a72"),
+          4, 32, 1024, 0, 32, 4, 8, 1, 1.5, 4.5, "cortex-a72"),
     Board("rpi5",             "Raspberry Pi 5, Cortex-A76",       "aarch64", "cortex-a76",  _V82,
-          4, 64, 512, 2048, 32, 8, 32, 2.4, 11, "cortex-a76"),
+          4, 64, 512, 2048, 32, 8, 32, 2, 2.4, 11, "cortex-a76"),
     Board("jetson-orin",      "Jetson Orin Nano, Cortex-A78AE",   "aarch64", "cortex-a78ae", _V82,
-          6, 64, 256, 4096, 32, 8, 32, 1.5, 15, "cortex-a76"),
+          6, 64, 256, 4096, 32, 8, 32, 3, 1.5, 15, "cortex-a76"),
     Board("apple-m1",         "Apple M1 under Linux, fast cores", "aarch64", "apple-m1",    _V82,
-          4, 128, 12288, 0, 32, 16, 64, 3.2, 58, "max"),
+          4, 128, 12288, 0, 32, 16, 64, 3, 3.2, 58, "max"),
     Board("neoverse-n1",      "AWS Graviton2, Neoverse N1",       "aarch64", "neoverse-n1", _V82,
-          64, 64, 1024, 32768, 32, 8, 32, 2.5, 20, "neoverse-n1"),
+          64, 64, 1024, 32768, 32, 8, 32, 2, 2.5, 20, "neoverse-n1"),
     Board("neoverse-v1",      "AWS Graviton3, Neoverse V1",       "aarch64", "neoverse-v1", (*_V86, "sve"),
-          64, 64, 1024, 32768, 32, 16, 128, 2.6, 25, "max"),
+          64, 64, 1024, 32768, 32, 16, 128, 3, 2.6, 25, "max"),
     Board("neoverse-v2",      "AWS Graviton4, Neoverse V2",       "aarch64", "neoverse-v2", (*_V86, "sve", "sve2"),
-          96, 64, 2048, 36864, 32, 16, 128, 2.8, 30, "max"),
+          96, 64, 2048, 36864, 32, 16, 128, 3, 2.8, 30, "max"),
     Board("aarch64",          "any 64-bit ARM CPU",               "aarch64", "cortex-a72",  _NEON,
-          4, 32, 512, 0, 32, 4, 8, None, None, "cortex-a72"),
+          4, 32, 512, 0, 32, 4, 8, 1, None, None, "cortex-a72"),
     Board("aarch64+dotprod",  "any with dot products (ARMv8.2)",  "aarch64", "cortex-a76",  _V82,
-          4, 64, 512, 2048, 32, 8, 32, None, None, "cortex-a76"),
+          4, 64, 512, 2048, 32, 8, 32, 2, None, None, "cortex-a76"),
     Board("aarch64+i8mm",     "any with int8 matrix products (ARMv8.6)", "aarch64", "cortex-a76", _V86,
-          4, 64, 512, 2048, 32, 8, 64, None, None, "max"),
+          4, 64, 512, 2048, 32, 8, 64, 2, None, None, "max"),
     Board("armv7",            "32-bit with NEON, Cortex-A7",      "arm",     "cortex-a7",   _NEON,
-          4, 32, 512, 0, 16, None, None, None, None, None),
+          4, 32, 512, 0, 16, None, None, 0.5, None, None, None),
 )
 # fmt: on
 

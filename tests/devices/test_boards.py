@@ -31,6 +31,9 @@ def test_figures_make_sense():
     for board in CATALOGUE:
         assert 0 < board.l1 < board.l2 and (board.l3 == 0 or board.l3 > board.l2)
         assert board.registers == (32 if board.arch == "aarch64" else 16)
+        # A board that is sold runs at some clock and has some memory; a class of CPUs has neither.
+        assert (board.clock is None) == (board.memory is None)
+        assert board.loads >= 0.5
         if board.fp32 and board.int8:
             # A vector instruction holds 4 floats; 8, 16 or 32 products of bytes.
             most = {"i8mm": 8, "dotprod": 4, "neon": 2}
