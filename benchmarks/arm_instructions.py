@@ -34,11 +34,12 @@ from nnfuze_tvm.errors import InputError, NNFuzeError
 from nnfuze_tvm.report import text
 
 OURS = "nnfuze"
-PRECISIONS = ("fp32", "int8")
+PRECISIONS = ("fp32", "fp16", "int8")
+DEFAULT_PRECISIONS = ("fp32", "int8")
 DEFAULT_CPUS = ("cortex-a72", "cortex-a76", "max")
 
-# An answer in float32 that is further off than this is wrong, and its count means nothing.
-_WRONG = 1e-2
+# An answer that is further off than this is wrong, and its count means nothing.
+_WRONG = {"fp32": 1e-2, "fp16": 2.5e-1}
 
 
 @dataclass(frozen=True)
@@ -92,14 +93,15 @@ def measure(works: Sequence[Workload], args: argparse.Namespace, announce: engin
         announce(f"{work.name}: reference answers")
         exact, macs = reference(work), engines.macs(work)
         for precision in args.precision:
-            makers = engines.makers(work, precision, [OURS, *args.peers], args.work_dir)
+            compared = [] if precision == "fp16" else args.peers
+            makers = engines.makers(work, precision, [OURS, *compared], args.work_dir)
             for cpu in args.cpus:
                 for engine, make in makers.items():
                     announce(f"{work.name}, {precision}, {cpu}: {engine}")
                     measured, reason = None, None
                     try:
                         measured = make(cpu, exact)
-                        if precision == "fp32" and not measured.error < _WRONG:
+                        if precision in _WRONG and not measured.error < _WRONG[precision]:
                             reason = f"wrong: its answers are off by {measured.error:.0%} of their range"
                             measured = None
                     except Unavailable as error:
@@ -285,7 +287,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--networks", type=names(), default=list(networks.NAMES), metavar="A,B,…", help="names or ONNX files"
     )
     choice("--cpus", tuple(CPUS), DEFAULT_CPUS)
-    choice("--precision", PRECISIONS, PRECISIONS)
+    choice("--precision", PRECISIONS, DEFAULT_PRECISIONS)
     choice("--peers", (*engines.PEERS, "none"), tuple(engines.PEERS))
     parser.add_argument("--kernels", action="store_true", help="also list our kernels one by one")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the rates (.png, .svg, .pdf)")

@@ -108,15 +108,19 @@ class Ours:
             np.savez(scratch / "samples.npz", **self.work.calibration[0])  # type: ignore[arg-type]
 
         int8 = self.precision == "int8"
-        options = Options(
+        options = Options.parse(
             models=[str(self.work.models[0])],
             calibration=str(kept(self.work.directory / "calibration", save) / "samples.npz") if int8 else None,
-            quantize="int8" if int8 else None,
+            quantize=None if self.precision == "fp32" else self.precision,
+            # The graph is the same for every CPU that computes in float16.
+            target="aarch64+dotprod",
         )
         return Graphs(options, lambda _: None)
 
     def measure(self, cpu: str, exact: Sequence[np.ndarray]) -> Measured:
         """Return what an inference executes, and whether its answer is right."""
+        if self.precision == "fp16" and "fullfp16" not in BOARDS[CPUS[cpu]].features:
+            raise Unavailable("this CPU does not compute in float16")
         folder = kept(
             self.work.directory / f"nnfuze-{source_digest()}" / f"{cpu}-{self.precision}",
             lambda folder: self._compile(cpu, folder),

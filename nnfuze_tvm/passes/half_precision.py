@@ -27,7 +27,7 @@ _LARGEST = 65504.0
 
 @module_pass(opt_level=0, name="HalfPrecision")
 class HalfPrecision:
-    """Compute the layers that a policy gives 16 bits in float16, sums included.
+    """Compute the layers that a policy gives 16 bits in float16.
 
     Their weights become float16 constants. What lies between such layers (activations, residual adds, maxima,
     moves) follows them; averages, softmax and every function that is not linear piece by piece stay float32, and so

@@ -15,6 +15,7 @@ from nnfuze_tvm.schedules.base import note
 from nnfuze_tvm.schedules.hardware import Hardware
 from nnfuze_tvm.schedules.intrinsics.words import multiply_words
 from nnfuze_tvm.schedules.overlap import overlap_tiles
+from nnfuze_tvm.schedules.partial_sums import sum_in_parts
 from nnfuze_tvm.schedules.prefetch import prefetch_weights
 from nnfuze_tvm.schedules.row_pairs import pair_rows
 
@@ -49,4 +50,4 @@ def apply(sch: s_tir.Schedule, target: Target, tunable: bool = False) -> str:
 
 def finished(func: tirx.PrimFunc) -> tirx.PrimFunc:
     """Return a scheduled kernel as it can be compiled: what rules mark and no schedule primitive can express."""
-    return multiply_words(pair_rows(prefetch_weights(overlap_tiles(func))))
+    return sum_in_parts(multiply_words(pair_rows(prefetch_weights(overlap_tiles(func)))))

@@ -17,7 +17,7 @@ from math import prod
 from tvm import s_tir, tirx
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
-from nnfuze_tvm.schedules import overlap, prefetch, row_pairs
+from nnfuze_tvm.schedules import overlap, partial_sums, prefetch, row_pairs
 from nnfuze_tvm.schedules.base import (
     PARALLEL_MIN_OPS,
     choose,
@@ -29,8 +29,10 @@ from nnfuze_tvm.schedules.base import (
 from nnfuze_tvm.schedules.hardware import Hardware
 from nnfuze_tvm.schedules.intrinsics import Dot, dots
 
-# Steps of a dot product in one iteration, best first. By element, two leave LLVM registers enough.
+# Uses of a dot product in one iteration, best first. By element, two leave LLVM registers enough if they are of at
+# most this many steps each.
 _UNROLLED = {False: (1, 2, 4), True: (2, 1, 4)}
+_TWICE = 4
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,9 @@ class Work:
     temporaries : int
         Registers that one step needs beside the accumulators and the weights.
     integer : bool
-        The accumulators are int32 and not float32.
+        The accumulators are int32 and not floats.
+    sum_bytes : int
+        Bytes of one accumulator.
     prepare : int
         Instructions per pixel and step that bring the data into order.
     together : int
@@ -95,6 +99,7 @@ class Work:
     latency: float
     temporaries: int
     integer: bool
+    sum_bytes: int = 4
     prepare: int = 0
     constants: int = 0
     together: int = 1
@@ -161,7 +166,7 @@ def _registers(work: Work, pixels: int, vectors: int, at_once: int, hw: Hardware
     """Return how many vector registers a tile needs."""
     accumulators = pixels * vectors
     if at_once > 1:
-        wide = max(1, work.lanes * 4 // hw.vector_bytes)
+        wide = max(1, work.lanes * work.sum_bytes // hw.vector_bytes)
         held = _held(work, at_once, hw)
         kept = 2 * held + pixels if vectors_first(work, pixels, vectors, at_once, hw) else vectors * held + 1
         return accumulators * wide + kept + work.constants * at_once + work.temporaries - 1
@@ -230,6 +235,7 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool,
     node = sch.get(anchor)
     data, weights = (str(region.source.dtype) for region in node.reads[:2])
     accumulator = str(node.writes[0].source.dtype)
+    floats = accumulator.startswith("float")
     depth = sizes[-1]
     constant_weights = node.reads[1].source.name in {param.name for param in _layout_free(sch)}
     channels = sizes[n_spatial - 1] // groups
@@ -246,23 +252,24 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool,
         steps=prod(sizes[n_spatial:]) // (dot.depth if dot else 1),
         lanes=lanes,
         depth=dot.depth if dot else 1,
-        weight_bytes={"int8": 1, "int16": 2}.get(weights, 4),
-        multiplies=dot.multiplies if dot else 1 if accumulator == "float32" else 2,
+        weight_bytes={"int8": 1, "int16": 2, "float16": 2}.get(weights, 4),
+        multiplies=dot.multiplies if dot else 1 if floats else 2,
         prepare=dot.prepare if dot else 0,
         latency=1.0 if accumulator == "int32" and not (dot and (dot.depth, dot.multiplies) == (4, 1)) else 4.0,
-        temporaries=2 if accumulator == "float32" else 3 if dot and not dot.paired else 4,
+        temporaries=2 if floats else 3 if dot and not dot.paired else 4,
         # What the table look-ups take, and sums of two products that wait to be added.
         constants=2 if dot and dot.paired else 0,
         together=dot.rows if dot else 1,
         at_once=tuple(dot.steps for dot in family) or (1,),
-        integer=accumulator != "float32",
+        integer=not floats,
+        sum_bytes=2 if accumulator == "float16" else 4,
     )
     options = tiles(work, hw)
     if not options:
         return False
     tile = choose(sch, options[:16], tunable)
     dot = next((dot for dot in family if dot.steps == tile.at_once), None)
-    by_element = bool(dot and dot.steps > 1 and dot.rows == 1 and not dot.paired)
+    by_element = bool(dot and 1 < dot.steps <= _TWICE and dot.rows == 1 and not dot.paired)
     most = depth // (work.depth * tile.at_once)
     unroll = choose(sch, [n for n in (_UNROLLED[by_element] if dot else (2, 4, 1)) if most % n == 0], tunable, "unroll")
 
@@ -310,9 +317,6 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool,
         sch.vectorize(lane)
     if extent % tile.pixels:
         overlap.mark(sch, pixel_block, extent)
-    if constant_weights and prod(sizes[: n_spatial - 2]) == 1 and _streams(work, hw):
-        block_bytes = work.steps * tile.channels * work.weight_bytes * work.depth
-        _prefetch(sch, packed, pixel_block, reduction, block_bytes)
 
     sch.reverse_compute_at(out, pixel_block, preserve_unit_loops=True)
     *_, out_pixel, out_channel = sch.get_loops(out)
@@ -324,6 +328,11 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool,
         sch.parallel(sch.fuse(channel_block, *outer))
     init = sch.decompose_reduction(anchor, reduction[0])
     _unroll_tile(sch, sch.get_loops(init)[-3:])
+    if accumulator == "float16":
+        reduction = partial_sums.mark(sch, init, reduction, unroll * tile.at_once)
+    if constant_weights and prod(sizes[: n_spatial - 2]) == 1 and _streams(work, hw):
+        block_bytes = work.steps * tile.channels * work.weight_bytes * work.depth
+        _prefetch(sch, packed, pixel_block, reduction, block_bytes)
     if dot is not None:
         sch.tensorize(*(several or [lane]), dot.name)
         if dot.rows > 1:

@@ -22,7 +22,7 @@ HOST = resolve("host")
 
 def conv_module(rng, size, channels, out, kernel, stride, padding, groups=1, dtype="float32", dilation=1):
     """Return an NHWC convolution with bias, epilogue and constant weights, and an input for it."""
-    integer = dtype != "float32"
+    integer = "int" in dtype
     weight_shape = (out, kernel, kernel, channels // groups)
     if integer:
         low = 0 if dtype == "uint8" else -127
@@ -268,6 +268,8 @@ VNNI = '{"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "znver4"}'
         ("x86-64-v4", "uint8", "vpmaddubsw"),
         (VNNI, "uint8", "vpdpbusd"),
         ("aarch64", "float32", r"fmla\s+v\d+\.4s, v\d+\.4s, v\d+\.s\[[0-3]\]"),
+        ("aarch64+dotprod", "float16", r"fmla\s+v\d+\.8h, v\d+\.8h, v\d+\.h\[[0-7]\]"),
+        ("aarch64+i8mm", "float16", r"fmla\s+v\d+\.8h, v\d+\.8h, v\d+\.h\[[0-7]\]"),
         ("aarch64", "uint8", "sadalp"),
         ("aarch64+i8mm", "uint8", "smmla"),
         ("aarch64+i8mm", "int8", "smmla"),

@@ -26,9 +26,9 @@ def dots(features: frozenset[str], data: str, weights: str) -> list[Dot]:
     features : frozenset[str]
         LLVM's names of the CPU's features.
     data : str
-        Dtype of the data: ``uint8`` (values 0..127), ``int8``, ``int16`` or ``float32``.
+        Dtype of the data: ``uint8`` (values 0..127), ``int8``, ``int16``, ``float16`` or ``float32``.
     weights : str
-        Dtype of the weights: ``int8``, ``int16`` or ``float32``.
+        Dtype of the weights: ``int8``, ``int16``, ``float16`` or ``float32``.
     """
     if (data, weights) == ("int16", "int16"):
         found = [

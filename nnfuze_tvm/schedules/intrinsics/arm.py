@@ -32,8 +32,8 @@ def _pick(vector: Vector, *lanes: int) -> Vector:
 
 
 def _fmla(total: Vector, data: Vector, weights: Vector, step: int) -> Vector:
-    """Four float32 channels: ``fmla`` by element."""
-    return total + _pick(data, *[step] * 4) * weights
+    """Four float32 or eight float16 channels: ``fmla`` by element."""
+    return total + _pick(data, *[step] * weights.ty.dtype.lanes) * weights
 
 
 def _smlal(total: Vector, data: Vector, weights: Vector, step: int) -> Vector:
@@ -121,6 +121,9 @@ _ALL: dict[str, list[tuple[Dot, Step]]] = {
         for data in ("uint8", "int8")
         for pair in _several(4, _sdot, f"sdot_{data}", data=data, lanes=4, depth=4, multiplies=1)
     ],
+    "fullfp16": _several(
+        8, _fmla, "fmla_half", data="float16", lanes=8, depth=1, multiplies=1, weights="float16", sums="float16"
+    ),
     "neon": [
         *(
             pair
