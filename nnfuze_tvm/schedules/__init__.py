@@ -12,12 +12,15 @@ from tvm.target import Target
 
 from nnfuze_tvm.schedules import conv2d, dense, depthwise, elementwise, fallback, pooling, reduction, winograd
 from nnfuze_tvm.schedules.base import note
+from nnfuze_tvm.schedules.bias import start_from_bias
 from nnfuze_tvm.schedules.hardware import Hardware
 from nnfuze_tvm.schedules.intrinsics.words import multiply_words
 from nnfuze_tvm.schedules.overlap import overlap_tiles
 from nnfuze_tvm.schedules.partial_sums import sum_in_parts
+from nnfuze_tvm.schedules.peel import peel_loops
 from nnfuze_tvm.schedules.prefetch import prefetch_weights
 from nnfuze_tvm.schedules.row_pairs import pair_rows
+from nnfuze_tvm.schedules.squares import vectorize_squares
 
 RULES = (winograd, conv2d, depthwise, dense, pooling, reduction, elementwise, fallback)
 
@@ -50,4 +53,16 @@ def apply(sch: s_tir.Schedule, target: Target, tunable: bool = False) -> str:
 
 def finished(func: tirx.PrimFunc) -> tirx.PrimFunc:
     """Return a scheduled kernel as it can be compiled: what rules mark and no schedule primitive can express."""
-    return sum_in_parts(multiply_words(pair_rows(prefetch_weights(overlap_tiles(func)))))
+    passes = (
+        overlap_tiles,
+        prefetch_weights,
+        vectorize_squares,
+        start_from_bias,
+        peel_loops,
+        pair_rows,
+        multiply_words,
+        sum_in_parts,
+    )
+    for step in passes:
+        func = step(func)
+    return func

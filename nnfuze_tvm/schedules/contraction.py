@@ -17,7 +17,7 @@ from math import prod
 from tvm import s_tir, tirx
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
-from nnfuze_tvm.schedules import overlap, partial_sums, prefetch, row_pairs
+from nnfuze_tvm.schedules import bias, overlap, partial_sums, prefetch, row_pairs
 from nnfuze_tvm.schedules.base import (
     PARALLEL_MIN_OPS,
     choose,
@@ -237,7 +237,7 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool,
     accumulator = str(node.writes[0].source.dtype)
     floats = accumulator.startswith("float")
     depth = sizes[-1]
-    constant_weights = node.reads[1].source.name in {param.name for param in _layout_free(sch)}
+    constant_weights = node.reads[1].source.name in {param.name for param in layout_free(sch)}
     channels = sizes[n_spatial - 1] // groups
     known = dots(hw.features, data, weights) if constant_weights else []
     pixels = prod(sizes[n_spatial - 1 - pixel_axes : n_spatial - 1])
@@ -279,9 +279,9 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool,
         pads = pads or [sch.cache_read(anchor, 0, "global")]
         sch.unsafe_set_dtype(pads[0], 0, dot.data)
     if constant_weights:
-        packed = _pack_weights(sch, anchor, tile.channels, dot)
+        packed = pack_weights(sch, anchor, tile.channels, dot)
     if tile.flat:
-        _flatten_pixels(sch, anchor, out, work.cols)
+        flatten_pixels(sch, anchor, out, work.cols)
         n_spatial -= 1
         sizes = extents(sch, anchor)
 
@@ -323,16 +323,18 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool,
     # 8-bit results are packed from several vectors of sums at once.
     narrow = str(sch.get(out).writes[0].source.dtype) in ("int8", "uint8")
     at_once = next(n for n in (4, 2, 1) if tile.channels % (n * tile.lanes) == 0) if narrow else 1
-    _unroll_tile(sch, [out_pixel, *sch.split(out_channel, [None, at_once * tile.lanes])])
+    unroll_tile(sch, [out_pixel, *sch.split(out_channel, [None, at_once * tile.lanes])])
     if hw.cores > 1 and prod(sizes) >= PARALLEL_MIN_OPS:
         sch.parallel(sch.fuse(channel_block, *outer))
     init = sch.decompose_reduction(anchor, reduction[0])
-    _unroll_tile(sch, sch.get_loops(init)[-3:])
+    if accumulator == "float32":
+        bias.mark(sch, init)
+    unroll_tile(sch, sch.get_loops(init)[-3:])
     if accumulator == "float16":
         reduction = partial_sums.mark(sch, init, reduction, unroll * tile.at_once)
     if constant_weights and prod(sizes[: n_spatial - 2]) == 1 and _streams(work, hw):
         block_bytes = work.steps * tile.channels * work.weight_bytes * work.depth
-        _prefetch(sch, packed, pixel_block, reduction, block_bytes)
+        prefetch_next(sch, packed, pixel_block, reduction, block_bytes)
     if dot is not None:
         sch.tensorize(*(several or [lane]), dot.name)
         if dot.rows > 1:
@@ -360,7 +362,7 @@ def is_padding(sch: s_tir.Schedule, block: SBlockRV) -> bool:
     return "pad" in node.name_hint and any(shape != shapes[-1] for shape in shapes)
 
 
-def _prefetch(sch: s_tir.Schedule, packed: str, tiles: LoopRV, reduction: list[LoopRV], block_bytes: int) -> None:
+def prefetch_next(sch: s_tir.Schedule, packed: str, tiles: LoopRV, reduction: list[LoopRV], block_bytes: int) -> None:
     """Spread the prefetch of a channel block's weights evenly over the tiles of the block before."""
     count = int(sch.get(tiles).extent)
     window = prod(int(sch.get(loop).extent) for loop in reduction[:-1])
@@ -372,7 +374,7 @@ def _prefetch(sch: s_tir.Schedule, packed: str, tiles: LoopRV, reduction: list[L
     prefetch.mark(sch, tiles, reduction[-2], packed, -(-lines // groups))
 
 
-def _flatten_pixels(sch: s_tir.Schedule, anchor: SBlockRV, out: SBlockRV, width: int) -> None:
+def flatten_pixels(sch: s_tir.Schedule, anchor: SBlockRV, out: SBlockRV, width: int) -> None:
     """Make one iterator of the rows and columns, in the anchor (n, y, x, f, ky, and kx, c or k) and in the output."""
     sch.transform_layout(anchor, ("write", 0), lambda n, y, x, f: (n, y * width + x, f))
     if len(sch.get(anchor).iter_vars) == 6:
@@ -401,13 +403,13 @@ def weights_follow(sch: s_tir.Schedule, anchor: SBlockRV, order: tuple[int, ...]
     return all(index.min.same_as(node.iter_vars[i].var) for index, i in zip(node.reads[1].region, order, strict=True))
 
 
-def _layout_free(sch: s_tir.Schedule) -> list:
+def layout_free(sch: s_tir.Schedule) -> list[tirx.Var]:
     """Return the parameters of ``main`` that are constants of the graph."""
     func = sch.mod["main"]
     return [func.params[int(i)] for i in func.attrs.get("layout_free_buffers", [])]
 
 
-def _pack_weights(sch: s_tir.Schedule, anchor: SBlockRV, block: int, dot: Dot | None) -> str:
+def pack_weights(sch: s_tir.Schedule, anchor: SBlockRV, block: int, dot: Dot | None) -> str:
     """Rewrite the weights for the tile, in a block that is evaluated at compile time; return its buffer's name."""
     node = sch.get(anchor)
     rank = len(node.reads[1].region)
@@ -437,7 +439,8 @@ def _pack_weights(sch: s_tir.Schedule, anchor: SBlockRV, block: int, dot: Dot | 
     return str(sch.get(packed).writes[0].source.name)
 
 
-def _unroll_tile(sch: s_tir.Schedule, loops: list[LoopRV]) -> None:
+def unroll_tile(sch: s_tir.Schedule, loops: list[LoopRV]) -> None:
+    """Unroll all loops but the last one, which becomes a vector."""
     *unrolled, lane = loops
     for loop in unrolled:
         sch.unroll(loop)

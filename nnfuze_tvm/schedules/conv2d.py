@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tvm import s_tir
 
+from nnfuze_tvm.schedules import pixel_lanes
 from nnfuze_tvm.schedules.base import extents, iter_kinds, single_anchor
 from nnfuze_tvm.schedules.contraction import schedule, weights_follow
 from nnfuze_tvm.schedules.hardware import Hardware
@@ -22,4 +23,6 @@ def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
     depth = extents(sch, block)[-1]
     if depth == 1 and in_channels > 1:
         return False
+    if pixel_lanes.schedule(sch, block, hw, tunable):
+        return True
     return schedule(sch, block, hw, tunable, pixel_axes=2, groups=in_channels // depth)

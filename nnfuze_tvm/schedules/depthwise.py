@@ -4,6 +4,7 @@ The loop nest is ``n, oh, ow_outer, c_block, (kh, kw, ow_inner, vector; all unro
 tile stay in registers; the weights, packed to ``[kh][kw][c]`` at compile time, are loaded once per tile. Padding is
 inlined as a condition on the load: where a row has few tiles, their loop is unrolled too, which decides the
 conditions on columns at compile time, and the one on rows is the same for a whole tile, so its branch is predicted.
+Float32 on AArch64 has a nest of its own, see ``depthwise_columns``.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from math import prod
 from tvm import s_tir
 from tvm.s_tir.schedule import SBlockRV
 
+from nnfuze_tvm.schedules import depthwise_columns
 from nnfuze_tvm.schedules.base import (
     PARALLEL_MIN_OPS,
     choose,
@@ -89,6 +91,8 @@ def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
     conv = single_anchor(sch)
     if conv is None or not _is_depthwise(sch, conv):
         return False
+    if depthwise_columns.schedule(sch, conv, hw, tunable):
+        return True
     shape = extents(sch, conv)
     _, _, ow, oc, kh, kw, _ = shape
     dtype = str(sch.get(conv).writes[0].source.dtype)

@@ -19,7 +19,8 @@ Board = Callable[[str], str]
 Session = Callable[[str], tvm.rpc.RPCSession]
 
 # Height and width, input and output channels, kernel, stride, groups: whole tiles, tiles that overlap or run on into
-# the next row, single pixels, depths that fill one, two, three or four steps, depthwise layers.
+# the next row, single pixels, depths that fill one, two, three or four steps, depthwise layers, many pixels of few
+# and of many channels.
 SHAPES = (
     ((8, 8), 32, 32, 3, 1, 1),
     ((7, 9), 20, 24, 3, 2, 1),
@@ -29,6 +30,9 @@ SHAPES = (
     ((3, 3), 256, 64, 3, 1, 1),
     ((9, 10), 48, 48, 3, 1, 48),
     ((9, 10), 24, 24, 5, 2, 24),
+    ((14, 14), 24, 144, 1, 1, 1),
+    ((28, 28), 144, 192, 1, 1, 1),
+    ((15, 13), 24, 24, 3, 2, 24),
 )
 
 

@@ -102,6 +102,29 @@ def test_conv2d_equals_numpy(seed, size, channels, out, kernel, stride, padding,
         np.testing.assert_array_equal(got.outputs[0], np.clip(np.rint(scaled), 0, 127).astype("uint8"))
 
 
+@pytest.mark.parametrize("residual_first", [False, True])
+def test_bias_and_residual_are_both_added(residual_first):
+    rng = np.random.default_rng(0)
+    data, residual = (rng.standard_normal((1, 5, 6, 16)).astype("float32") for _ in range(2))
+    weights, bias = (rng.standard_normal(shape).astype("float32") for shape in ((16, 1, 1, 16), (1, 1, 1, 16)))
+
+    def body(builder, params):
+        value = builder.emit(
+            relax.op.nn.conv2d(params[0], relax.const(weights), data_layout="NHWC", kernel_layout="OHWI")
+        )
+        addends = [params[1], relax.const(bias)] if residual_first else [relax.const(bias), params[1]]
+        for addend in addends:
+            value = builder.emit(relax.op.add(value, addend))
+        return value
+
+    inputs = {"x": data, "residual": residual}
+    mod = single_function({name: (array.shape, "float32") for name, array in inputs.items()}, body)
+    got = schedule_and_run(mod, HOST, inputs)
+    want = reference_conv(data, weights, bias, 1, 0, 1) + residual
+    assert list(got.rules.values()) == ["conv2d"]
+    np.testing.assert_allclose(got.outputs[0], want, atol=1e-5 * np.ptp(want), rtol=0)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "uint8", "int8"])
 @pytest.mark.parametrize(("channels", "out", "groups"), [(32, 64, 2), (24, 48, 3)])
 def test_grouped_conv2d_equals_numpy(dtype, channels, out, groups):

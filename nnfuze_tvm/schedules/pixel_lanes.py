@@ -1,0 +1,161 @@
+"""Pointwise float32 convolutions on AArch64: four pixels' data in one vector.
+
+A multiplication by element takes its factor from any lane of a vector. In NHWC, a vector of data holds neighbouring
+channels of one pixel, so a tile of many pixels loads many vectors. Transposed by squares of 4 pixels × 4 channels it
+loads a few, and keeps only those of one step in registers, which leaves more for accumulators. The loop nest is
+``image, band of pixels, (transposed copy; channel_block, tile, reduction, quads of pixels, channel vectors)``: the
+band's copy stays in a cache while all weights pass it. A transposition costs less than a percent of the products
+where there are enough output channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import log
+
+from tvm import s_tir, tirx
+from tvm.s_tir.schedule import SBlockRV
+
+from nnfuze_tvm.schedules import bias, peel, squares
+from nnfuze_tvm.schedules.base import PARALLEL_MIN_OPS, choose, divisors, extents, inline_around
+from nnfuze_tvm.schedules.contraction import (
+    flatten_pixels,
+    is_padding,
+    layout_free,
+    pack_weights,
+    prefetch_next,
+    unroll_tile,
+)
+from nnfuze_tvm.schedules.hardware import Hardware
+
+_PIXELS = _LANES = 4
+# Output channels from which the transposition pays.
+_MIN_CHANNELS = 64
+_REGISTERS = 32
+
+
+@dataclass(frozen=True)
+class Tile:
+    """``quads`` of four pixels × ``vectors`` of four channels."""
+
+    quads: int
+    vectors: int
+
+
+def tiles(quads: int, channels: int) -> list[Tile]:
+    """Return register tiles for a band of ``quads`` of pixels, best first by the instructions per product.
+
+    A pair of vectors, of data or of weights, is one load.
+    """
+    found: list[tuple[float, Tile]] = []
+    for tile in (Tile(q, v) for q in range(1, 8) for v in range(1, 8)):
+        accumulators = _LANES * tile.quads * tile.vectors
+        if channels % (_LANES * tile.vectors) or accumulators + tile.quads + tile.vectors >= _REGISTERS:
+            continue
+        whole, rest = divmod(quads, tile.quads)
+        cost = whole * _instructions(tile.quads, tile.vectors) + (_instructions(rest, tile.vectors) if rest else 0)
+        if quads >= tile.quads:
+            found.append((cost / tile.vectors, tile))
+    found.sort(key=lambda item: item[0])
+    return [tile for _, tile in found]
+
+
+def _instructions(quads: int, vectors: int) -> float:
+    return _LANES * quads * vectors + (quads + vectors) / 2
+
+
+def bands(quads: int, depth: int, channels: int, hw: Hardware) -> list[int]:
+    """Return how many quads of pixels to transpose at once, best first.
+
+    Where all weights stay in L1, the copy should, too; else it should stay in L2, and all weights pass few bands.
+    """
+    limit = hw.l1_bytes // 2 if depth * channels * 4 <= hw.l1_bytes // 2 else hw.l2_bytes // 2
+    most = limit / (depth * _LANES * 4)
+    return sorted(divisors(quads, quads), key=lambda n: abs(log(n / most)))[:4]
+
+
+def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool) -> bool:
+    """Schedule a convolution (n, y, x, f, ky, kx, c), or return False, and nothing changed, if it doesn't fit."""
+    node = sch.get(anchor)
+    images, height, width, channels, *window, depth = extents(sch, anchor)
+    pixels = height * width
+    shapes = [[int(extent) for extent in region.source.ty.shape] for region in node.reads]
+    dtypes = {str(region.source.dtype) for region in (*node.reads, *node.writes)}
+    constants = {param.name for param in layout_free(sch)}
+    if (
+        hw.isa != "arm"
+        or "neon" not in hw.features
+        or hw.registers < _REGISTERS
+        or dtypes != {"float32"}
+        or window != [1, 1]
+        or shapes[0] != [images, height, width, depth]
+        or any(is_padding(sch, block) for block in sch.get_producers(anchor))
+        or pixels % _PIXELS
+        or channels % _LANES
+        or channels < _MIN_CHANNELS
+        or depth % _LANES
+        or depth == _LANES
+        or node.reads[1].source.name not in constants
+    ):
+        return False
+    quads = pixels // _PIXELS
+    band = choose(sch, bands(quads, depth, channels, hw), tunable, "band")
+    options = tiles(band, channels)
+    if not options:
+        return False
+    tile = choose(sch, options[:4], tunable)
+    unroll = choose(sch, [n for n in (8, 4) if depth % n == 0 and depth > n], tunable, "unroll")
+
+    def place(pixel: tirx.PrimExpr, channel: tirx.PrimExpr) -> tuple[tirx.PrimExpr, ...]:
+        quad = pixel // _PIXELS
+        return (quad // band, quad % band, channel // _LANES, pixel % _PIXELS, channel % _LANES)
+
+    out = inline_around(sch, anchor)
+    copy = sch.cache_read(anchor, 0, "global")
+    sch.transform_layout(copy, ("write", 0), lambda n, y, x, c: (n, y * width + x, c))
+    sch.transform_block_layout(copy, lambda n, y, x, c: (n, y * width + x, c))
+    flatten_pixels(sch, anchor, out, width)
+    sch.transform_block_layout(anchor, lambda n, p, f, ky, kx, c: (n, *place(p, f), ky, kx, c))
+    for block in (out, copy):
+        sch.transform_block_layout(block, lambda n, p, c: (n, *place(p, c)))
+    for block in (anchor, copy):
+        sch.transform_layout(block, ("write", 0), lambda n, p, c: (n, *place(p, c)))
+    # What one step of a tile needs stands close together.
+    sch.transform_layout(
+        copy,
+        ("write", 0),
+        lambda n, own, quad, depth, row, lane: (n, own, quad // tile.quads, depth, quad % tile.quads, lane, row),
+        assume_injective_transform=True,
+    )
+    packed = pack_weights(sch, anchor, tile.vectors * _LANES, None)
+
+    image, band_loop, quad, vector, row, lane, _, _, reduction = sch.get_loops(anchor)
+    sch.reorder(image, band_loop, vector, quad)
+    sch.compute_at(copy, band_loop, preserve_unit_loops=True)
+    squares.mark(sch, sch.get_loops(copy)[-2])
+    # Without conditions on the quads of the last tile: it will be cut.
+    tiled, quad = sch.split(quad, [None, tile.quads], disable_predication=True)
+    block, vector = sch.split(vector, [None, tile.vectors])
+    # The data of two steps stand side by side: one instruction loads them, if they are used one after the other.
+    steps, pair, step = sch.split(reduction, [None, unroll // 2, 2])
+    sch.reorder(block, tiled, steps, pair, quad, step, vector, row, lane)
+    for loop in (pair, quad, step, vector):
+        sch.unroll(loop)
+    count = -(-band // tile.quads)
+    weight_bytes = channels * depth * 4
+    if count > 1 and weight_bytes > hw.l2_bytes // 2:
+        prefetch_next(sch, packed, tiled, [steps], weight_bytes // (channels // (tile.vectors * _LANES)))
+
+    sch.reverse_compute_at(out, tiled, preserve_unit_loops=True)
+    out_quad, *out_loops = sch.get_loops(out)[-4:]
+    unroll_tile(sch, [out_quad, *out_loops])
+    if hw.cores > 1 and pixels * channels * depth >= PARALLEL_MIN_OPS:
+        sch.parallel(band_loop if quads // band >= 4 * hw.cores else block)
+    init = sch.decompose_reduction(anchor, sch.get_loops(anchor)[4])
+    bias.mark(sch, init)
+    init_quad, *init_loops = sch.get_loops(init)[-4:]
+    unroll_tile(sch, [init_quad, *init_loops])
+    squares.mark(sch, row)
+    if band % tile.quads:
+        peel.mark(sch, tiled, "quads", [quad, init_quad, out_quad], band % tile.quads)
+    return True
