@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from nnfuze_tvm.errors import DeviceError
 
 # libm is only recorded as needed when a kernel calls it.
 _FLAGS = ("-shared", "-fPIC", "-Wl,--build-id=none", "-Wl,--as-needed")
+# The same without a compiler's driver in front of the linker.
+_BARE_FLAGS = ("-shared", "-z", "noseparate-code", "--build-id=none", "--as-needed")
 
 # The oldest C library that the wheels of TVM itself run on.
 _GLIBC = "2.28"
@@ -55,11 +58,15 @@ class Linker:
     strip : bool
         Whether symbols are left out (bytes on a small device count); the dynamic symbol table, where TVM's exports
         are, stays.
+    flags, libraries : tuple of str
+        What comes before and after the object files.
     """
 
     command: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
     strip: bool = True
+    flags: tuple[str, ...] = _FLAGS
+    libraries: tuple[str, ...] = ("-lm",)
 
     output_format = "so"
     object_format = "o"
@@ -72,8 +79,8 @@ class Linker:
         DeviceError
             If the command can't be started or fails.
         """
-        flags = [*_FLAGS, *(["-s"] if self.strip else [])]
-        command = [*self.command, *flags, "-o", str(output), *(options or ()), *objects, "-lm"]
+        flags = [*self.flags, *(["-s"] if self.strip else [])]
+        command = [*self.command, *flags, "-o", str(output), *(options or ()), *objects, *self.libraries]
         try:
             done = subprocess.run(
                 command,
@@ -120,6 +127,33 @@ def linker_for(target: tvm.target.Target) -> Linker:
         f"no linker for {family}: none of {', '.join(names)} is on the PATH and the Python package ziglang "
         f"is missing; install {package} or run 'pip install ziglang'"
     )
+
+
+def quick_linker_for(target: tvm.target.Target) -> Linker:
+    """Return a linker like ``linker_for``'s that takes some milliseconds, for libraries that don't last.
+
+    That is the linker which the compiler's driver would start, without what the driver adds for C programs. Where the
+    driver doesn't say which one, as with zig, it is ``linker_for``'s.
+    """
+    linker = linker_for(target)
+    return linker if linker.env else _without_driver(linker.command[0]) or linker
+
+
+@cache
+def _without_driver(driver: str) -> Linker | None:
+    questions = ("-print-prog-name=ld", "-print-file-name=libm.so.6", "-print-libgcc-file-name")
+    try:
+        answers = [
+            subprocess.check_output([driver, question], text=True, stderr=subprocess.DEVNULL).strip()
+            for question in questions
+        ]
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    program, *libraries = answers
+    path = shutil.which(program)
+    if path is None or not all(Path(library).is_file() for library in libraries):
+        return None
+    return Linker((path,), flags=_BARE_FLAGS, libraries=tuple(libraries))
 
 
 def runs_here(target: tvm.target.Target) -> bool:

@@ -99,7 +99,7 @@ def connect(address: str, timeout: float = 10.0) -> rpc.TrackerSession:
         try:
             _handshake(host, port, max(0.5, deadline - time.monotonic()))
             session = rpc.TrackerSession((host, port))
-            server.keep_alive(session._sock)
+            server.set_up(session._sock)
             return session
         except _NoTracker as err:
             raise DeviceError(f"tracker {address}: what answers there is no TVM RPC tracker") from err
@@ -192,6 +192,8 @@ def track(port: int) -> None:
 
     try:
         sock = socket.create_server(("", port))
+        # Connections have what the socket has that they came from.
+        server.set_up(sock)
     except OSError as err:
         raise DeviceError(f"port {port}: {err.strerror}; give another --port") from None
     tracker._tracker_server(sock, base.random_key("tracker"))
@@ -309,6 +311,7 @@ def _name(tracker: Any) -> str:
 def _listen() -> tuple[socket.socket, int]:
     sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     sock.bind(("127.0.0.1", 0))
+    server.set_up(sock)
     sock.listen(64)
     return sock, sock.getsockname()[1]
 

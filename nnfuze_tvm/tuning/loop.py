@@ -32,6 +32,9 @@ _MAX_LOST = 2
 _HOPELESS_FAILURES = 16
 # How many candidates a kernel's final compares, the untuned one included.
 _FINALISTS = 4
+# Where compiling and measuring take turns, compile at least so many candidates in one turn: at the end of a turn some
+# CPUs wait for the others.
+_TURN = 16
 
 _log = logging.getLogger("nnfuze_tvm.tuning")
 
@@ -117,6 +120,7 @@ class Loop:
         self._display = display
         self._patience = patience
         self._alone = fleet.local
+        self._measuring = False
         self._progress = self._waiting_since = time.monotonic()
         self._fruitless = 0
         self._states: list[_State] = []
@@ -202,11 +206,14 @@ class Loop:
         """Queue the next batch, of the kernel that is furthest behind and then of the costliest one.
 
         There are two kernels at a time, so that one is measured while the next batch of the other is compiled, and
-        more where these are too few for the devices.
+        more where these are too few for the devices, or for a turn where compiling and measuring take turns.
         """
         while True:
             busy = [s.in_flight for s in self._states if s.in_flight]
-            if len(busy) >= (1 if self._alone else 2) and sum(busy) >= 2 * len(self._fleet.devices):
+            if self._alone:
+                if sum(busy) >= _TURN:
+                    return
+            elif len(busy) >= 2 and sum(busy) >= 2 * len(self._fleet.devices):
                 return
             open_ = [s for s in self._states if not s.in_flight and s.finalists is None]
             if not open_:
@@ -222,14 +229,18 @@ class Loop:
                 self._begin_final(state)
 
     def _dispatch(self) -> None:
-        """Hand out work; on this machine alone, all compiling of a batch comes before all measuring."""
-        if not (self._alone and self._boards.working):
+        """Hand out work; on this machine alone, what is queued is all compiled and then all measured."""
+        if self._measuring and not (self._to_measure or self._boards.working):
+            self._measuring = False
+        elif not (self._measuring or self._to_compile or self._compilers.working):
+            self._measuring = True
+        if not (self._alone and (self._measuring or self._boards.working)):
             while self._to_compile and self._compilers.free:
                 state, wanted = self._to_compile.popleft()
                 known = frozenset() if state.finalists else frozenset(state.search.times) | state.pending
                 folder = str(self._directory.path / "scratch")
                 self._compilers.submit((state, wanted, now()), (state.kernel.id, wanted, known, folder))
-        if not (self._alone and self._compilers.working):
+        if not self._alone or (self._measuring and not self._compilers.working):
             while self._to_measure and self._boards.free:
                 job = self._to_measure.popleft()
                 libraries = [(c.library, c.args) for c in job.candidates]

@@ -68,6 +68,27 @@ def test_aarch64(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_cross_
     assert elf_machine(path) == 183
 
 
+@pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="there is no system compiler")
+def test_linking_without_the_compiler_in_front(tmp_path: Path) -> None:
+    target = targets.resolve("host")
+    linker = toolchain.quick_linker_for(target)
+    assert Path(linker.command[0]).name.endswith("ld")
+    path = tmp_path / "lib.so"
+    tvm.compile(graph(), target).export_library(str(path), fcompile=linker)
+    check_runs(path)
+    assert b"libm.so.6" in path.read_bytes() and b".symtab" not in path.read_bytes()
+
+
+def test_quick_linking_for_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = targets.resolve("aarch64")
+    path = tmp_path / "lib.so"
+    tvm.compile(graph(), target).export_library(str(path), fcompile=toolchain.quick_linker_for(target))
+    assert elf_machine(path) == 183
+    # zig is all in one.
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert toolchain.quick_linker_for(target) == toolchain.linker_for(target)
+
+
 def test_no_linker_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(toolchain, "_zig", lambda: None)
