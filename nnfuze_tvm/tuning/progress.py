@@ -41,6 +41,8 @@ class Bars(Progress):
             progress.MofNCompleteColumn(),
             progress.TextColumn("{task.fields[best]}"),
             progress.TimeRemainingColumn(elapsed_when_finished=True),
+            # Each drawing takes some milliseconds of a CPU that compiles or measures.
+            refresh_per_second=2,
         )
         self._tasks: dict[str, progress.TaskID] = {}
         self._totals: dict[str, int] = {}

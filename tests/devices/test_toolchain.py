@@ -73,10 +73,16 @@ def test_linking_without_the_compiler_in_front(tmp_path: Path) -> None:
     target = targets.resolve("host")
     linker = toolchain.quick_linker_for(target)
     assert Path(linker.command[0]).name.endswith("ld")
+    x = tvm.te.placeholder((4,), name="x")
+    roots = tvm.te.compute((4,), lambda i: tvm.tirx.call_pure_extern("float32", "cbrtf", x[i]))
     path = tmp_path / "lib.so"
-    tvm.compile(graph(), target).export_library(str(path), fcompile=linker)
-    check_runs(path)
+    built = tvm.tirx.build(tvm.te.create_prim_func([x, roots]), target)
+    built.export_library(str(path), fcompile=linker)
+    # The C library's functions are found, also in a process that has no libm yet.
     assert b"libm.so.6" in path.read_bytes() and b".symtab" not in path.read_bytes()
+    found = tvm.runtime.tensor(np.zeros(4, np.float32))
+    tvm.runtime.load_module(str(path))["main"](tvm.runtime.tensor(np.array([0, 1, 8, 27], np.float32)), found)
+    np.testing.assert_allclose(found.numpy(), [0, 1, 2, 3], rtol=1e-6)
 
 
 def test_quick_linking_for_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

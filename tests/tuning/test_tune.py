@@ -56,6 +56,8 @@ def test_a_job_and_what_it_leaves(tmp_path: Path, capfd: pytest.CaptureFixture[s
         assert trial.started <= trial.finished
         if trial.seconds:
             assert trial.device and trial.device.startswith("127.0.0.1:")
+    # Nothing is compiled while this machine measures.
+    assert max(t.started for t in trials) <= min(t.finished for t in trials if t.device)
 
     # The best of every kernel were compared with the untuned schedule.
     finals = [json.loads(line) for line in (tmp_path / "finals.jsonl").read_text().splitlines()]
