@@ -28,7 +28,7 @@ class Winograd:
     Takes NHWC data and constant OHWI weights, not dilated, not grouped. F(4×4) multiplies a quarter as often as a
     direct convolution, F(2×2) 4/9 as often, with 4 times and 16/9 times the weights: layers with many channels and
     small images are bound by those and stay direct. A float32 result differs from a direct convolution's by rounding,
-    about 1e-6 of its range.
+    about 1e-6 of its range. In float16, whose rounding F(4×4) would amplify, there is F(2×2) only.
 
     Parameters
     ----------
@@ -54,20 +54,21 @@ class Winograd:
 
 
 def best_tile(
-    out_height: int, out_width: int, channels: int, outputs: int, far_macs: float, integers: bool = False
+    out_height: int, out_width: int, channels: int, outputs: int, far_macs: float, dtype: str = "float32"
 ) -> int:
     """Return the edge m of the output tiles that are modelled to be fastest: 4, 2, or 0 for a direct convolution."""
     pairs = channels * outputs
+    direct_bytes, bytes_each = {"float32": (4, 4), "float16": (2, 2)}.get(dtype, (1, 2))
 
     def cost(points: int, products: int, weight_bytes: int) -> float:
-        # Twice as many integers as floats are multiplied in the time in which a byte comes.
-        far = weight_bytes * (2 * far_macs if integers else far_macs)
+        # Twice as many of everything else as of float32 is multiplied in the time in which a byte comes.
+        far = weight_bytes * (far_macs if dtype == "float32" else 2 * far_macs)
         return pairs * points * (products + (far if points * pairs * weight_bytes > _NEAR_BYTES else 0))
 
-    costs = {0: cost(9, out_height * out_width, 1 if integers else 4)}
-    for m in (2,) if integers else (2, 4):
+    costs = {0: cost(9, out_height * out_width, direct_bytes)}
+    for m in (2, 4) if dtype == "float32" else (2,):
         tiles = -(-out_height // m) * -(-out_width // m)
-        products = cost((m + 2) ** 2, tiles, 2 if integers else 4)
+        products = cost((m + 2) ** 2, tiles, bytes_each)
         costs[m] = products + tiles * (channels + outputs) * _TRANSFORM[m]
     return min(costs, key=lambda m: costs[m])
 
@@ -101,10 +102,10 @@ def _shape(value: Value, integers: bool, far_macs: float) -> Shape | None:
         return None
     dtype, factor, result = (str(e.ty.dtype) for e in (data, weights, value))
     whole = integers and dtype in ("int8", "uint8") and (factor, result) == ("int8", "int32")
-    if not (whole and channels <= MAX_INTEGER_CHANNELS) and {dtype, factor, result} != {"float32"}:
+    if not (whole and channels <= MAX_INTEGER_CHANNELS) and {dtype, factor, result} not in ({"float32"}, {"float16"}):
         return None
     n, height, width, _ = static_shape(data)
     _, out_height, out_width, _ = static_shape(value)
-    m = best_tile(out_height, out_width, channels, outputs, far_macs, whole)
+    m = best_tile(out_height, out_width, channels, outputs, far_macs, dtype)
     top, left, bottom, right = (int(p) for p in attrs.padding)
     return Shape(n, height, width, channels, outputs, (top, left, bottom, right), m, dtype) if m else None

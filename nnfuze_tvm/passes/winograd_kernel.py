@@ -37,7 +37,7 @@ class Shape:
     """What a kernel computes: ``n`` images of ``height × width × channels``, zeros around, to ``outputs`` channels.
 
     ``pad`` is top, left, bottom, right; ``m`` is the edge of an output tile: 2 or 4; ``dtype`` is the data's: float32,
-    or with m = 2 int8 or uint8 (values up to 127).
+    or with m = 2 float16, int8 or uint8 (values up to 127).
     """
 
     n: int
@@ -48,6 +48,11 @@ class Shape:
     pad: tuple[int, int, int, int]
     m: int
     dtype: str = "float32"
+
+    @property
+    def whole(self) -> bool:
+        """Whether the data are integers."""
+        return "int" in self.dtype
 
     @property
     def out_height(self) -> int:
@@ -86,7 +91,7 @@ class Shape:
 
 
 def transform_weights(weights: np.ndarray, m: int) -> np.ndarray:
-    """Return OHWI 3×3 weights evaluated at the points: ``[(m+2)², O, I]`` float32, int16 of int8 weights.
+    """Return OHWI 3×3 weights evaluated at the points: ``[(m+2)², O, I]`` of their dtype, int16 of int8 weights.
 
     The latter are multiplied by 4, which makes integers of them all. That is exact: with |weight| ≤ 127 a
     transformed weight is at most 9 · 127 < 2^15, and with |data| ≤ 128 transformed data are at most 4 · 128. The
@@ -103,7 +108,7 @@ def transform_weights(weights: np.ndarray, m: int) -> np.ndarray:
     at_points = (np.kron(evaluate, evaluate) @ taps).reshape(-1, outputs, channels)
     if weights.dtype == np.int8:
         return np.rint(4 * at_points).astype("int16")
-    return at_points.astype("float32")
+    return at_points.astype(weights.dtype)
 
 
 def prim_func(shape: Shape) -> tirx.PrimFunc:
@@ -116,7 +121,7 @@ def prim_func(shape: Shape) -> tirx.PrimFunc:
     """
     s, m, edge = shape, shape.m, shape.m + 2
     tiles = s.padded_tiles
-    factor, result = ("float32", "float32") if s.dtype == "float32" else ("int16", "int32")
+    factor, result = ("int16", "int32") if s.whole else (s.dtype, s.dtype)
     data_1d, sum_1d = (_data_2, _sum_2) if m == 2 else (_data_4, _sum_4)
     with IRBuilder() as builder:
         with T.prim_func(is_private=True, s_tir=True):
@@ -152,7 +157,7 @@ def prim_func(shape: Shape) -> tirx.PrimFunc:
                     loaded = [[T.bind(product[i * edge + j, n, t, o]) for j in range(edge)] for i in range(edge)]
                     for i, row in enumerate(_separably(sum_1d, loaded)):
                         for j, value in enumerate(row):
-                            if s.dtype != "float32":  # the weights' factor, see `transform_weights`
+                            if s.whole:  # the weights' factor, see `transform_weights`
                                 value = T.shift_right(value, tirx.const(2, result))
                             T.buffer_store(total, value, [n, t, z * m + i, z * m + j, o])
                 with _grid(s.n, s.out_height, s.out_width, s.outputs) as loops, T.sblock("winograd_crop"):
@@ -165,7 +170,7 @@ def prim_func(shape: Shape) -> tirx.PrimFunc:
 
 
 def _widen(value: tirx.PrimExpr, dtype: str) -> tirx.PrimExpr:
-    return value if dtype == "float32" else T.cast(value, dtype)
+    return T.cast(value, dtype) if dtype == "int32" else value
 
 
 def _buffer(shape: tuple[int, ...], dtype: str) -> Any:
@@ -199,12 +204,11 @@ def _load(data: Any, s: Shape, n: tirx.Var, t: tirx.Var, c: tirx.Var) -> list[Va
             inside += [left + dx >= 0] if dx < s.pad[1] else []
             inside += [left + dx < s.width] if last_left + dx >= s.width else []
             value = data[n, top + dy, left + dx, c]
-            if s.dtype != "float32":
+            if s.whole:
                 value = T.cast(value, "int16")
             if inside:
-                value = T.if_then_else(
-                    tirx.all(*inside), value, tirx.const(0, "float32" if s.dtype == "float32" else "int16")
-                )
+                zero = tirx.const(0, "int16" if s.whole else s.dtype)
+                value = T.if_then_else(tirx.all(*inside), value, zero)
             row.append(T.bind(value))
         grid.append(row)
     return grid

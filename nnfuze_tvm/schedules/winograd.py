@@ -13,6 +13,7 @@ from math import lcm
 from tvm import s_tir
 from tvm.s_tir.schedule import LoopRV
 
+from nnfuze_tvm.schedules import partial_sums
 from nnfuze_tvm.schedules.base import PARALLEL_MIN_OPS, blocks, choose, divisors, extents, has_one_output
 from nnfuze_tvm.schedules.contraction import Tile, Work, fitting, tiles, vectors_first
 from nnfuze_tvm.schedules.hardware import Hardware
@@ -44,7 +45,7 @@ def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
     block = choose(sch, _tile_blocks(points, count, outputs + channels, hw), tunable, "tile_block")
     family = fitting(dots(hw.features, factor, factor), outputs, channels)
     depth = family[0].depth if family else 1
-    work = _work(block, outputs, channels // depth, factor, family, hw)
+    work = _work(block, outputs, channels // depth, result, family, hw)
     tile = choose(sch, _register_tiles(work, hw)[:8], tunable)
     dot = next((dot for dot in family if dot.steps == tile.at_once), None)
     unroll = choose(
@@ -117,14 +118,16 @@ def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
             data, ("write", 0), lambda p, n, t, c: (p, n, t // tile.pixels, c // held, t % tile.pixels, c % held)
         )
     # The points of a tile go to rows far apart; an odd number of cache lines between them spreads them over all sets.
-    for writer, bytes_each in ((data, 4 if factor == "float32" else 2), (copy, 4)):
-        line = _LINE_BYTES // bytes_each
+    for writer, dtype in ((data, factor), (copy, result)):
+        line = _LINE_BYTES // hw.vector_bytes * hw.lanes(dtype)
         sch.storage_align(writer, 0, 0, 2 * line, line)
     if parallel:
         sch.parallel(sch.fuse(loop_n, outer) if parts == 1 else part)
     init = sch.decompose_reduction(product, steps)
     *rows, lane = sch.get_loops(init)[-3:]
     _unroll(sch, rows, lane)
+    if result == "float16":
+        partial_sums.mark(sch, init, [steps], unroll * tile.at_once)
     if dot is not None:
         sch.tensorize(*(several or inside[1:]), dot.name)
     return True
@@ -141,10 +144,10 @@ def _tile_blocks(points: int, count: int, channels: int, hw: Hardware) -> list[i
     return sorted(found, key=lambda d: abs(d - 16))[:4]
 
 
-def _work(block: int, outputs: int, steps: int, factor: str, family: list[Dot], hw: Hardware) -> Work:
+def _work(block: int, outputs: int, steps: int, result: str, family: list[Dot], hw: Hardware) -> Work:
     dot = family[0] if family else None
-    depth, lanes, multiplies = (dot.depth, dot.lanes, dot.multiplies) if dot else (1, hw.lanes("float32"), 1)
-    size, latency, temporaries = (4, 4.0, 2) if factor == "float32" else (2, 1.0, 3)
+    depth, lanes, multiplies = (dot.depth, dot.lanes, dot.multiplies) if dot else (1, hw.lanes(result), 1)
+    latency, temporaries = (1.0, 3) if result == "int32" else (4.0, 2)
     return Work(
         rows=1,
         cols=block,
@@ -152,11 +155,12 @@ def _work(block: int, outputs: int, steps: int, factor: str, family: list[Dot], 
         steps=steps,
         lanes=lanes,
         depth=depth,
-        weight_bytes=size,
+        weight_bytes=4 if result == "float32" else 2,
         multiplies=multiplies,
         latency=latency,
         temporaries=temporaries,
         integer=False,
+        sum_bytes=2 if result == "float16" else 4,
         at_once=tuple(dot.steps for dot in family) or (1,),
         loaded=2,
     )

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tvm import relax, tirx
 
 from nnfuze_tvm.dataflow import bindings, op_name
+from nnfuze_tvm.ir import static_shape
 from nnfuze_tvm.passes.winograd import Winograd, best_tile
 from nnfuze_tvm.passes.winograd_kernel import MAX_INTEGER_CHANNELS, Shape, prim_func, transform_weights
 
@@ -77,6 +78,16 @@ def test_larger_tiles_where_images_are_large(size, channels, edge):
 @pytest.mark.parametrize(("far_macs", "edge"), [(1.3, 4), (2, 2), (20, 0)])
 def test_fewer_weights_where_memory_is_slow(far_macs, edge):
     assert best_tile(8, 8, 256, 256, far_macs) == edge
+
+
+def test_small_tiles_in_float16():
+    mod, _ = conv_module((1, 12, 12, 16), 24, padding=1, dtype="float16")
+    after = Winograd(integers=False, far_macs=2)(mod)
+    relax.analysis.well_formed(after)
+    call = bindings(after["main"])[0].value
+    assert op_name(call) == "call_tir"
+    at_points = call.args[1].fields[1]
+    assert (str(at_points.ty.dtype.dtype), static_shape(at_points)) == ("float16", (16, 24, 16))
 
 
 def test_integers_where_asked_for():

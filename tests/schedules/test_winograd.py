@@ -25,24 +25,25 @@ HOST = resolve("host")
 
 def residual_module(rng, shape: Shape):
     """Return a Winograd convolution with bias, residual and ReLU, its inputs and what it should give."""
-    data = rng.standard_normal((shape.n, shape.height, shape.width, shape.channels)).astype("float32")
-    weights = rng.standard_normal((shape.outputs, 3, 3, shape.channels)).astype("float32")
-    bias = rng.standard_normal((1, 1, 1, shape.outputs)).astype("float32")
+    data = rng.standard_normal((shape.n, shape.height, shape.width, shape.channels)).astype(shape.dtype)
+    weights = rng.standard_normal((shape.outputs, 3, 3, shape.channels)).astype(shape.dtype)
+    bias = rng.standard_normal((1, 1, 1, shape.outputs)).astype(shape.dtype)
     out_shape = (shape.n, shape.out_height, shape.out_width, shape.outputs)
-    residual = rng.standard_normal(out_shape).astype("float32")
+    residual = rng.standard_normal(out_shape).astype(shape.dtype)
 
     def body(builder, params):
         kernel = builder.add_func(winograd_kernel.prim_func(shape), "winograd_conv2d")
         at_points = relax.const(transform_weights(weights, shape.m))
-        conv = builder.emit(relax.call_tir(kernel, [params[0], at_points], relax.TensorType(out_shape, "float32")))
+        conv = builder.emit(relax.call_tir(kernel, [params[0], at_points], relax.TensorType(out_shape, shape.dtype)))
         value = builder.emit(relax.op.add(conv, relax.const(bias)))
         return builder.emit(relax.op.nn.relu(builder.emit(relax.op.add(value, params[1]))))
 
-    mod = single_function({"x": (data.shape, "float32"), "r": (out_shape, "float32")}, body)
+    mod = single_function({"x": (data.shape, shape.dtype), "r": (out_shape, shape.dtype)}, body)
     top, left, bottom, right = shape.pad
     padded = np.pad(data.astype("float64"), ((0, 0), (top, bottom), (left, right), (0, 0)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
-    want = np.maximum(np.einsum("nyxcab,oabc->nyxo", windows, weights, optimize=True) + bias + residual, 0)
+    sums = np.einsum("nyxcab,oabc->nyxo", windows, weights.astype("float64"), optimize=True)
+    want = np.maximum(sums + bias + residual, 0)
     return mod, {"x": data, "r": residual}, want
 
 
@@ -65,6 +66,24 @@ def test_values(seed, m, n, size, pad, channels, outputs, tunable):
     assert np.abs(result.outputs[0] - want).max() <= 2e-5 * np.abs(want).max()
 
 
+@settings(max_examples=10, deadline=None)
+@given(
+    seed=st.integers(1, 10_000),
+    size=st.tuples(st.integers(3, 19), st.integers(3, 19)),
+    pad=st.tuples(*[st.integers(0, 2)] * 4),
+    channels=st.sampled_from([8, 12, 64, 384]),
+    outputs=st.sampled_from([8, 28, 64]),
+    tunable=st.booleans(),
+)
+def test_values_in_float16(seed, size, pad, channels, outputs, tunable):
+    shape = Shape(1, *size, channels, outputs, pad, 2, "float16")
+    mod, inputs, want = residual_module(np.random.default_rng(seed), shape)
+    result = schedule_and_run(mod, HOST, inputs, tunable, seed)
+    assert list(result.rules.values()) == ["winograd"]
+    assert result.outputs[0].dtype == np.float16
+    assert np.abs(result.outputs[0] - want).max() <= 1e-2 * np.abs(want).max()
+
+
 @pytest.mark.parametrize("dtype", ["float32", "uint8"])
 def test_cores_share_the_channels_of_few_tiles(dtype):
     make = residual_module if dtype == "float32" else integer_module
@@ -82,16 +101,19 @@ def test_cores_share_the_channels_of_few_tiles(dtype):
 
 
 @pytest.mark.parametrize(
-    ("target", "multiply_add"),
+    ("target", "multiply_add", "m", "dtype"),
     [
-        ("x86-64-v3", r"vfmadd\w+\s+.*%ymm"),
-        ("x86-64-v4", r"vfmadd\w+\s+.*%zmm"),
-        ("aarch64", r"fmla\s+v\d+\.4s"),
+        ("x86-64-v3", r"vfmadd\w+\s+.*%ymm", 2, "float32"),
+        ("x86-64-v3", r"vfmadd\w+\s+.*%ymm", 4, "float32"),
+        ("x86-64-v4", r"vfmadd\w+\s+.*%zmm", 2, "float32"),
+        ("x86-64-v4", r"vfmadd\w+\s+.*%zmm", 4, "float32"),
+        ("aarch64", r"fmla\s+v\d+\.4s", 2, "float32"),
+        ("aarch64", r"fmla\s+v\d+\.4s", 4, "float32"),
+        ("aarch64+dotprod", r"fmla\s+v\d+\.8h, v\d+\.8h, v\d+\.h\[[0-7]\]", 2, "float16"),
     ],
 )
-@pytest.mark.parametrize("m", [2, 4])
-def test_accumulators_stay_in_vector_registers(target, multiply_add, m):
-    shape = Shape(1, 28, 28, 64, 64, (1, 1, 1, 1), m)
+def test_accumulators_stay_in_vector_registers(target, multiply_add, m, dtype):
+    shape = Shape(1, 28, 28, 64, 64, (1, 1, 1, 1), m, dtype)
     mod, _, _ = residual_module(np.random.default_rng(0), shape)
     (kernel,) = fused_kernels(mod).values()
     sch = s_tir.Schedule(kernel)
