@@ -1,4 +1,4 @@
-"""Direct convolution, NHWC data and OHWI weights: dense and grouped, float32 and int8."""
+"""Direct convolution, NHWC data and OHWI weights: dense and grouped, floats and int8."""
 
 from __future__ import annotations
 

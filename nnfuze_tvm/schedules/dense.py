@@ -1,4 +1,4 @@
-"""Dense layers and (batched) matrix products with a row-major right-hand side, float32 and int8."""
+"""Dense layers and (batched) matrix products with a row-major right-hand side, floats and int8."""
 
 from __future__ import annotations
 
