@@ -105,8 +105,5 @@ def _copy(loop: tirx.For, name: str, rest: int, place: tirx.Expr, added: list[ti
             extent = tirx.IntImm(extent.ty.dtype, rest) if rest else extent
         return tirx.For(var, inner.min, extent, inner.kind, inner.body, inner.thread_binding, annotations)
 
-    def always(realize: s_tir.SBlockRealize) -> s_tir.SBlockRealize:
-        return s_tir.SBlockRealize(realize.iter_values, True, realize.block)
-
-    body = tvm_ffi.structural_map(loop.body, [(tirx.For, renewed), (s_tir.SBlockRealize, always)])
+    body = tvm_ffi.structural_map(loop.body, (tirx.For, renewed))
     return tvm_ffi.structural_map(body, (tirx.Var, lambda var: values.get(var, var)))

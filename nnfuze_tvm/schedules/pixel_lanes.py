@@ -29,6 +29,8 @@ from nnfuze_tvm.schedules.contraction import (
 from nnfuze_tvm.schedules.hardware import Hardware
 
 _PIXELS = _LANES = 4
+# Pixels from which it pays that the last quad has fewer.
+_MIN_PIXELS = 24
 # Output channels from which the transposition pays.
 _MIN_CHANNELS = 64
 _REGISTERS = 32
@@ -50,7 +52,8 @@ def tiles(quads: int, channels: int) -> list[Tile]:
     found: list[tuple[float, Tile]] = []
     for tile in (Tile(q, v) for q in range(1, 8) for v in range(1, 8)):
         accumulators = _LANES * tile.quads * tile.vectors
-        if channels % (_LANES * tile.vectors) or accumulators + tile.quads + tile.vectors >= _REGISTERS:
+        # Beside the sums, the weights of two steps and one quad's data of both.
+        if channels % (_LANES * tile.vectors) or accumulators + 2 * tile.vectors + 2 >= _REGISTERS:
             continue
         whole, rest = divmod(quads, tile.quads)
         cost = whole * _instructions(tile.quads, tile.vectors) + (_instructions(rest, tile.vectors) if rest else 0)
@@ -74,6 +77,11 @@ def bands(quads: int, depth: int, channels: int, hw: Hardware) -> list[int]:
     return sorted(divisors(quads, quads), key=lambda n: abs(log(n / most)))[:4]
 
 
+def _place(quad: tirx.PrimExpr, band: int, size: int, depth_block: tirx.PrimExpr) -> tuple[tirx.PrimExpr, ...]:
+    """Return where a quad's square of four channels is: band, tile of ``size`` quads, channels, quad."""
+    return (quad // band, quad % band // size, depth_block, quad % band % size)
+
+
 def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool) -> bool:
     """Schedule a convolution (n, y, x, f, ky, kx, c), or return False, and nothing changed, if it doesn't fit."""
     node = sch.get(anchor)
@@ -90,7 +98,7 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool)
         or window != [1, 1]
         or shapes[0] != [images, height, width, depth]
         or any(is_padding(sch, block) for block in sch.get_producers(anchor))
-        or pixels % _PIXELS
+        or (pixels % _PIXELS and pixels < _MIN_PIXELS)
         or channels % _LANES
         or channels < _MIN_CHANNELS
         or depth % _LANES
@@ -98,42 +106,43 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool)
         or node.reads[1].source.name not in constants
     ):
         return False
-    quads = pixels // _PIXELS
-    band = choose(sch, bands(quads, depth, channels, hw), tunable, "band")
+    quads = -(-pixels // _PIXELS)
+    whole = pixels % _PIXELS == 0
+    band = choose(sch, bands(quads, depth, channels, hw) if whole else [quads], tunable, "band")
     options = tiles(band, channels)
     if not options:
         return False
     tile = choose(sch, options[:4], tunable)
-    unroll = choose(sch, [n for n in (8, 4) if depth % n == 0 and depth > n], tunable, "unroll")
-
-    def place(pixel: tirx.PrimExpr, channel: tirx.PrimExpr) -> tuple[tirx.PrimExpr, ...]:
-        quad = pixel // _PIXELS
-        return (quad // band, quad % band, channel // _LANES, pixel % _PIXELS, channel % _LANES)
+    unroll = choose(sch, [n for n in (16, 8, 4) if depth % n == 0 and depth > n], tunable, "unroll")
 
     out = inline_around(sch, anchor)
     copy = sch.cache_read(anchor, 0, "global")
     sch.transform_layout(copy, ("write", 0), lambda n, y, x, c: (n, y * width + x, c))
     sch.transform_block_layout(copy, lambda n, y, x, c: (n, y * width + x, c))
     flatten_pixels(sch, anchor, out, width)
-    sch.transform_block_layout(anchor, lambda n, p, f, ky, kx, c: (n, *place(p, f), ky, kx, c))
-    for block in (out, copy):
-        sch.transform_block_layout(block, lambda n, p, c: (n, *place(p, c)))
-    for block in (anchor, copy):
-        sch.transform_layout(block, ("write", 0), lambda n, p, c: (n, *place(p, c)))
+    packed = pack_weights(sch, anchor, tile.vectors * _LANES, None)
+
+    image, pixel, channel, _, _, reduction = sch.get_loops(anchor)
+    # Without conditions on the pixels of the last quad: those beyond the image are not stored.
+    quad, row = sch.split(pixel, [None, _PIXELS], disable_predication=True)
+    band_loop, quad = sch.split(quad, [None, band])
+    vector, lane = sch.split(channel, [None, _LANES])
+    sch.reorder(image, band_loop, vector, quad, row, lane)
+    if whole:
+        sch.compute_at(copy, band_loop, preserve_unit_loops=True)
     # What one step of a tile needs stands close together.
     sch.transform_layout(
         copy,
         ("write", 0),
-        lambda n, own, quad, depth, row, lane: (n, own, quad // tile.quads, depth, quad % tile.quads, lane, row),
+        lambda n, p, c: (n, *_place(p // _PIXELS, band, tile.quads, c // _LANES), c % _LANES, p % _PIXELS),
         assume_injective_transform=True,
     )
-    packed = pack_weights(sch, anchor, tile.vectors * _LANES, None)
-
-    image, band_loop, quad, vector, row, lane, _, _, reduction = sch.get_loops(anchor)
-    sch.reorder(image, band_loop, vector, quad)
-    sch.compute_at(copy, band_loop, preserve_unit_loops=True)
-    squares.mark(sch, sch.get_loops(copy)[-2])
-    # Without conditions on the quads of the last tile: it will be cut.
+    copied_pixel, copied_channel = sch.get_loops(copy)[-2:]
+    copied_row = sch.split(copied_pixel, [None, _PIXELS], disable_predication=True)[1]
+    copied_vector, copied_lane = sch.split(copied_channel, [None, _LANES])
+    sch.reorder(copied_vector, copied_row, copied_lane)
+    squares.mark(sch, copied_row)
+    # Nor on the quads of the last tile: it will be cut.
     tiled, quad = sch.split(quad, [None, tile.quads], disable_predication=True)
     block, vector = sch.split(vector, [None, tile.vectors])
     # The data of two steps stand side by side: one instruction loads them, if they are used one after the other.
@@ -147,8 +156,9 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool)
         prefetch_next(sch, packed, tiled, [steps], weight_bytes // (channels // (tile.vectors * _LANES)))
 
     sch.reverse_compute_at(out, tiled, preserve_unit_loops=True)
-    out_quad, *out_loops = sch.get_loops(out)[-4:]
-    unroll_tile(sch, [out_quad, *out_loops])
+    out_pixel, out_channel = sch.get_loops(out)[-2:]
+    out_quad, out_row = sch.split(out_pixel, [None, _PIXELS])
+    unroll_tile(sch, [out_quad, out_row, *sch.split(out_channel, [None, _LANES])])
     if hw.cores > 1 and pixels * channels * depth >= PARALLEL_MIN_OPS:
         sch.parallel(band_loop if quads // band >= 4 * hw.cores else block)
     init = sch.decompose_reduction(anchor, sch.get_loops(anchor)[4])
@@ -156,6 +166,6 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool)
     init_quad, *init_loops = sch.get_loops(init)[-4:]
     unroll_tile(sch, [init_quad, *init_loops])
     squares.mark(sch, row)
-    if band % tile.quads:
+    if band % tile.quads or not whole:
         peel.mark(sch, tiled, "quads", [quad, init_quad, out_quad], band % tile.quads)
     return True

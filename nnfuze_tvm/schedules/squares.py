@@ -65,7 +65,10 @@ def _square(rows: tirx.For) -> tirx.Stmt:
 
     store = block.body
     if isinstance(store.value, TensorLoad):
-        source = [load(store.value, row, width) for row in range(height)]
+        # Beyond its end, the last row is copied again; the simplifier knows where that can't be.
+        inside = {it.var: tirx.Min(it.var, it.dom.extent - 1) for it in block.iter_vars}
+        value = tirx.BufferLoad(store.value.source, [_with(index, inside) for index in store.value.indices])
+        source = [load(value, row, width) for row in range(height)]
         # Beyond the extent of the last axis: buffers are flat.
         order = [row * width + column for column in range(width) for row in range(height)]
         square = tirx.Shuffle(source, order)
