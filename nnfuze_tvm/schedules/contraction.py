@@ -168,7 +168,12 @@ def _registers(work: Work, pixels: int, vectors: int, at_once: int, hw: Hardware
     if at_once > 1:
         wide = max(1, work.lanes * work.sum_bytes // hw.vector_bytes)
         held = _held(work, at_once, hw)
-        kept = 2 * held + pixels if vectors_first(work, pixels, vectors, at_once, hw) else vectors * held + 1
+        if vectors_first(work, pixels, vectors, at_once, hw):
+            kept = 2 * held + pixels
+        elif work.integer:
+            kept = vectors * held + 1
+        else:  # float additions wait for each other, so LLVM loads the next steps' weights early
+            kept = (vectors + 1) * held + 2
         return accumulators * wide + kept + work.constants * at_once + work.temporaries - 1
     # Weights that several pixels use stay in registers; of a single pixel's, each is used once. And a
     # broadcast that is used once gives its register to the float sum: LLVM then needs two per pixel.
