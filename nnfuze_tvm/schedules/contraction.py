@@ -169,7 +169,8 @@ def _registers(work: Work, pixels: int, vectors: int, at_once: int, hw: Hardware
         wide = max(1, work.lanes * work.sum_bytes // hw.vector_bytes)
         held = _held(work, at_once, hw)
         if vectors_first(work, pixels, vectors, at_once, hw):
-            kept = 2 * held + pixels
+            # Two loads bring the data of three steps.
+            kept = 2 * held + pixels + (at_once == 3)
         elif work.integer:
             kept = vectors * held + 1
         else:  # float additions wait for each other, so LLVM loads the next steps' weights early
@@ -318,6 +319,8 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool,
     )
     for loop in (unrolled, inside, vectors):
         sch.unroll(loop)
+    if dot is not None and window and int(sch.get(steps).extent) == 1:
+        sch.unroll(window[-1])  # a loop over the pixels of a kernel row would be most of the work
     if dot is None:
         sch.vectorize(lane)
     if extent % tile.pixels:
