@@ -96,7 +96,7 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool)
         or hw.registers < _REGISTERS
         or dtypes != {"float32"}
         or window != [1, 1]
-        or shapes[0] != [images, height, width, depth]
+        or shapes[0][-1] != depth
         or any(is_padding(sch, block) for block in sch.get_producers(anchor))
         or (pixels % _PIXELS and pixels < _MIN_PIXELS)
         or channels % _LANES
@@ -116,7 +116,7 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool)
     unroll = choose(sch, [n for n in (16, 8, 4) if depth % n == 0 and depth > n], tunable, "unroll")
 
     out = inline_around(sch, anchor)
-    copy = sch.cache_read(anchor, 0, "global")
+    copy = sch.reindex(anchor, ("read", 0))
     sch.transform_layout(copy, ("write", 0), lambda n, y, x, c: (n, y * width + x, c))
     sch.transform_block_layout(copy, lambda n, y, x, c: (n, y * width + x, c))
     flatten_pixels(sch, anchor, out, width)
