@@ -85,7 +85,7 @@ def _place(quad: tirx.PrimExpr, band: int, size: int, depth_block: tirx.PrimExpr
 def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool) -> bool:
     """Schedule a convolution (n, y, x, f, ky, kx, c), or return False, and nothing changed, if it doesn't fit."""
     node = sch.get(anchor)
-    images, height, width, channels, *window, depth = extents(sch, anchor)
+    _, height, width, channels, *window, depth = extents(sch, anchor)
     pixels = height * width
     shapes = [[int(extent) for extent in region.source.ty.shape] for region in node.reads]
     dtypes = {str(region.source.dtype) for region in (*node.reads, *node.writes)}

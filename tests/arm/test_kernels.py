@@ -20,7 +20,7 @@ Session = Callable[[str], tvm.rpc.RPCSession]
 
 # Height and width, input and output channels, kernel, stride, groups: whole tiles, tiles that overlap or run on into
 # the next row, single pixels, depths that fill one, two, three or four steps, depthwise layers, many pixels of few
-# and of many channels.
+# and of many channels, strided pointwise layers, first layers.
 SHAPES = (
     ((8, 8), 32, 32, 3, 1, 1),
     ((7, 9), 20, 24, 3, 2, 1),
@@ -34,6 +34,9 @@ SHAPES = (
     ((28, 28), 144, 192, 1, 1, 1),
     ((7, 7), 48, 72, 1, 1, 1),
     ((15, 13), 24, 24, 3, 2, 24),
+    ((13, 11), 32, 64, 1, 2, 1),
+    ((11, 12), 3, 16, 3, 2, 1),
+    ((9, 8), 3, 20, 5, 1, 1),
 )
 
 

@@ -77,7 +77,9 @@ def run_passes(phases: list[tvm.transform.Pass], mod: tvm.IRModule) -> tvm.IRMod
 
 
 @pytest.mark.parametrize("cpu", CPUS)
-@pytest.mark.parametrize("name", [*SMALL, *(pytest.param(name, marks=pytest.mark.large) for name in LARGE)])
+@pytest.mark.parametrize(
+    "name", [*SMALL, *(pytest.param(name, marks=[pytest.mark.large, pytest.mark.timeout(1200)]) for name in LARGE)]
+)
 def test_a_network_on_a_board(name: str, cpu: str, session: Session, board: Board, tmp_path: Path) -> None:
     wanted = reference(name)
     target = resolve(CPUS[cpu])
