@@ -22,7 +22,7 @@ from typing import Any
 
 import tvm
 import tvm_ffi
-from tvm import s_tir, tirx
+from tvm import s_tir, sym, tirx
 from tvm.ir import TensorLoad
 from tvm.target import Target
 
@@ -89,7 +89,7 @@ def loop_tree(func: tirx.PrimFunc, target: Target) -> Loop:
     root = Loop(None, 1, 1, "serial")
     in_registers = {node.buffer for node in _find(body, tirx.AllocBuffer) if _bytes(node.buffer) <= _STACK_BYTES}
     bound = {node.var: node.value for node in _find(body, tirx.Bind)}
-    _collect(body, root.body, in_registers, bound)
+    _collect(body, root.body, in_registers, bound, {})
     return root
 
 
@@ -120,10 +120,13 @@ def _itemsize(buffer: Any) -> int:
     return max(1, tvm.DataType(str(buffer.dtype)).bits // 8)
 
 
-def _collect(stmt: Any, into: list[Loop | Access], in_registers: set[Any], bound: Mapping[Any, Any]) -> None:
+def _collect(
+    stmt: Any, into: list[Loop | Access], in_registers: set[Any], bound: Mapping[Any, Any], middle: Mapping[Any, Any]
+) -> None:
+    """Add what a statement does to ``into``; ``middle`` are the loops around it, each in its middle iteration."""
     if isinstance(stmt, tirx.SeqStmt):
         for part in stmt.seq:
-            _collect(part, into, in_registers, bound)
+            _collect(part, into, in_registers, bound, middle)
     elif isinstance(stmt, tirx.For):
         extent = int(stmt.extent) if isinstance(stmt.extent, tirx.IntImm) else 1
         kinds = {tirx.ForKind.UNROLLED: "unrolled", tirx.ForKind.VECTORIZED: "vectorized"}
@@ -131,14 +134,22 @@ def _collect(stmt: Any, into: list[Loop | Access], in_registers: set[Any], bound
         for whole, span in zip([extent, *spans], spans, strict=False):
             into.append(loop := Loop(stmt.loop_var, whole // span, span, kinds.get(stmt.kind, "serial")))
             into = loop.body
-        _collect(stmt.body, into, in_registers, bound)
+        middle = {**middle, stmt.loop_var: tirx.IntImm(stmt.loop_var.ty.dtype, extent // 2)}
+        _collect(stmt.body, into, in_registers, bound, middle)
     elif hasattr(stmt, "body"):
-        _collect(stmt.body, into, in_registers, bound)
+        _collect(stmt.body, into, in_registers, bound, middle)
     elif isinstance(stmt, tirx.IfThenElse):
         _loads(stmt.condition, into, in_registers, bound)
-        _collect(stmt.then_case, into, in_registers, bound)
+        holds = None
         if stmt.else_case is not None:
-            _collect(stmt.else_case, into, in_registers, bound)
+            # Where the first and the last iteration have code of their own, the others stand for all.
+            condition = tvm_ffi.structural_map(stmt.condition, (tirx.Var, lambda var: middle.get(var, var)))
+            simple = sym.Analyzer().simplify(condition)
+            holds = bool(simple) if isinstance(simple, tirx.IntImm) else None
+        if holds is not False:
+            _collect(stmt.then_case, into, in_registers, bound, middle)
+        if stmt.else_case is not None and holds is not True:
+            _collect(stmt.else_case, into, in_registers, bound, middle)
     elif not _is_prefetch(stmt):
         _loads(stmt, into, in_registers, bound)
         if isinstance(stmt, tirx.BufferStore):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from tvm import s_tir, te
+import tvm_ffi
+from tvm import s_tir, te, tirx
+from tvm.script import tirx as T
 
 from nnfuze_tvm import traffic
 from nnfuze_tvm.devices.targets import resolve
@@ -102,3 +104,29 @@ def test_overlapping_taps_of_straight_line_code_are_loaded_once():
     sch.unroll(tap)
     # Ten neighbours for eight pixels, and eight stores; the three weights stay in registers all the time.
     assert traffic.l1_bytes(tree(sch), HW) == (4 * (10 + 8) + 3) * VECTOR
+
+
+def test_first_and_last_iterations_of_their_own_count_once():
+    @T.prim_func(s_tir=True)
+    def main(a: T.Buffer((64, 1024), "float32"), b: T.Buffer((64, 1024), "float32")) -> None:
+        for y in T.parallel(64):
+            for x in T.vectorized(1024):
+                with T.sblock("B"):
+                    i, j = T.axis.remap("SS", [y, x])
+                    b[i, j] = a[i, j]
+
+    (rows,) = _find_loops(main)
+    last = tirx.IfThenElse(rows.loop_var >= 63, rows.body, rows.body)
+    branches = tirx.IfThenElse(rows.loop_var < 1, rows.body, last)
+    peeled = tirx.For(rows.loop_var, rows.min, rows.extent, rows.kind, branches)
+    body = tvm_ffi.structural_map(main.body, (tirx.For, lambda loop: peeled if loop.same_as(rows) else loop))
+    for func in (main, main.with_body(body)):
+        root = traffic.loop_tree(func, TARGET)
+        assert traffic.l1_bytes(root, HW) == 2 * 64 * 4096
+        assert traffic.missed_bytes(root, 0) == 2 * 64 * 4096
+
+
+def _find_loops(func):
+    found = []
+    tvm_ffi.structural_walk(func.body, (tirx.For, lambda loop: found.append(loop)))
+    return [loop for loop in found if loop.kind == tirx.ForKind.PARALLEL]
