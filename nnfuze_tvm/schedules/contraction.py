@@ -171,7 +171,7 @@ def _registers(work: Work, pixels: int, vectors: int, at_once: int, hw: Hardware
         if vectors_first(work, pixels, vectors, at_once, hw):
             # Two loads bring the data of three steps.
             kept = 2 * held + pixels + (at_once == 3)
-        elif work.integer:
+        elif work.integer or work.latency == 1:
             kept = vectors * held + 1
         else:  # float additions wait for each other, so LLVM loads the next steps' weights early
             kept = (vectors + 1) * held + 2
@@ -319,8 +319,9 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool,
     )
     for loop in (unrolled, inside, vectors):
         sch.unroll(loop)
-    if dot is not None and window and int(sch.get(steps).extent) == 1:
-        sch.unroll(window[-1])  # a loop over the pixels of a kernel row would be most of the work
+    if dot is not None and not dot.paired and window and int(sch.get(steps).extent) == 1:
+        # A loop over the pixels of a kernel row would be most of the work; table look-ups leave no registers for it.
+        sch.unroll(window[-1])
     if dot is None:
         sch.vectorize(lane)
     if extent % tile.pixels:
