@@ -80,6 +80,14 @@ def take_notes(func: tirx.PrimFunc) -> tuple[tirx.PrimFunc, dict[str, int | str]
     return func.with_body(s_tir.SBlockRealize(body.iter_values, body.predicate, bare)), notes
 
 
+def with_buffers(func: tirx.PrimFunc, body: s_tir.SBlockRealize, added: Sequence[tirx.Var]) -> tirx.PrimFunc:
+    """Return a scheduled kernel with another body, whose outermost block allocates more buffers."""
+    block = body.block
+    parts = (block.iter_vars, block.reads, block.writes, block.name_hint, block.body, block.init)
+    outermost = s_tir.SBlock(*parts, [*block.alloc_buffers, *added], block.match_buffers, block.annotations)
+    return func.with_body(s_tir.SBlockRealize(body.iter_values, body.predicate, outermost))
+
+
 def root(sch: s_tir.Schedule) -> SBlockRV | None:
     """Return the outermost block of ``main``; a function that was written as plain loops has none."""
     body = sch.mod["main"].body

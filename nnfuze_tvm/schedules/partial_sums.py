@@ -15,7 +15,7 @@ import tvm_ffi
 from tvm import s_tir, tirx
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
-from nnfuze_tvm.schedules.base import divisors
+from nnfuze_tvm.schedules.base import divisors, with_buffers
 
 # About as many products are summed in float16.
 _PRODUCTS = 128
@@ -84,12 +84,7 @@ def sum_in_parts(func: tirx.PrimFunc) -> tirx.PrimFunc:
         new = tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, body, loop.thread_binding, rest)
         return tirx.SeqStmt([new, finish]) if _REDUCTION in loop.annotations else new
 
-    body = tvm_ffi.structural_map(func.body, (tirx.For, visit))
-    block = body.block
-    parts = (block.iter_vars, block.reads, block.writes, block.name_hint, block.body, block.init)
-    buffers = [*block.alloc_buffers, total]
-    root = s_tir.SBlock(*parts, buffers, block.match_buffers, block.annotations)
-    return func.with_body(s_tir.SBlockRealize(body.iter_values, body.predicate, root))
+    return with_buffers(func, tvm_ffi.structural_map(func.body, (tirx.For, visit)), [total])
 
 
 def _store(nest: tirx.Stmt) -> tirx.BufferStore:

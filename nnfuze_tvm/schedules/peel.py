@@ -16,6 +16,8 @@ from tvm import s_tir, tirx
 from tvm.ir import TensorLoad
 from tvm.s_tir.schedule import LoopRV
 
+from nnfuze_tvm.schedules.base import with_buffers
+
 _TILES = "nnfuze.peel"
 _FIRST = "nnfuze.peel_first"
 _REST = "nnfuze.peel_rest"
@@ -47,10 +49,7 @@ def peel_loops(func: tirx.PrimFunc) -> tirx.PrimFunc:
     body = tvm_ffi.structural_map(func.body, (tirx.For, visit))
     if not added:
         return func
-    block = body.block
-    parts = (block.iter_vars, block.reads, block.writes, block.name_hint, block.body, block.init)
-    root = s_tir.SBlock(*parts, [*block.alloc_buffers, *added], block.match_buffers, block.annotations)
-    return func.with_body(s_tir.SBlockRealize(body.iter_values, body.predicate, root))
+    return with_buffers(func, body, added)
 
 
 def _peel(loop: tirx.For, added: list[tirx.Var]) -> tirx.Stmt:

@@ -87,7 +87,6 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool)
     node = sch.get(anchor)
     _, height, width, channels, *window, depth = extents(sch, anchor)
     pixels = height * width
-    shapes = [[int(extent) for extent in region.source.ty.shape] for region in node.reads]
     dtypes = {str(region.source.dtype) for region in (*node.reads, *node.writes)}
     constants = {param.name for param in layout_free(sch)}
     if (
@@ -96,7 +95,7 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool)
         or hw.registers < _REGISTERS
         or dtypes != {"float32"}
         or window != [1, 1]
-        or shapes[0][-1] != depth
+        or int(node.reads[0].source.ty.shape[-1]) != depth
         or any(is_padding(sch, block) for block in sch.get_producers(anchor))
         or (pixels % _PIXELS and pixels < _MIN_PIXELS)
         or channels % _LANES
@@ -109,10 +108,7 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool)
     quads = -(-pixels // _PIXELS)
     whole = pixels % _PIXELS == 0
     band = choose(sch, bands(quads, depth, channels, hw) if whole else [quads], tunable, "band")
-    options = tiles(band, channels)
-    if not options:
-        return False
-    tile = choose(sch, options[:4], tunable)
+    tile = choose(sch, tiles(band, channels)[:4], tunable)
     unroll = choose(sch, [n for n in (16, 8, 4) if depth % n == 0 and depth > n], tunable, "unroll")
 
     out = inline_around(sch, anchor)

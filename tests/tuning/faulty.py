@@ -15,7 +15,7 @@ from tvm.target import Target
 
 from nnfuze_tvm import tuning
 from nnfuze_tvm.devices import targets
-from tests.tuning.standin import choose
+from tests.tuning.standin import choose, fused
 
 LANES = 16
 ROWS = (1, 2)
@@ -31,13 +31,7 @@ def kernels() -> tvm.IRModule:
             sums = [builder.emit(relax.op.add(x, relax.const(1.0, "float32"))) for x in params]
             out = builder.emit_output(relax.Tuple(sums))
         builder.emit_func_output(out)
-    phases = [
-        relax.transform.LegalizeOps(),
-        relax.transform.AnnotateTIROpPattern(),
-        relax.transform.FuseOps(),
-        relax.transform.FuseTIR(),
-    ]
-    return tvm.transform.Sequential(phases)(builder.get())
+    return fused(builder.get())
 
 
 @T.prim_func(s_tir=True)

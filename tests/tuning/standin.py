@@ -29,13 +29,18 @@ def kernels(input_name: str = "x") -> tvm.IRModule:
             c = builder.emit(relax.op.exp(relax.op.add(x, relax.const(1.0, "float32"))))
             out = builder.emit_output(relax.Tuple([b, c]))
         builder.emit_func_output(out)
+    return fused(builder.get())
+
+
+def fused(mod: tvm.IRModule) -> tvm.IRModule:
+    """Return a graph as fused kernels, by TVM's passes alone."""
     phases = [
         relax.transform.LegalizeOps(),
         relax.transform.AnnotateTIROpPattern(),
         relax.transform.FuseOps(),
         relax.transform.FuseTIR(),
     ]
-    return tvm.transform.Sequential(phases)(builder.get())
+    return tvm.transform.Sequential(phases)(mod)
 
 
 def choose(sch: s_tir.Schedule, candidates: tuple, tunable: bool) -> Any:
