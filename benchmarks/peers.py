@@ -32,8 +32,8 @@ from benchmarks.engines.onnxruntime import reference
 from benchmarks.interleaved import Timing, interleaved
 from benchmarks.workloads import Workload, workload
 from nnfuze_tvm.errors import NNFuzeError
+from nnfuze_tvm.jobs.stages import machine_name
 from nnfuze_tvm.report import text
-from nnfuze_tvm.stages import machine_name
 
 UNTUNED, TUNED = "nnfuze", "nnfuze tuned"
 PRECISIONS = ("fp32", "int8")

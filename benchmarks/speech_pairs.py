@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nnfuze_tvm import compile_bundle
-from nnfuze_tvm.options import Options
+from nnfuze_tvm.jobs.options import Options
 from nnfuze_tvm.report import Report
 
 SPEECH = Path(__file__).parent.parent / "examples" / "speech"

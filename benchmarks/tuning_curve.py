@@ -37,17 +37,17 @@ from benchmarks.engines.base import quiet
 from benchmarks.engines.nnfuze import source_digest
 from benchmarks.interleaved import interleaved
 from benchmarks.workloads import workload
-from nnfuze_tvm import build
+from nnfuze_tvm.deploy import build
+from nnfuze_tvm.deploy.runner import use_threads
 from nnfuze_tvm.devices import targets
-from nnfuze_tvm.devices.tracker import LOCAL_KEY, EmbeddedTracker
+from nnfuze_tvm.devices.remote.tracker import LOCAL_KEY, EmbeddedTracker
 from nnfuze_tvm.errors import NNFuzeError
-from nnfuze_tvm.options import Graphs, Options
+from nnfuze_tvm.jobs.options import Graphs, Options
+from nnfuze_tvm.jobs.stages import machine_name
+from nnfuze_tvm.jobs.tuning import read_journal, tune
+from nnfuze_tvm.jobs.tuning.kernels import Kernel, extract
 from nnfuze_tvm.report import text
-from nnfuze_tvm.runner import use_threads
 from nnfuze_tvm.schedules.schedule_kernels import ScheduleKernels
-from nnfuze_tvm.stages import machine_name
-from nnfuze_tvm.tuning import read_journal, tune
-from nnfuze_tvm.tuning.kernels import Kernel, extract
 
 OURS, STOCK = "nnfuze", "MetaSchedule"
 

@@ -4,21 +4,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nnfuze_tvm.bundle import Bundle
-    from nnfuze_tvm.deployment import deploy
+    from nnfuze_tvm.deploy.bundle import Bundle
+    from nnfuze_tvm.deploy.deployment import deploy
     from nnfuze_tvm.frontend import load
-    from nnfuze_tvm.job import compile_bundle
-    from nnfuze_tvm.tuning import tune
+    from nnfuze_tvm.jobs.job import compile_bundle
+    from nnfuze_tvm.jobs.tuning import tune
 
 __all__ = ["Bundle", "compile_bundle", "deploy", "load", "tune"]
 
 # Imported when used: a device that only runs a bundle doesn't wait for the compiler, nor does `nnfuze --help`.
 _MODULES = {
-    "Bundle": "nnfuze_tvm.bundle",
-    "compile_bundle": "nnfuze_tvm.job",
-    "deploy": "nnfuze_tvm.deployment",
+    "Bundle": "nnfuze_tvm.deploy.bundle",
+    "compile_bundle": "nnfuze_tvm.jobs.job",
+    "deploy": "nnfuze_tvm.deploy.deployment",
     "load": "nnfuze_tvm.frontend",
-    "tune": "nnfuze_tvm.tuning",
+    "tune": "nnfuze_tvm.jobs.tuning",
 }
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import psutil
 
-from nnfuze_tvm.devices import server, tracker
+from nnfuze_tvm.devices.remote import server, tracker
 
 KEY = "board"
 

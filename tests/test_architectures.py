@@ -15,12 +15,15 @@ from tvm import relax
 from benchmarks.networks import build as network
 from benchmarks.networks import inputs as network_inputs
 from benchmarks.networks import shared_trunk_pair
-from nnfuze_tvm import build, ir, load, metrics
-from nnfuze_tvm.dataflow import bindings, op_name
+from nnfuze_tvm import load
+from nnfuze_tvm.analysis import metrics
+from nnfuze_tvm.deploy import build
+from nnfuze_tvm.deploy.runner import Runner, signature
 from nnfuze_tvm.devices.targets import resolve
+from nnfuze_tvm.graph import ir
+from nnfuze_tvm.graph.dataflow import bindings, op_name
 from nnfuze_tvm.passes import pipeline
-from nnfuze_tvm.policy import Policy
-from nnfuze_tvm.runner import Runner, signature
+from nnfuze_tvm.passes.compress.policy import Policy
 
 HOST = resolve("host")
 SPEECH = Path(__file__).parent.parent / "examples" / "speech"

@@ -16,7 +16,8 @@ import tvm
 from onnx import numpy_helper
 from tvm import relax
 
-from nnfuze_tvm import build, load
+from nnfuze_tvm import load
+from nnfuze_tvm.deploy import build
 from nnfuze_tvm.devices.targets import resolve
 from nnfuze_tvm.passes import pipeline
 

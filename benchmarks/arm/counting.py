@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.engines.base import Unavailable
 from benchmarks.workloads import kept
-from nnfuze_tvm.devices import emulator
+from nnfuze_tvm.devices.remote import emulator
 from nnfuze_tvm.errors import DeviceError
 
 _HERE = Path(__file__).parent

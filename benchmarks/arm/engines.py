@@ -18,12 +18,13 @@ from benchmarks.engines.ncnn import converted
 from benchmarks.engines.nnfuze import source_digest
 from benchmarks.engines.onnxruntime import quantized
 from benchmarks.workloads import Workload, kept
-from nnfuze_tvm import build, metrics
+from nnfuze_tvm.analysis import metrics
+from nnfuze_tvm.deploy import build
+from nnfuze_tvm.deploy.manifest import package_versions
 from nnfuze_tvm.devices.boards import BOARDS
 from nnfuze_tvm.devices.toolchain import linker_for
 from nnfuze_tvm.frontend import load
-from nnfuze_tvm.manifest import package_versions
-from nnfuze_tvm.options import Graphs, Options
+from nnfuze_tvm.jobs.options import Graphs, Options
 
 # Per CPU model of QEMU, the board that is compiled for.
 CPUS = {

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from benchmarks.engines import ncnn, onnxruntime, openvino, tvm
 from benchmarks.engines.base import Engine
 from benchmarks.workloads import Workload
-from nnfuze_tvm.manifest import package_versions
+from nnfuze_tvm.deploy.manifest import package_versions
 
 PEERS: dict[str, Callable[[Workload, str, int], Engine]] = {
     "onnxruntime": onnxruntime.make,

@@ -14,9 +14,9 @@ import numpy as np
 import nnfuze_tvm
 from benchmarks.engines.base import Engine
 from benchmarks.workloads import Feeds, Workload, kept
-from nnfuze_tvm.job import compile_bundle
-from nnfuze_tvm.options import Options
-from nnfuze_tvm.tools import flat
+from nnfuze_tvm.jobs.job import compile_bundle
+from nnfuze_tvm.jobs.options import Options
+from nnfuze_tvm.jobs.tools import flat
 
 
 def make(workload: Workload, precision: str, threads: int, trials: int = 0) -> Engine:

@@ -16,8 +16,8 @@ from tvm.s_tir import meta_schedule as ms
 
 from benchmarks.engines.base import Engine, Unavailable, quiet
 from benchmarks.workloads import Feeds, Workload, kept
+from nnfuze_tvm.deploy.runner import use_threads
 from nnfuze_tvm.devices import targets, toolchain
-from nnfuze_tvm.runner import use_threads
 
 
 def make(workload: Workload, precision: str, threads: int, trials: int = 0) -> Engine:

@@ -12,10 +12,10 @@ from tvm.ir import GlobalVar
 from tvm.relax.expr import _update_type
 from tvm_ffi import StructuralKey, structural_equal
 
-from nnfuze_tvm import dataflow, ir
 from nnfuze_tvm.errors import InputError, ModelError
 from nnfuze_tvm.frontend import onnx_file, onnx_import
 from nnfuze_tvm.frontend.onnx_file import Source
+from nnfuze_tvm.graph import dataflow, ir
 
 
 def load(

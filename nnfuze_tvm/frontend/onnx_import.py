@@ -14,11 +14,11 @@ from tvm import relax
 from tvm.ir import Call, GenericConst
 from tvm.relax.frontend.onnx import onnx_frontend
 
-from nnfuze_tvm import dataflow, ir
-from nnfuze_tvm.dataflow import Value, op_name
 from nnfuze_tvm.errors import ModelError
 from nnfuze_tvm.frontend.onnx_file import Shape, Source, first_line
 from nnfuze_tvm.frontend.onnx_menders import MENDERS
+from nnfuze_tvm.graph import dataflow, ir
+from nnfuze_tvm.graph.dataflow import Value, op_name
 
 ANCHORS = frozenset(f"nn.conv{rank}d{kind}" for rank in (1, 2, 3) for kind in ("", "_transpose")) | frozenset(
     {"matmul"}

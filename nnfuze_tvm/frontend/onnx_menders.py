@@ -14,8 +14,8 @@ import numpy as np
 from tvm import relax
 from tvm.ir import GenericConst
 
-from nnfuze_tvm import ir
-from nnfuze_tvm.dataflow import Value
+from nnfuze_tvm.graph import ir
+from nnfuze_tvm.graph.dataflow import Value
 
 Mender = Callable[[relax.BlockBuilder, list[Value], dict[str, Any], int], Any]
 

@@ -1,14 +1,14 @@
 """Graph-level passes, one file each; ``pipeline`` states their order."""
 
-from nnfuze_tvm.passes.batch_branches import BatchBranches
-from nnfuze_tvm.passes.fold_batch_norm import FoldBatchNorm
-from nnfuze_tvm.passes.half_precision import HalfPrecision
-from nnfuze_tvm.passes.insert_qdq import InsertQDQ
-from nnfuze_tvm.passes.layout import ToNHWC
-from nnfuze_tvm.passes.merge_tasks import MergeTasks
-from nnfuze_tvm.passes.prune_channels import PruneChannels
-from nnfuze_tvm.passes.realize_integer import RealizeInteger
-from nnfuze_tvm.passes.share_trunk import ShareTrunk
+from nnfuze_tvm.passes.compress.half_precision import HalfPrecision
+from nnfuze_tvm.passes.compress.insert_qdq import InsertQDQ
+from nnfuze_tvm.passes.compress.prune.prune_channels import PruneChannels
+from nnfuze_tvm.passes.lower.batching.batch_branches import BatchBranches
+from nnfuze_tvm.passes.lower.integer.realize_integer import RealizeInteger
+from nnfuze_tvm.passes.lower.layout import ToNHWC
+from nnfuze_tvm.passes.merge.merge_tasks import MergeTasks
+from nnfuze_tvm.passes.merge.share_trunk import ShareTrunk
+from nnfuze_tvm.passes.simplify.fold_batch_norm import FoldBatchNorm
 
 __all__ = [
     "BatchBranches",

@@ -8,20 +8,20 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from nnfuze_tvm.calibration import Method
-from nnfuze_tvm.passes.batch_branches import BatchBranches
-from nnfuze_tvm.passes.fold_batch_norm import FoldBatchNorm
-from nnfuze_tvm.passes.fuse_gelu import FuseGelu
-from nnfuze_tvm.passes.fuse_layers import FuseLayers
-from nnfuze_tvm.passes.half_precision import HalfPrecision
-from nnfuze_tvm.passes.layout import ToNHWC
-from nnfuze_tvm.passes.merge_tasks import MergeTasks
-from nnfuze_tvm.passes.realize_integer import RealizeInteger
-from nnfuze_tvm.passes.round_to_integer import RoundToInteger
-from nnfuze_tvm.passes.row_convolutions import RowConvolutions
-from nnfuze_tvm.passes.share_trunk import ShareTrunk
-from nnfuze_tvm.passes.winograd import Winograd
-from nnfuze_tvm.policy import Policy
+from nnfuze_tvm.passes.compress.calibration import Method
+from nnfuze_tvm.passes.compress.half_precision import HalfPrecision
+from nnfuze_tvm.passes.compress.policy import Policy
+from nnfuze_tvm.passes.lower.batching.batch_branches import BatchBranches
+from nnfuze_tvm.passes.lower.fuse_layers import FuseLayers
+from nnfuze_tvm.passes.lower.integer.realize_integer import RealizeInteger
+from nnfuze_tvm.passes.lower.layout import ToNHWC
+from nnfuze_tvm.passes.lower.round_to_integer import RoundToInteger
+from nnfuze_tvm.passes.lower.row_convolutions import RowConvolutions
+from nnfuze_tvm.passes.lower.winograd.winograd import Winograd
+from nnfuze_tvm.passes.merge.merge_tasks import MergeTasks
+from nnfuze_tvm.passes.merge.share_trunk import ShareTrunk
+from nnfuze_tvm.passes.simplify.fold_batch_norm import FoldBatchNorm
+from nnfuze_tvm.passes.simplify.fuse_gelu import FuseGelu
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -40,14 +40,14 @@ def merge_phases(shared_inputs: Sequence[str] | None = None) -> list[tvm.transfo
 
 def prune_phases(policy: Policy, criterion: str, calibration: Arrays | None) -> list[tvm.transform.Pass]:
     """Return phase 3: channels removed as the policy says."""
-    from nnfuze_tvm.passes.prune_channels import PruneChannels
+    from nnfuze_tvm.passes.compress.prune.prune_channels import PruneChannels
 
     return [PruneChannels(policy, criterion=criterion, calibration=calibration)]
 
 
 def quantize_phases(calibration: Arrays, policy: Policy, method: Method) -> list[tvm.transform.Pass]:
     """Return phase 4: what the policy gives 8 bits, in QDQ form."""
-    from nnfuze_tvm.passes.insert_qdq import InsertQDQ
+    from nnfuze_tvm.passes.compress.insert_qdq import InsertQDQ
 
     return [InsertQDQ(calibration, policy, method=method)]
 

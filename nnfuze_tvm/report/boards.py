@@ -12,8 +12,8 @@ from nnfuze_tvm.devices.boards import BOARDS, CATALOGUE
 from nnfuze_tvm.report import text
 
 if TYPE_CHECKING:
-    from nnfuze_tvm.device_check import DeviceCheck
-    from nnfuze_tvm.devices.tracker import Boards
+    from nnfuze_tvm.analysis.device_check import DeviceCheck
+    from nnfuze_tvm.devices.remote.tracker import Boards
 
 
 def render_catalogue() -> list[Table | str]:

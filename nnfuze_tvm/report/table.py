@@ -11,7 +11,7 @@ from nnfuze_tvm.report import text
 from nnfuze_tvm.report.record import KernelTime, Report, Stage, TaskQuality
 
 if TYPE_CHECKING:
-    from nnfuze_tvm.tuning import Usage
+    from nnfuze_tvm.jobs.tuning import Usage
 
 
 def render_table(report: Report) -> Table:

@@ -10,17 +10,26 @@ from __future__ import annotations
 from tvm import s_tir, tirx
 from tvm.target import Target
 
-from nnfuze_tvm.schedules import conv2d, dense, depthwise, elementwise, fallback, pooling, reduction, winograd
+from nnfuze_tvm.devices.hardware import Hardware
 from nnfuze_tvm.schedules.base import note
-from nnfuze_tvm.schedules.bias import start_from_bias
-from nnfuze_tvm.schedules.hardware import Hardware
+from nnfuze_tvm.schedules.families import (
+    conv2d,
+    dense,
+    depthwise,
+    elementwise,
+    fallback,
+    pooling,
+    reduction,
+    winograd,
+)
 from nnfuze_tvm.schedules.intrinsics.words import multiply_words
-from nnfuze_tvm.schedules.overlap import overlap_tiles
-from nnfuze_tvm.schedules.partial_sums import sum_in_parts
-from nnfuze_tvm.schedules.peel import peel_loops
-from nnfuze_tvm.schedules.prefetch import prefetch_weights
-from nnfuze_tvm.schedules.row_pairs import pair_rows
-from nnfuze_tvm.schedules.squares import vectorize_squares
+from nnfuze_tvm.schedules.rewrites.bias import start_from_bias
+from nnfuze_tvm.schedules.rewrites.overlap import overlap_tiles
+from nnfuze_tvm.schedules.rewrites.partial_sums import sum_in_parts
+from nnfuze_tvm.schedules.rewrites.peel import peel_loops
+from nnfuze_tvm.schedules.rewrites.prefetch import prefetch_weights
+from nnfuze_tvm.schedules.rewrites.row_pairs import pair_rows
+from nnfuze_tvm.schedules.rewrites.squares import vectorize_squares
 
 RULES = (winograd, conv2d, depthwise, dense, pooling, reduction, elementwise, fallback)
 

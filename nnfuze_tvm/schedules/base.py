@@ -11,7 +11,7 @@ import tvm_ffi
 from tvm import s_tir, tirx
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
-from nnfuze_tvm.schedules.hardware import Hardware
+from nnfuze_tvm.devices.hardware import Hardware
 
 Choice = TypeVar("Choice")
 

@@ -17,17 +17,10 @@ from math import prod
 from tvm import s_tir, tirx
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
-from nnfuze_tvm.schedules import bias, overlap, partial_sums, prefetch, row_pairs
-from nnfuze_tvm.schedules.base import (
-    PARALLEL_MIN_OPS,
-    choose,
-    divisors,
-    extents,
-    inline_around,
-    iter_kinds,
-)
-from nnfuze_tvm.schedules.hardware import Hardware
+from nnfuze_tvm.devices.hardware import Hardware
+from nnfuze_tvm.schedules.base import PARALLEL_MIN_OPS, choose, divisors, extents, inline_around, iter_kinds
 from nnfuze_tvm.schedules.intrinsics import Dot, dots
+from nnfuze_tvm.schedules.rewrites import bias, overlap, partial_sums, prefetch, row_pairs
 
 # Uses of a dot product in one iteration, best first. By element, two leave LLVM registers enough if they are of at
 # most this many steps each.

@@ -11,9 +11,9 @@ from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
 
 from nnfuze_tvm import schedules
-from nnfuze_tvm.schedules import fallback
+from nnfuze_tvm.devices.hardware import Hardware
 from nnfuze_tvm.schedules.base import statements, take_notes
-from nnfuze_tvm.schedules.hardware import Hardware
+from nnfuze_tvm.schedules.families import fallback
 
 logger = logging.getLogger(__name__)
 

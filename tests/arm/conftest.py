@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import tvm
 
-from nnfuze_tvm.devices import emulator
-from nnfuze_tvm.devices import tracker as trackers
-from nnfuze_tvm.devices.tracker import EmbeddedTracker
+from nnfuze_tvm.devices.remote import emulator
+from nnfuze_tvm.devices.remote import tracker as trackers
+from nnfuze_tvm.devices.remote.tracker import EmbeddedTracker
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pytest
 
 from nnfuze_tvm import cli
-from nnfuze_tvm.devices import tracker as trackers
+from nnfuze_tvm.devices.remote import tracker as trackers
 
 Board = Callable[[str], str]
 
@@ -42,7 +42,7 @@ def test_a_check_of_another_board(tracker: str, board: Board, capsys: pytest.Cap
 
 
 def test_boards_from_the_command_line_end_without_an_error(tracker: str) -> None:
-    command = [sys.executable, "-m", "nnfuze_tvm.cli", "devices", "emulate"]
+    command = [sys.executable, "-m", "nnfuze_tvm", "devices", "emulate"]
     options = ["--cpu", "cortex-a53", "--tracker", tracker, "--key", "two", "--count", "2"]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     session = trackers.connect(tracker)

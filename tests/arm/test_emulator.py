@@ -16,14 +16,15 @@ import psutil
 import pytest
 import tvm
 
-from nnfuze_tvm import roofline
-from nnfuze_tvm.devices import cpu, emulator, toolchain
-from nnfuze_tvm.devices import tracker as trackers
+from nnfuze_tvm.analysis import roofline
+from nnfuze_tvm.deploy.manifest import CPU_FLAGS
+from nnfuze_tvm.devices import cpu, toolchain
 from nnfuze_tvm.devices.boards import CATALOGUE
+from nnfuze_tvm.devices.hardware import Hardware
+from nnfuze_tvm.devices.remote import emulator
+from nnfuze_tvm.devices.remote import tracker as trackers
 from nnfuze_tvm.devices.targets import resolve
 from nnfuze_tvm.errors import DeviceError
-from nnfuze_tvm.manifest import CPU_FLAGS
-from nnfuze_tvm.schedules.hardware import Hardware
 
 Board = Callable[[str], str]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from nnfuze_tvm.devices import emulator
+from nnfuze_tvm.devices.remote import emulator
 
 ROOT = Path(__file__).parents[2]
 GUIDE = ROOT / "docs/raspberry-pi.md"
@@ -84,7 +84,7 @@ def test_the_guide(tmp_path: Path) -> None:
             text = text.replace("nnfuze devices tracker", f"nnfuze devices tracker --port {port}")
             text = text.replace("devices serve", "devices emulate")
             if where == "pi" and not text.endswith("&"):
-                emulated = f"{sys.executable} -m nnfuze_tvm.devices.emulator cortex-a72 "
+                emulated = f"{sys.executable} -m nnfuze_tvm.devices.remote.emulator cortex-a72 "
                 text = emulated + text.removeprefix("python ")
             text = re.sub(r"\bnnfuze (?=[a-z])", f"{sys.executable} -m nnfuze_tvm.cli ", text)
             folder = board if where == "pi" else computer

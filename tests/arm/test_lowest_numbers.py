@@ -10,7 +10,7 @@ import pytest
 import tvm
 from tvm import relax
 
-from nnfuze_tvm import build
+from nnfuze_tvm.deploy import build
 from nnfuze_tvm.devices import toolchain
 from nnfuze_tvm.devices.targets import resolve
 

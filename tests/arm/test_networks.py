@@ -16,12 +16,13 @@ from tvm import relax
 from benchmarks.arm.engines import CPUS
 from benchmarks.networks import build as network
 from benchmarks.networks import inputs as network_inputs
-from nnfuze_tvm import build, load
+from nnfuze_tvm import load
+from nnfuze_tvm.deploy import build
 from nnfuze_tvm.devices.boards import BOARDS
 from nnfuze_tvm.devices.targets import resolve
 from nnfuze_tvm.devices.toolchain import export_library
 from nnfuze_tvm.passes import pipeline
-from nnfuze_tvm.policy import Policy
+from nnfuze_tvm.passes.compress.policy import Policy
 
 SPEECH = Path(__file__).parents[2] / "examples" / "speech"
 PAIRS = {"pair-A": "shared", "pair-B": "independent"}

@@ -16,9 +16,9 @@ import tvm_ffi
 
 import nnfuze_tvm
 from nnfuze_tvm import cli
-from nnfuze_tvm.bundle import Bundle
-from nnfuze_tvm.devices import emulator
-from nnfuze_tvm.runner import made_up
+from nnfuze_tvm.deploy.bundle import Bundle
+from nnfuze_tvm.deploy.runner import made_up
+from nnfuze_tvm.devices.remote import emulator
 
 ROOT = Path(__file__).parents[2]
 SPEECH = ROOT / "examples/speech"

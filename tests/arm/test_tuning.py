@@ -13,11 +13,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from nnfuze_tvm import tuning
-from nnfuze_tvm.devices import emulator, server
-from tests.jobs import running_job, until, until_measuring
+from nnfuze_tvm.devices.remote import emulator, server
+from nnfuze_tvm.jobs import tuning
+from tests.jobs.tuning import faulty
+from tests.running_jobs import running_job, until, until_measuring
 from tests.servers import KEY, free_port, running_tracker
-from tests.tuning import faulty
 
 CPU = "cortex-a72"
 TIMEOUT = 8.0

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from nnfuze_tvm.deploy.manifest import CPU_FLAGS, target_text
 from nnfuze_tvm.devices.boards import BOARDS, CATALOGUE, find
 from nnfuze_tvm.devices.targets import llvm_features, resolve
-from nnfuze_tvm.manifest import CPU_FLAGS, target_text
 
 # Of LLVM's names, those that any kernel of ours or of LLVM's vectorizers may be chosen by.
 CHOSEN_BY = {"neon", "dotprod", "fullfp16", "i8mm", "bf16", "sve", "sve2"}

@@ -11,7 +11,8 @@ import pytest
 from tvm import rpc
 from tvm.rpc.server import Server
 
-from nnfuze_tvm.devices import cpu, tracker
+from nnfuze_tvm.devices import cpu
+from nnfuze_tvm.devices.remote import tracker
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ import pytest
 import tvm
 from onnx import TensorProto, helper, numpy_helper
 
-from nnfuze_tvm import dataflow, ir
 from nnfuze_tvm.errors import InputError, ModelError
 from nnfuze_tvm.frontend import load
+from nnfuze_tvm.graph import dataflow, ir
 from tests.helpers import run_module
 
 LIGHT = Path(os.path.dirname(onnx.__file__)) / "backend" / "test" / "data" / "light"

@@ -11,7 +11,7 @@ from tvm import relax, s_tir, tirx
 from tvm.target import Target
 
 from nnfuze_tvm import schedules
-from nnfuze_tvm.schedules import fallback
+from nnfuze_tvm.schedules.families import fallback
 
 _LAYOUTS = {"relax.nn.conv2d": ["NHWC", "OHWI"]}
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from tvm import relax, s_tir
 
 from nnfuze_tvm import schedules
+from nnfuze_tvm.devices.hardware import Hardware
 from nnfuze_tvm.devices.targets import resolve
 from nnfuze_tvm.schedules import contraction
 from nnfuze_tvm.schedules.contraction import Work, tiles
-from nnfuze_tvm.schedules.hardware import Hardware
 from tests.schedules.kernels import assembly_of, fused_kernels, schedule_and_run, single_function
 
 HOST = resolve("host")

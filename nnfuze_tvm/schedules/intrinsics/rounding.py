@@ -9,7 +9,7 @@ from __future__ import annotations
 import tvm
 from tvm import tirx
 
-from nnfuze_tvm.ir import NEAREST
+from nnfuze_tvm.graph.ir import NEAREST
 
 _LANES = 4
 _PURE = 1

@@ -1,0 +1,1 @@
+"""Facts about modules and machines: costs, measurements, limits."""

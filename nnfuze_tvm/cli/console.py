@@ -1,0 +1,94 @@
+"""What commands have in common: results on standard output, progress on standard error, and Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from nnfuze_tvm.jobs.options import Announce
+
+
+class Interruption:
+    """Ctrl-C, remembered: the exception that it raises may get lost on its way through TVM's C++ parts."""
+
+    def __init__(self) -> None:
+        self.came = False
+        self._stderr: int | None = None
+
+    def handle(self, _signal: int, _frame: FrameType | None) -> None:
+        """Stop what is being done, without whatever that makes TVM print."""
+        self.came = True
+        if self._stderr is None:
+            sys.stderr.flush()
+            self._stderr = os.dup(2)
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), 2)
+        raise KeyboardInterrupt
+
+    def end(self) -> None:
+        """Let things be printed again."""
+        if self._stderr is not None:
+            os.dup2(self._stderr, 2)
+            os.close(self._stderr)
+            self._stderr = None
+
+    def check(self) -> None:
+        """Stop here if what was being done didn't stop."""
+        if self.came:
+            raise KeyboardInterrupt
+
+
+interruption = Interruption()
+
+
+@contextmanager
+def until_ended() -> Iterator[None]:
+    """Run what serves others until Ctrl-C or SIGTERM, which are its usual end and no error."""
+
+    def end(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    previous = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except KeyboardInterrupt:
+        pass
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def progress() -> Iterator[Announce]:
+    """Show what is being done: a spinner on a terminal, lines elsewhere."""
+    console = Console(stderr=True)
+    status = console.status("starting") if console.is_terminal else None
+
+    def announce(what: str) -> None:
+        interruption.check()
+        if status is None:
+            print(f"nnfuze: {what}", file=sys.stderr, flush=True)
+            return
+        status.update(what)
+        # Tuning draws bars of its own.
+        status.stop() if what.startswith("tuning") else status.start()
+
+    announce("starting")
+    try:
+        yield announce
+    finally:
+        if status is not None:
+            status.stop()
+
+
+def out() -> Console:
+    """Return the console that results are printed on."""
+    return Console(soft_wrap=True)

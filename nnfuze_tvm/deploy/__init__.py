@@ -1,0 +1,1 @@
+"""From a graph to what runs on the device: executables, bundles, boards."""

@@ -1,0 +1,81 @@
+"""From a graph to an executable for one target."""
+
+from __future__ import annotations
+
+import tvm
+from tvm import relax
+from tvm.s_tir import meta_schedule as ms
+from tvm.target import Target
+
+from nnfuze_tvm.devices.hardware import Hardware
+from nnfuze_tvm.passes import pipeline
+from nnfuze_tvm.schedules.fold_kernels import FoldKernels
+from nnfuze_tvm.schedules.intrinsics import bytes_are_fast
+from nnfuze_tvm.schedules.schedule_kernels import ScheduleKernels
+
+
+def fuse(mod: tvm.IRModule, target: Target) -> tvm.IRModule:
+    """Return the module of fused, unscheduled kernels (phases 5 to 9): what tuning extracts its tasks from."""
+    hw = Hardware.of(target)
+    return pipeline.fused_module(mod, target, not bytes_are_fast(hw.features), hw.far_macs)
+
+
+def lower(mod: tvm.IRModule, target: Target, database: ms.Database | None = None) -> tvm.IRModule:
+    """Return the module with every kernel fused, scheduled and its weights packed (phases 5 to 10).
+
+    Parameters
+    ----------
+    mod : tvm.IRModule
+        A graph in float or QDQ form.
+    target : tvm.target.Target
+        The CPU.
+    database : tvm.s_tir.meta_schedule.Database, optional
+        Tuning records; kernels without one get their rule's default knobs.
+    """
+    return schedule(fuse(mod, target), target, database)
+
+
+def schedule(fused: tvm.IRModule, target: Target, database: ms.Database | None = None) -> tvm.IRModule:
+    """Return a module of fused kernels with every kernel scheduled and its weights packed (phase 10)."""
+    phase_10 = [
+        ScheduleKernels(target, database),
+        relax.transform.SplitLayoutRewritePreproc(),
+        FoldKernels(),
+        relax.transform.DeadCodeElimination(),
+    ]
+    with target:
+        return tvm.transform.Sequential(phase_10)(fused)
+
+
+def generate(lowered: tvm.IRModule, target: Target) -> relax.VMExecutable:
+    """Return the executable of a lowered module (phase 11).
+
+    Its kernels don't check their arguments: ``main`` alone calls them, and that makes a quarter of a small library.
+    """
+    with target, tvm.transform.PassContext(config={"tirx.disable_assert": True}):
+        return relax.build(lowered, target=target, exec_mode="compiled")
+
+
+def build(mod: tvm.IRModule, target: Target, database: ms.Database | None = None) -> relax.VMExecutable:
+    """Return the executable of a graph for one target (phases 5 to 11)."""
+    return generate(lower(mod, target, database), target)
+
+
+@relax.register_pipeline("nnfuze")
+def nnfuze_pipeline(database: ms.Database | None = None) -> tvm.transform.Pass:
+    """Return phases 5 to 10, followed by TVM's own lowering, as a pass for ``relax.build``.
+
+    Registered with TVM as ``nnfuze``: ``relax.build(mod, target, relax_pipeline="nnfuze")``.
+
+    Parameters
+    ----------
+    database : tvm.s_tir.meta_schedule.Database, optional
+        Tuning records; by default the current one, if any.
+    """
+
+    @tvm.transform.module_pass(opt_level=0, name="nnfuze")
+    def lower_all(mod: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
+        records = database if database is not None else ms.Database.current()
+        return relax.get_pipeline("default_build")(lower(mod, Target.current(allow_none=False), records))
+
+    return lower_all

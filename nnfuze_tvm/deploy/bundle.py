@@ -1,0 +1,282 @@
+"""What is written for the device, and the object that loads and runs it."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import tvm
+from tvm import relax
+from tvm.target import Target
+
+from nnfuze_tvm.deploy.manifest import (
+    CPU_FLAGS,
+    MANIFEST,
+    FileRecord,
+    Manifest,
+    TargetRecord,
+    read_manifest,
+    recorded_signature,
+)
+from nnfuze_tvm.deploy.runner import Input, Output, Runner
+from nnfuze_tvm.devices import cpu
+from nnfuze_tvm.errors import BundleError, NNFuzeError
+
+LIBRARY = "lib.so"
+
+
+def write_bundle(
+    path: str | os.PathLike,
+    executable: relax.VMExecutable,
+    manifest: Manifest,
+    *,
+    force: bool = False,
+    extra: Mapping[str, str] | None = None,
+) -> None:
+    """Write a bundle, all of it or nothing.
+
+    Parameters
+    ----------
+    path : path
+        The directory to make.
+    executable : tvm.relax.VMExecutable
+        The built network; its constants go into the library.
+    manifest : Manifest
+        What the bundle says about itself; ``files`` is filled in here.
+    force : bool
+        Replace a bundle that is already there.
+    extra : mapping of str to str, optional
+        Further text files by name.
+
+    Raises
+    ------
+    BundleError
+        If the directory exists, can't be written, or the disk is full.
+    """
+    with staged(path, force=force) as directory:
+        export(executable, directory, manifest.target)
+        seal(directory, manifest, extra or {})
+
+
+def export(executable: relax.VMExecutable, directory: Path, target: TargetRecord) -> None:
+    """Write the library into a directory that is being staged."""
+    from nnfuze_tvm.devices.toolchain import export_library
+
+    with tempfile.TemporaryDirectory(prefix="nnfuze-") as scratch:
+        linked = export_library(executable, Path(scratch) / LIBRARY, Target(_target_config(target)))
+        shutil.copyfile(linked, directory / LIBRARY)
+
+
+def seal(directory: Path, manifest: Manifest, extra: Mapping[str, str]) -> None:
+    """Write the remaining files and the manifest with everybody's checksums."""
+    for name, text in extra.items():
+        (directory / name).write_text(text, encoding="utf-8")
+    files = {}
+    for file in sorted(directory.iterdir()):
+        if file.name != MANIFEST:
+            files[file.name] = FileRecord(sha256=_sha256(file), bytes=file.stat().st_size)
+    text = manifest.model_copy(update={"files": files}).to_json()
+    (directory / MANIFEST).write_text(text, encoding="utf-8")
+
+
+def check_destination(path: str | os.PathLike, *, force: bool = False) -> Path:
+    """Return where a bundle will be written, or say at once why it can't be.
+
+    Raises
+    ------
+    BundleError
+        If the directory exists (with ``force``: and is no bundle), or its parent can't be written.
+    """
+    final = Path(os.path.abspath(path))
+    if os.path.lexists(final):
+        is_bundle = (final / MANIFEST).is_file()
+        is_empty = final.is_dir() and not any(final.iterdir())
+        if not force:
+            raise BundleError(f"{path}: exists already; use --force to replace it")
+        if not (is_bundle or is_empty):
+            raise BundleError(f"{path}: exists and is not a bundle, so it is not replaced; choose another output")
+    parent = next(parent for parent in final.parents if os.path.lexists(parent))
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{final.name}-", dir=parent):
+            pass
+    except OSError as error:
+        raise BundleError(f"{path}: can't be written ({_reason(error)}); choose another output") from None
+    return final
+
+
+@contextmanager
+def staged(path: str | os.PathLike, *, force: bool = False) -> Iterator[Path]:
+    """Give a temporary sibling of ``path`` that becomes ``path`` when the block ends well, and vanishes otherwise."""
+    final = check_destination(path, force=force)
+    missing = [parent for parent in final.parents if not parent.exists()]
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        directory = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))
+        try:
+            yield directory
+            directory.chmod(0o755)
+            _publish(directory, final, force)
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+            for parent in missing:
+                if not any(parent.iterdir()):
+                    parent.rmdir()
+    except NNFuzeError:
+        raise
+    except OSError as error:
+        raise BundleError(f"{path}: can't be written ({_reason(error)}); nothing was left behind") from None
+
+
+def _publish(directory: Path, final: Path, force: bool) -> None:
+    if not os.path.lexists(final):
+        directory.rename(final)
+    elif not force:
+        raise BundleError(f"{final}: appeared meanwhile; use --force to replace it")
+    elif not _exchange(directory, final):
+        old = directory.with_name(directory.name + "-old")
+        final.rename(old)
+        try:
+            directory.rename(final)
+        except OSError:
+            old.rename(final)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two directories in one step; ``False`` where the system has no such call."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    at_cwd, exchange = -100, 2
+    return renameat2(at_cwd, os.fsencode(one), at_cwd, os.fsencode(other), exchange) == 0
+
+
+class Bundle:
+    """A compiled network, ready to run: ``Bundle.load("out").run({"audio": x})["keyword"]``.
+
+    Several bundles can be loaded at the same time. Made by `Bundle.load`.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, runner: Runner) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.runner = runner
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, threads: int | None = None) -> Bundle:
+        """Load a bundle after checking that it is whole and made for this CPU.
+
+        Parameters
+        ----------
+        path : path
+            The bundle's directory.
+        threads : int, optional
+            How many threads a call uses; by default as many as the bundle was compiled for.
+
+        Raises
+        ------
+        BundleError
+            If the bundle is missing, damaged, of another format, or for another CPU. No code of it has run then.
+        """
+        directory = Path(path)
+        manifest = read_manifest(directory)
+        check_files(directory, manifest)
+        check_cpu(directory, manifest.target)
+        try:
+            library = tvm.runtime.load_module(os.path.abspath(directory / LIBRARY))
+        except Exception as error:  # the loader's errors have no common type
+            raise BundleError(f"{directory / LIBRARY}: can't be loaded ({_reason(error)})") from None
+        count = manifest.threads if threads is None else threads
+        return cls(directory, manifest, Runner(library, *recorded_signature(manifest), count))
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks, in the order they were given."""
+        return self.manifest.tasks
+
+    @property
+    def inputs(self) -> list[Input]:
+        """The inputs that `run` takes."""
+        return self.runner.inputs
+
+    @property
+    def outputs(self) -> list[Output]:
+        """The outputs that `run` gives."""
+        return self.runner.outputs
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray | dict[str, np.ndarray]]:
+        """Run all tasks once; see `Runner.run`."""
+        return self.runner.run(inputs)
+
+    def __repr__(self) -> str:
+        return f"Bundle({str(self.path)!r}, tasks={self.tasks})"
+
+
+def bytes_on_disk(directory: Path) -> int:
+    """Return the bytes of what a device needs of a bundle: the library and the manifest."""
+    return sum(file.stat().st_size for name in (LIBRARY, MANIFEST) if (file := directory / name).exists())
+
+
+def check_files(directory: Path, manifest: Manifest) -> None:
+    """Check the files of a bundle against the checksums in its manifest."""
+    if LIBRARY not in manifest.files:
+        raise BundleError(f"{directory}: the manifest lists no {LIBRARY}; compile the bundle again")
+    for name, record in manifest.files.items():
+        file = directory / name
+        if name == Path(name).name and not file.exists() and name != LIBRARY:
+            continue  # a report may be deleted to save space
+        try:
+            intact = name == Path(name).name and _sha256(file) == record.sha256
+        except OSError as error:
+            raise BundleError(f"{file}: can't be read ({_reason(error)}); copy the bundle again") from None
+        if not intact:
+            raise BundleError(f"{file}: damaged, its checksum doesn't match; copy or compile the bundle again")
+
+
+def check_cpu(directory: Path, target: TargetRecord) -> None:
+    """Check that this CPU has what the code of a bundle uses."""
+    if reason := unfit(target):
+        raise BundleError(f"{directory}: {reason}; compile it for --target host on this machine")
+
+
+def unfit(target: TargetRecord, where: cpu.Cpu | None = None) -> str | None:
+    """Return why a CPU (by default this one) can't run code for a target, None if it can."""
+    name = "this CPU" if where is None else "the board"
+    where = where or cpu.this()
+    if target.arch and target.arch != where.machine:
+        return f"made for {target.arch}, {name} is {where.machine}"
+    known = CPU_FLAGS.get(target.arch, {})
+    missing = [feature for feature in target.features if known.get(feature, feature) not in where.flags]
+    if where.flags and missing:
+        made_for = f" ({target.cpu})" if target.cpu else ""
+        return f"made for a CPU with {', '.join(missing)}{made_for}, which {name} lacks"
+    return None
+
+
+def _target_config(target: TargetRecord) -> dict:
+    import json
+
+    return json.loads(target.string)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        digest = hashlib.sha256()
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]

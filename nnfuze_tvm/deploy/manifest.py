@@ -1,0 +1,224 @@
+"""The manifest of a bundle: what is in it, for which machine, and that it is intact."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from tvm.target import Target
+
+from nnfuze_tvm.deploy.runner import Input, Output
+from nnfuze_tvm.devices.targets import llvm_features
+from nnfuze_tvm.errors import BundleError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+
+# LLVM's name of a feature that kernels are chosen by → the operating system's name of it. What LLVM adds for a CPU
+# family beyond these is either older than all of them or never emitted for kernels.
+CPU_FLAGS = {
+    "x86_64": {
+        "sse4.1": "sse4_1", "sse4.2": "sse4_2", "avx": "avx", "avx2": "avx2", "fma": "fma", "f16c": "f16c",
+        "bmi": "bmi1", "bmi2": "bmi2", "avx512f": "avx512f", "avx512bw": "avx512bw", "avx512dq": "avx512dq",
+        "avx512vl": "avx512vl", "avx512cd": "avx512cd", "avx512vnni": "avx512_vnni", "avxvnni": "avx_vnni",
+        "avx512bf16": "avx512_bf16", "avx512vbmi": "avx512vbmi", "amx-int8": "amx_int8",
+    },
+    "aarch64": {
+        "neon": "asimd", "dotprod": "asimddp", "i8mm": "i8mm", "fullfp16": "asimdhp", "rdm": "asimdrdm",
+        "lse": "atomics", "sve": "sve", "sve2": "sve2", "bf16": "bf16", "sme": "sme",
+    },
+}  # fmt: skip
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class InputRecord(_Record):
+    """An input: name, shape, dtype."""
+
+    name: str
+    shape: list[int]
+    dtype: str
+
+
+class OutputRecord(_Record):
+    """An output: its task, name, shape, dtype, and the number of classes of a classifier."""
+
+    task: str
+    name: str
+    shape: list[int]
+    dtype: str
+    classes: int | None = None
+
+
+class TargetRecord(_Record):
+    """The machine the code is for; ``features`` are those the kernels may use, by LLVM's names."""
+
+    string: str
+    triple: str
+    arch: str
+    cpu: str
+    features: list[str]
+
+
+class KernelRecord(_Record):
+    """A kernel: how often one inference calls it, its arguments as (shape, dtype), and what `metrics.Kernel` says."""
+
+    name: str
+    calls: int
+    arguments: list[tuple[list[int], str]]
+    tasks: list[str] = Field(default_factory=list)
+    layers: list[str] = Field(default_factory=list)
+    rule: str = ""
+    knobs: dict[str, int | str] = Field(default_factory=dict)
+    parallel: bool = False
+
+
+class HardwareRecord(_Record):
+    """The model of the machine that set the knobs; see `schedules.hardware.Hardware`."""
+
+    vector_bytes: int
+    registers: int
+    l1_bytes: int
+    l2_bytes: int
+    cores: int
+
+
+class FileRecord(_Record):
+    """A file of the bundle: its checksum and its size in bytes."""
+
+    sha256: str
+    bytes: int
+
+
+class Manifest(_Record):
+    """Everything a bundle says about itself."""
+
+    format: int = FORMAT
+    tasks: list[str]
+    inputs: list[InputRecord]
+    outputs: list[OutputRecord]
+    target: TargetRecord
+    threads: int = 1
+    quantization: dict[str, Any] = Field(default_factory=dict)
+    kernels: list[KernelRecord] = Field(default_factory=list)
+    hardware: HardwareRecord | None = None
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=dict)
+    files: dict[str, FileRecord] = Field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """Return the manifest as JSON text that ends with its own checksum."""
+        fields = self.model_dump(mode="json")
+        return json.dumps({**fields, "sha256": _digest(fields)}, separators=(",", ":")) + "\n"
+
+
+def describe_target(target: Target) -> TargetRecord:
+    """Return the manifest's record of a TVM target."""
+    attrs = target.attrs
+    triple = str(attrs.get("mtriple", ""))
+    arch = architecture(triple)
+    known = CPU_FLAGS.get(arch, {})
+    features = sorted(llvm_features(target) & known.keys())
+    return TargetRecord(
+        string=target_text(target), triple=triple, arch=arch, cpu=str(attrs.get("mcpu", "")), features=features
+    )
+
+
+def target_text(target: Target) -> str:
+    """Return a target as JSON text that ``devices.targets.resolve`` takes."""
+    return json.dumps(_plain(target.export()), sort_keys=True)
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "items"):
+        # TVM derives these from the rest.
+        return {str(k): _plain(v) for k, v in value.items() if str(k) not in ("keys", "tag")}
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, bool | int | float):
+        return value
+    if hasattr(value, "__iter__"):
+        return [_plain(v) for v in value]
+    return str(value)
+
+
+def architecture(triple: str) -> str:
+    """Return the architecture of an LLVM triple by the name the operating system has for it."""
+    arch = triple.partition("-")[0]
+    return {"arm64": "aarch64", "amd64": "x86_64"}.get(arch, arch)
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of the packages whose code is in, or runs, a bundle."""
+    versions = {}
+    for package in ("nnfuze-tvm", "apache-tvm", "apache-tvm-ffi", "numpy"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "unknown"
+    return versions
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Return the manifest of a bundle after checking that it is whole.
+
+    Raises
+    ------
+    BundleError
+        If there is none, it is damaged, or its format is not this version's.
+    """
+    path = directory / MANIFEST
+    try:
+        fields = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        reason = f"no {MANIFEST} in it" if directory.is_dir() else "no such directory"
+        raise BundleError(f"{directory}: not a bundle, {reason}; make one with `nnfuze compile`") from None
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path}: can't be read ({_first_line(error)}); copy or compile the bundle again") from None
+    if not isinstance(fields, dict) or not isinstance(fields.get("format"), int):
+        raise BundleError(f"{path}: not a bundle's manifest; compile the bundle again")
+    if fields["format"] != FORMAT:
+        raise BundleError(f"{path}: format {fields['format']}, this version reads {FORMAT}; compile the bundle again")
+    digest = fields.pop("sha256", None)
+    if digest != _digest(fields):
+        raise BundleError(f"{path}: damaged, its checksum doesn't match; copy or compile the bundle again")
+    try:
+        return Manifest.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BundleError(f"{path}: {where}: {first['msg']}; compile the bundle again") from None
+
+
+def signature_records(inputs: list[Input], outputs: list[Output]) -> dict[str, Any]:
+    """Return the manifest fields that state a network's signature."""
+    return {
+        "tasks": list(dict.fromkeys(o.task for o in outputs)),
+        "inputs": [InputRecord(name=i.name, shape=list(i.shape), dtype=i.dtype) for i in inputs],
+        "outputs": [
+            OutputRecord(task=o.task, name=o.name, shape=list(o.shape), dtype=o.dtype, classes=o.classes)
+            for o in outputs
+        ],
+    }
+
+
+def recorded_signature(manifest: Manifest) -> tuple[list[Input], list[Output]]:
+    """Return the signature that a manifest states."""
+    inputs = [Input(i.name, tuple(i.shape), i.dtype) for i in manifest.inputs]
+    outputs = [Output(o.task, o.name, tuple(o.shape), o.dtype, o.classes) for o in manifest.outputs]
+    return inputs, outputs
+
+
+def _digest(fields: dict) -> str:
+    canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,243 @@
+"""Runs a built network from numpy arrays to numpy arrays, with as little Python as possible."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from nnfuze_tvm.errors import InputError
+from nnfuze_tvm.graph import ir
+
+# What an array's own indexing calls after it has asked for the length: half the time.
+_item = tvm.get_global_func("ffi.ArrayGetItem")
+
+
+@dataclass(frozen=True)
+class Input:
+    """A network input: its name, shape and dtype."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Output:
+    """A network output: the task it belongs to, its name, shape, dtype, and the number of classes if it has such."""
+
+    task: str
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    classes: int | None = None
+
+
+def signature(mod: tvm.IRModule) -> tuple[list[Input], list[Output]]:
+    """Return what ``main`` of a merged module takes and gives, in order."""
+    main = mod["main"]
+    inputs = [Input(p.name, ir.static_shape(p), str(p.ty.dtype)) for p in main.params]
+    fields = main.ty.ret.fields
+    outputs = []
+    for owner, field in zip(ir.task_outputs(mod), fields, strict=True):
+        shape = tuple(int(dim) for dim in field.shape.values)
+        outputs.append(Output(owner.task, owner.name, shape, str(field.dtype), _classes(shape, inputs)))
+    return inputs, outputs
+
+
+def _classes(shape: tuple[int, ...], inputs: Sequence[Input]) -> int | None:
+    """Return the number of classes, if the shape is that of scores: ``[batch, classes]``, ones aside."""
+    significant = [dim for dim in shape[1:] if dim != 1]
+    # As many numbers out as in: an autoencoder or a filter.
+    if len(significant) != 1 or any(math.prod(i.shape) == math.prod(shape) for i in inputs):
+        return None
+    return significant[0]
+
+
+def made_up(inputs: Sequence[Input]) -> dict[str, np.ndarray]:
+    """Return one batch of made-up data, the same every time."""
+    rng = np.random.default_rng(0)
+    return {
+        i.name: rng.standard_normal(i.shape).astype(i.dtype)
+        if np.issubdtype(np.dtype(i.dtype), np.floating)
+        else np.zeros(i.shape, i.dtype)
+        for i in inputs
+    }
+
+
+def places(outputs: Sequence[Output]) -> list[tuple[str, str | None]]:
+    """Return where each output goes in an answer: its task, and its name if the task has several outputs."""
+    count = Counter(o.task for o in outputs)
+    return [(o.task, None if count[o.task] == 1 else o.name) for o in outputs]
+
+
+class Runner:
+    """A built network that maps ``{input name: array}`` to ``{task: array}``.
+
+    Parameters
+    ----------
+    library : tvm.runtime.Module or tvm.relax.VMExecutable
+        The executable, built here or loaded from a library.
+    inputs, outputs : sequence of Input, Output
+        The signature of ``main``.
+    threads : int
+        How many threads a call may use.
+
+    Notes
+    -----
+    Inputs are copied into buffers aligned as the kernels expect; outputs are copies, so they stay valid after the
+    next call. A call takes a lock: use one runner per thread for calls that shall overlap.
+    """
+
+    def __init__(
+        self,
+        library: tvm.runtime.Module | relax.VMExecutable,
+        inputs: Sequence[Input],
+        outputs: Sequence[Output],
+        threads: int = 1,
+    ) -> None:
+        if threads < 1:
+            raise InputError(f"threads: {threads} given; use 1 or more")
+        self.library = library.jit() if isinstance(library, relax.VMExecutable) else library
+        self.inputs = list(inputs)
+        self.outputs = list(outputs)
+        self.tasks = list(dict.fromkeys(o.task for o in outputs))
+        self.threads = threads
+        self._vm = relax.VirtualMachine(self.library, tvm.cpu())
+        self._main = self._vm["main"]
+        self._buffers = [tvm.runtime.empty(i.shape, i.dtype) for i in self.inputs]
+        views = [np.from_dlpack(buffer) for buffer in self._buffers]
+        self._slots = [(i.name, i.shape, np.dtype(i.dtype), view) for i, view in zip(self.inputs, views, strict=True)]
+        self._lock = threading.Lock()
+        self._fields = [(n, *place) for n, place in enumerate(places(outputs))]
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray | dict[str, np.ndarray]]:
+        """Run all tasks once.
+
+        Parameters
+        ----------
+        inputs : mapping of str to numpy.ndarray
+            One array per input, of exactly the input's shape and dtype.
+
+        Returns
+        -------
+        dict
+            Per task its output array; a dict of output name to array where a task has several outputs.
+
+        Raises
+        ------
+        InputError
+            If a name, a shape or a dtype isn't the network's.
+        """
+        with self._lock:
+            self.set_inputs(inputs)
+            fields = self.invoke()
+            result: dict = {}
+            for n, task, name in self._fields:
+                array = np.from_dlpack(_item(fields, n)).copy()
+                if name is None:
+                    result[task] = array
+                else:
+                    result.setdefault(task, {})[name] = array
+        return result
+
+    def set_inputs(self, inputs: Mapping[str, np.ndarray]) -> None:
+        """Check the inputs and copy them into the network's buffers."""
+        if len(inputs) != len(self._slots):
+            self._complain(inputs)
+        for name, shape, dtype, view in self._slots:
+            array = inputs.get(name)
+            if isinstance(array, np.ndarray) and array.shape == shape and array.dtype == dtype:
+                view[...] = array
+            else:
+                self._complain(inputs)
+
+    def invoke(self) -> Sequence[tvm.runtime.Tensor]:
+        """Run on the inputs set last; the tensors returned are owned by the network."""
+        if getattr(_configured, "threads", None) != self.threads:
+            use_threads(self.threads)
+        return self._main(*self._buffers)
+
+    def _complain(self, inputs: Mapping[str, np.ndarray]) -> None:
+        wanted = ", ".join(i.name for i in self.inputs)
+        for name in inputs:
+            if all(name != i.name for i in self.inputs):
+                raise InputError(f"input {name!r}: the network has no such input; it takes {wanted}")
+        for i in self.inputs:
+            if i.name not in inputs:
+                raise InputError(f"input {i.name!r}: missing; the network takes {wanted}")
+            array = inputs[i.name]
+            if not isinstance(array, np.ndarray):
+                raise InputError(f"input {i.name!r}: a {type(array).__name__}; give a numpy array")
+            if array.shape != i.shape:
+                raise InputError(f"input {i.name!r}: shape {list(array.shape)}; the network takes {list(i.shape)}")
+            if array.dtype != np.dtype(i.dtype):
+                raise InputError(f"input {i.name!r}: dtype {array.dtype}; the network takes {i.dtype}")
+
+
+def sample_batches(
+    arrays: Mapping[str, np.ndarray], inputs: Sequence[Input], what: str = "evaluation data"
+) -> list[dict[str, np.ndarray]]:
+    """Return samples ``[N, …]`` cut into the network's batches; what doesn't fill a batch is left out.
+
+    Errors call the arrays ``what``.
+
+    Raises
+    ------
+    InputError
+        If an input is missing, or shape or dtype don't fit, or there is not one full batch.
+    """
+    counts = {}
+    for i in inputs:
+        if i.name not in arrays:
+            raise InputError(f"{what}: no array for input {i.name!r}; it has {', '.join(arrays) or 'none'}")
+        array = arrays[i.name]
+        if array.dtype != np.dtype(i.dtype):
+            raise InputError(f"{what}: {i.name!r} is {array.dtype}; the network takes {i.dtype}")
+        if array.ndim == 0 or array.ndim != len(i.shape) or array.shape[1:] != i.shape[1:]:
+            wanted = ", ".join(["N", *map(str, i.shape[1:])])
+            raise InputError(f"{what}: {i.name!r} has shape {list(array.shape)}; use [{wanted}]")
+        counts[i.name] = len(array) // (i.shape[0] if i.shape else 1)
+    if min(counts.values()) < 1 or len(set(counts.values())) > 1:
+        found = ", ".join(f"{name}: {len(arrays[name])}" for name in counts)
+        raise InputError(f"{what}: inputs need equally many samples, at least one batch ({found})")
+    return [
+        {i.name: np.ascontiguousarray(arrays[i.name][n * i.shape[0] : (n + 1) * i.shape[0]]) for i in inputs}
+        for n in range(next(iter(counts.values())))
+    ]
+
+
+# TVM keeps one pool of worker threads, and its size, per calling thread.
+_configured = threading.local()
+
+
+def use_threads(count: int) -> None:
+    """Let kernels that this thread calls run on ``count`` threads (at most the CPUs there are)."""
+    configure = tvm.get_global_func("runtime.config_threadpool")
+    share_all_cores = -3
+    with _affinity_kept() as cpus:
+        # With the CPUs named, always: TVM makes as many workers as it was told of first and uses no more later; told
+        # of none, it takes half of this machine's for hyper-threads and runs parallel loops on those alone.
+        configure(share_all_cores, min(count, len(cpus)), [str(cpu) for cpu in cpus])
+    _configured.threads = count
+
+
+@contextmanager
+def _affinity_kept() -> Iterator[list[int]]:
+    # TVM pins the thread that makes a pool to one core, where everything started from it later would crowd too.
+    if not hasattr(os, "sched_getaffinity"):
+        yield list(range(os.cpu_count() or 1))
+        return
+    cpus = os.sched_getaffinity(0)
+    try:
+        yield sorted(cpus)
+    finally:
+        os.sched_setaffinity(0, cpus)

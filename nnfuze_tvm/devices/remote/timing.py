@@ -1,0 +1,88 @@
+"""Latency of libraries on a board behind an RPC tracker."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from nnfuze_tvm.devices.remote import tracker as trackers
+from nnfuze_tvm.errors import DeviceError
+
+# One network: its library, and one array per input, in order.
+Network = tuple[Path, Sequence[np.ndarray]]
+
+_ROUNDS = 5
+
+
+def time_on_device(
+    address: str,
+    key: str,
+    stages: Mapping[str, Sequence[Network]],
+    *,
+    threads: int,
+    wait: float,
+    repeats: int = 20,
+    max_seconds: float = 30.0,
+) -> tuple[dict[str, list[float]], str]:
+    """Return the seconds of single inferences of every stage, measured in turns on one board, and its address.
+
+    Parameters
+    ----------
+    address, key : str
+        The tracker and the key of the board there.
+    stages : mapping
+        The networks of each stage; one inference of a stage runs all of them.
+    threads : int
+        Threads per inference.
+    wait : float
+        Seconds to wait for a board.
+    repeats : int
+        Inferences per turn, in five turns; fewer turns if ``max_seconds`` pass first.
+
+    Raises
+    ------
+    DeviceError
+        If no board comes or it fails.
+    """
+    session = trackers.connect(address, min(wait, 10.0))
+    trackers.wait_for_device(session, key, wait)
+    remote = None
+    try:
+        remote, board = trackers.request(session, key)
+        trackers.use_threads(remote, threads)
+        timers = {
+            name: [_timer(remote, f"{name}-{n}.so", *network) for n, network in enumerate(networks)]
+            for name, networks in stages.items()
+        }
+        times: dict[str, list[float]] = {name: [] for name in stages}
+        deadline = time.monotonic() + max_seconds
+        for turn in range(_ROUNDS):
+            if turn and time.monotonic() > deadline:
+                break
+            for name, evaluate in timers.items():
+                parts = [
+                    machine.time_evaluator("invoke_stateful", device, number=1, repeat=repeats)("main").results
+                    for machine, device in evaluate
+                ]
+                times[name] += [sum(values) for values in zip(*parts, strict=True)]
+    except (OSError, RuntimeError, tvm.error.RPCError) as error:
+        raise DeviceError(f"device {key!r} of tracker {address}: measuring failed ({trackers.reason(error)})") from None
+    finally:
+        if remote is not None:
+            trackers.end_session(remote)
+    return times, board
+
+
+def _timer(
+    remote: tvm.rpc.RPCSession, name: str, library: Path, arrays: Sequence[np.ndarray]
+) -> tuple[relax.VirtualMachine, tvm.runtime.Device]:
+    remote.upload(str(library), name)
+    device = remote.cpu()
+    machine = relax.VirtualMachine(remote.load_module(name), device)
+    machine.set_input("main", *(tvm.runtime.tensor(array, device) for array in arrays))
+    return machine, device

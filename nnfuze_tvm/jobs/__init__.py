@@ -1,0 +1,1 @@
+"""What compile, tune and analyze do, from options to result."""

@@ -1,0 +1,84 @@
+"""The devices of a job: how many are registered just now."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from tvm import rpc
+
+from nnfuze_tvm.devices.remote import tracker as trackers
+from nnfuze_tvm.errors import DeviceError
+
+_PERIOD = 1.0
+_TIMEOUT = 2.0
+
+_log = logging.getLogger("nnfuze_tvm.jobs.tuning")
+
+
+class Fleet:
+    """What a tracker knows under one key, looked up once a second by ``update``.
+
+    Parameters
+    ----------
+    address, key : str
+        The tracker's ``host:port`` and the devices' key.
+    wait : float
+        Seconds to wait for the tracker and for the first device.
+
+    Attributes
+    ----------
+    devices : list of str
+        ``host:port`` of every registered device, busy ones included; what was last known while the tracker does
+        not answer.
+
+    Raises
+    ------
+    DeviceError
+        If there is no tracker or no device.
+    """
+
+    def __init__(self, address: str, key: str, wait: float) -> None:
+        self.key = key
+        self._address = address
+        self._session: rpc.TrackerSession | None = trackers.connect(address, wait)
+        self.devices = trackers.wait_for_device(self._session, key, wait)
+        self._asked = self._present = time.monotonic()
+        self._trouble = ""
+
+    @property
+    def local(self) -> bool:
+        """Whether all devices are this machine."""
+        return all(device.startswith("127.") for device in self.devices)
+
+    def update(self) -> bool:
+        """Ask the tracker, if that was long enough ago; return whether the devices are others now."""
+        if time.monotonic() - self._asked < _PERIOD:
+            return False
+        before = self.devices
+        try:
+            if self._session is None:
+                self._session = trackers.connect(self._address, 0)
+            self._session._sock.settimeout(_TIMEOUT)
+            self.devices = trackers.devices(self._session).get(self.key, [])
+            self._trouble = "" if self.devices else f"tracker {self._address}: no device under key {self.key!r}"
+        except DeviceError as err:
+            if not self._trouble:
+                _log.warning("%s", err)
+            self._trouble = str(err)
+            self._session = None
+        self._asked = time.monotonic()
+        if not self._trouble:
+            self._present = self._asked
+        return sorted(before) != sorted(self.devices)
+
+    def check(self, patience: float) -> None:
+        """Give up when there has been no device for ``patience`` seconds.
+
+        Raises
+        ------
+        DeviceError
+            Then.
+        """
+        if self._trouble and time.monotonic() - self._present > patience:
+            raise DeviceError(f"{self._trouble} (for {patience:g} s); the job goes on when it is started again")

@@ -1,0 +1,228 @@
+"""Calibration data, and what the float network makes of it: the range of every tensor that gets quantized."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from nnfuze_tvm.errors import InputError
+from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, substitute
+from nnfuze_tvm.graph.ir import static_shape
+
+Method = Literal["minmax", "percentile", "mse"]
+Run = Callable[[Mapping[str, np.ndarray]], Sequence[np.ndarray]]
+"""One inference: arrays by input name → outputs in tuple order."""
+Executor = Callable[[tvm.IRModule], Run]
+"""Builds a module with one function ``main`` for this machine."""
+
+METHODS: tuple[Method, ...] = ("minmax", "percentile", "mse")
+
+# What the percentile method keeps of the absolute values; the rest saturates.
+_KEPT = 0.9999
+_BINS = 2048
+
+
+def load_calibration(
+    source: str | os.PathLike[str] | Mapping[str, np.ndarray], mod: tvm.IRModule
+) -> dict[str, np.ndarray]:
+    """Return checked calibration samples for the inputs of a network.
+
+    Parameters
+    ----------
+    source : path of an ``.npz`` file, or mapping
+        One array per network input, by its name: ``[N, ...]``, N a multiple of the network's batch.
+    mod : tvm.IRModule
+        The network.
+
+    Raises
+    ------
+    InputError
+        If the file can't be read, or an array is missing, unknown, empty, of the wrong shape or type, not
+        finite, or of another number of samples than the others.
+    """
+    if isinstance(source, Mapping):
+        label, arrays = "calibration data", {str(k): np.asarray(v) for k, v in source.items()}
+    else:
+        label, arrays = str(source), _read(Path(source))
+    wanted = {p.name: p for _, func in _relax_functions(mod) for p in func.params}
+    for name in arrays:
+        if name not in wanted:
+            known = ", ".join(wanted)
+            raise InputError(f"{label}: array {name!r} is no input of the network; its inputs are: {known}")
+    for name in wanted:
+        if name not in arrays:
+            raise InputError(f"{label}: no array for input {name!r}; it holds: {', '.join(arrays) or 'nothing'}")
+    checked = {}
+    for name, param in wanted.items():
+        checked[name] = _checked(f"{label}: array {name!r}", arrays[name], param)
+    counts = {name: len(array) // static_shape(wanted[name])[0] for name, array in checked.items()}
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"{name!r}: {count}" for name, count in counts.items())
+        raise InputError(f"{label}: the arrays have different numbers of network batches ({listed})")
+    return checked
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    try:
+        archive = np.load(path, allow_pickle=False)
+        if isinstance(archive, np.ndarray):
+            raise InputError(f"{path}: a single array; expected an .npz file with one array per input")
+        with archive:
+            return {name: archive[name] for name in archive.files}
+    except OSError as error:
+        raise InputError(f"{path}: can't read calibration data: {error.strerror or error}") from None
+    except (ValueError, EOFError, zipfile.BadZipFile):
+        raise InputError(f"{path}: no .npz file of plain number arrays (write one with numpy.savez)") from None
+
+
+def _checked(label: str, array: np.ndarray, param: relax.Var) -> np.ndarray:
+    shape, dtype = static_shape(param), np.dtype(str(param.ty.dtype))
+    expected = "[N" + "".join(f", {dim}" for dim in shape[1:]) + "]"
+    if array.shape[1:] != shape[1:] or array.ndim != len(shape) or not shape:
+        raise InputError(f"{label} has shape {list(array.shape)}; expected {expected}")
+    if array.shape[0] == 0:
+        raise InputError(f"{label} is empty; expected {expected} with at least {shape[0]} sample(s)")
+    if array.shape[0] % shape[0]:
+        raise InputError(f"{label} has {len(array)} samples; expected a multiple of the batch, {shape[0]}")
+    if array.dtype.kind != dtype.kind:
+        raise InputError(f"{label} has type {array.dtype}; expected {dtype}")
+    if dtype.kind == "f" and not np.isfinite(array).all():
+        raise InputError(f"{label} holds NaN or infinity; expected finite numbers")
+    return np.ascontiguousarray(array, dtype=dtype)
+
+
+def batches(samples: Mapping[str, np.ndarray], func: relax.Function) -> Iterator[dict[str, np.ndarray]]:
+    """Split samples into the inputs of one inference each."""
+    sizes = {param.name: static_shape(param)[0] for param in func.params}
+    count = min((len(samples[name]) // size for name, size in sizes.items()), default=0)
+    for k in range(count):
+        yield {name: samples[name][k * size : (k + 1) * size] for name, size in sizes.items()}
+
+
+@dataclass
+class Range:
+    """What was seen of one tensor, in constant memory however many samples there are.
+
+    Attributes
+    ----------
+    low, high
+        Smallest and largest value.
+    mean
+        Mean per channel.
+    channel_axis
+        Which axis of the tensor holds the channels.
+    """
+
+    channel_axis: int = 0
+    low: float = np.inf
+    high: float = -np.inf
+    mean: np.ndarray = field(default_factory=lambda: np.zeros(1))
+    _seen: int = 0
+    _histogram: np.ndarray = field(default_factory=lambda: np.zeros(_BINS, "int64"))
+    _reach: float = 0.0
+
+    def observe(self, values: np.ndarray) -> None:
+        """Add one array of the tensor's values."""
+        self.low = min(self.low, float(values.min()))
+        self.high = max(self.high, float(values.max()))
+        others = tuple(axis for axis in range(values.ndim) if axis != self.channel_axis)
+        means = values.mean(others, dtype="float64")
+        self._seen += 1
+        self.mean = self.mean + (means - self.mean) / self._seen
+        if self._reach == 0:
+            self._reach = max(self.largest, 1e-30)
+        while self._reach < self.largest:  # Twice the range in as many bins: neighbours become one.
+            self._histogram = np.concatenate([self._histogram.reshape(-1, 2).sum(1), np.zeros(_BINS // 2, "int64")])
+            self._reach *= 2
+        self._histogram += np.histogram(np.abs(values), _BINS, (0, self._reach))[0]
+
+    @property
+    def largest(self) -> float:
+        """Largest absolute value."""
+        return max(abs(self.low), abs(self.high))
+
+    def limit(self, method: Method, levels: int = 127) -> float:
+        """Return the absolute value that becomes the largest code."""
+        if method == "minmax" or self.largest == 0:
+            return self.largest
+        edges = np.arange(1, _BINS + 1) * (self._reach / _BINS)
+        if method == "percentile":
+            share = np.cumsum(self._histogram) / self._histogram.sum()
+            return min(float(edges[np.searchsorted(share, _KEPT)]), self.largest)
+        centers = edges - 0.5 * self._reach / _BINS
+        candidates = self.largest * np.linspace(0.2, 1.0, 81)
+        return float(min(candidates[::-1], key=lambda limit: self._squared_error(centers, limit / levels, levels)))
+
+    def _squared_error(self, centers: np.ndarray, scale: float, levels: int) -> float:
+        rounded = np.clip(np.rint(centers / scale), 0, levels) * scale
+        return float(np.sum(self._histogram * (centers - rounded) ** 2))
+
+
+def collect_ranges(
+    func: relax.Function,
+    tensors: Mapping[Value, int],
+    samples: Mapping[str, np.ndarray],
+    executor: Executor | None = None,
+) -> dict[Value, Range]:
+    """Run a float function over samples and return what was seen of some of its tensors.
+
+    Parameters
+    ----------
+    func
+        The float function.
+    tensors
+        Vars bound in it, or parameters, each with its channel axis.
+    samples
+        Checked samples, see :func:`load_calibration`.
+    executor
+        Builds and runs the function; by default with this package's own schedules on this machine.
+    """
+    ranges = {tensor: Range(axis) for tensor, axis in tensors.items()}
+    inner = [tensor for tensor in ranges if tensor not in set(func.params)]
+    run = (executor or host_executor)(observing(func, inner)) if inner else None
+    for batch in batches(samples, func):
+        for param in func.params:
+            if param in ranges:
+                ranges[param].observe(batch[param.name])
+        if run is not None:
+            for tensor, values in zip(inner, run(batch), strict=True):
+                ranges[tensor].observe(values)
+    return ranges
+
+
+def observing(func: relax.Function, tensors: Sequence[Value]) -> tvm.IRModule:
+    """Return a module whose ``main`` takes what ``func`` takes and returns some of its inner tensors."""
+    emitter = Emitter()
+    values: dict[Value, Value] = {}
+    for binding in bindings(func):
+        values[binding.var] = emitter.emit(substitute(binding.value, values), binding.var.name)
+    main = emitter.finish(func.params, [values[tensor] for tensor in tensors])
+    return tvm.IRModule({"main": main.with_attr("global_symbol", "main")})
+
+
+def host_executor(mod: tvm.IRModule) -> Run:
+    """Build ``mod`` for this machine with the package's own schedules."""
+    # Here, because the lowering imports the passes, and a pass imports this module.
+    from nnfuze_tvm.deploy import build
+    from nnfuze_tvm.devices import targets
+
+    machine = relax.VirtualMachine(build.build(mod, targets.resolve("host")), tvm.cpu())
+    names = [param.name for param in mod["main"].params]
+
+    def run(inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        outputs = machine["main"](*(tvm.runtime.tensor(np.ascontiguousarray(inputs[name])) for name in names))
+        return [output.numpy() for output in outputs]
+
+    return run
+
+
+def _relax_functions(mod: tvm.IRModule) -> list[tuple[tvm.ir.GlobalVar, relax.Function]]:
+    return [(gvar, func) for gvar, func in mod.functions_items() if isinstance(func, relax.Function)]

@@ -1,0 +1,108 @@
+"""Layers that compute in float16."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import tvm
+from tvm import relax
+from tvm.ir import Call, GenericConst
+from tvm.ir.transform import PassContext, module_pass
+from tvm.relax import op
+
+from nnfuze_tvm.graph.constants import array
+from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, op_name, operands, output_fields, substitute
+from nnfuze_tvm.graph.ir import aliases
+from nnfuze_tvm.passes.compress.policy import Policy
+
+LAYERS = {"nn.conv1d", "nn.conv2d", "nn.conv1d_transpose", "nn.conv2d_transpose", "matmul"}
+# Computed in float16 where what they read is: one operation per value, or none.
+_FOLLOWERS = {
+    "add", "subtract", "multiply", "maximum", "minimum", "clip", "negative", "abs",
+    "nn.relu", "nn.relu6", "nn.leakyrelu", "nn.max_pool1d", "nn.max_pool2d", "nn.pad", "concat",
+    "reshape", "permute_dims", "squeeze", "expand_dims", "flatten", "nn.batch_flatten", "strided_slice",
+}  # fmt: skip
+_LARGEST = 65504.0
+
+
+@module_pass(opt_level=0, name="HalfPrecision")
+class HalfPrecision:
+    """Compute the layers that a policy gives 16 bits in float16.
+
+    Their weights become float16 constants. What lies between such layers (activations, residual adds, maxima,
+    moves) follows them; averages, softmax and every function that is not linear piece by piece stay float32, and so
+    do the inputs and outputs of the network. A layer whose weights exceed float16's range stays float32, too.
+
+    Parameters
+    ----------
+    policy : Policy
+        Which layers get 16 bits.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+
+    def transform_module(self, mod: tvm.IRModule, _: PassContext) -> tvm.IRModule:
+        """Return the module with its functions rewritten."""
+        result = mod.clone()
+        renamed = aliases(mod)
+        for gvar, func in mod.functions_items():
+            if isinstance(func, relax.Function):
+                names = {b.var.name for b in bindings(func) if op_name(b.value) in LAYERS}
+                chosen = {name for name in names if self.policy.for_layer(name, renamed).bits == 16}
+                if chosen:
+                    result.update_func(gvar, _rewrite(func, chosen))
+        return result
+
+
+def _rewrite(func: relax.Function, chosen: set[str]) -> relax.Function:
+    emitter = Emitter()
+    values: dict[Value, Value] = {}
+    # The float16 value behind a float32 one, where there is one; its cast is dead unless float32 is asked for.
+    halves: dict[Value, Value] = {}
+
+    def half(value: Value) -> Value:
+        if isinstance(value, GenericConst):
+            return relax.const(array(value).astype("float16")) if _is_float(value) else value
+        if value not in halves:
+            halves[value] = emitter.emit(op.astype(value, "float16"))
+        return halves[value]
+
+    def follows(value: Value) -> bool:
+        if op_name(value) not in _FOLLOWERS or not _is_float(value):
+            return False
+        data = [leaf for leaf in operands(value) if _is_float(leaf)]
+        return all(leaf in halves or _fits(leaf) for leaf in data) and any(leaf in halves for leaf in data)
+
+    for binding in bindings(func):
+        value = substitute(binding.value, values)
+        name = binding.var.name
+        is_layer = name in chosen and op_name(value) in LAYERS and all(map(_may_be_half, value.args))
+        if not is_layer and not follows(value):
+            values[binding.var] = emitter.emit(value, name)
+            continue
+        args = [_with(arg, half) for arg in value.args]
+        narrow = emitter.emit(Call(value.op, args, value.attrs, value.ty_args), name)
+        wide = emitter.emit(op.astype(narrow, "float32"))
+        values[binding.var] = wide
+        halves[wide] = narrow
+    return emitter.finish(func.params, [substitute(out, values) for out in output_fields(func)], func.attrs)
+
+
+def _with(arg: Value, half: Callable[[Value], Value]) -> Value:
+    if isinstance(arg, relax.Tuple):
+        return relax.Tuple([half(field) for field in arg.fields])
+    return half(arg) if _is_float(arg) else arg
+
+
+def _is_float(value: Value) -> bool:
+    return isinstance(value.ty, relax.TensorType) and str(value.ty.dtype.dtype) == "float32"
+
+
+def _fits(value: Value) -> bool:
+    """Tell whether a value is a constant that float16 can hold."""
+    return isinstance(value, GenericConst) and bool((abs(array(value)) <= _LARGEST).all())
+
+
+def _may_be_half(arg: Value) -> bool:
+    return _is_float(arg) and (not isinstance(arg, GenericConst) or _fits(arg))

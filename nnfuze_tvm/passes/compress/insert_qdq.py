@@ -1,0 +1,347 @@
+"""Post-training quantization: writes quantize/dequantize into a float graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import tvm
+from tvm import relax
+from tvm.ir import Call, GenericConst, Var
+from tvm.ir.transform import PassContext, module_pass
+from tvm.relax import op
+
+from nnfuze_tvm.errors import InputError
+from nnfuze_tvm.graph.constants import array
+from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, op_name, operands, output_fields, substitute
+from nnfuze_tvm.graph.ir import aliases, static_shape
+from nnfuze_tvm.passes.compress.calibration import METHODS, Executor, Method, Range, collect_ranges, load_calibration
+from nnfuze_tvm.passes.compress.policy import Policy
+
+LAYERS = {"nn.conv1d", "nn.conv2d", "matmul"}
+# Same numbers in another place: one scale in front and behind.
+MOVES = {
+    "reshape", "permute_dims", "squeeze", "expand_dims", "flatten", "nn.batch_flatten", "strided_slice",
+    "split", "nn.max_pool1d", "nn.max_pool2d", "nn.pad",
+}  # fmt: skip
+AVERAGES = {"mean", "nn.avg_pool1d", "nn.avg_pool2d", "nn.adaptive_avg_pool2d"}
+# What a layer's kernel does with its sums before they become 8 bits.
+_EPILOGUES = {"nn.relu", "nn.relu6", "clip", "maximum", "minimum"}
+
+_LEVELS = 127
+# A bias is at most this large in units of the accumulator, and the scales of one layer differ at most so
+# much: the scale of a channel that is almost off is raised, which nobody can see at its output.
+_LARGEST_BIAS = 2**29
+_SCALE_SPREAD = 2**14
+
+
+@module_pass(opt_level=0, name="InsertQDQ")
+class InsertQDQ:
+    """Quantize the layers that a policy gives 8 bits.
+
+    Weights become symmetric int8 constants per output channel, activations symmetric int8 per tensor; both
+    keep float semantics through a dequantize, so that the module still runs as it is and simulates what
+    ``RealizeInteger`` makes of it. Residual adds, concatenations, poolings and averages between quantized
+    layers are quantized too. A layer's sums are quantized behind its bias and activation; where a residual is
+    added to them, behind that. What a network returns stays float32.
+
+    Parameters
+    ----------
+    calibration : path or mapping
+        Samples, see :func:`nnfuze_tvm.passes.compress.calibration.load_calibration`.
+    policy : Policy
+        Which layers get 8 bits.
+    method : {"minmax", "percentile", "mse"}
+        How the range of an activation follows from its samples: all of it, 99.99 % of its absolute values, or
+        the range with the least mean squared error.
+    bias_correction : bool
+        Subtract from each bias the mean error that the rounded weights cause on the samples (Nagel et al.,
+        "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019).
+    executor : callable, optional
+        Builds and runs the float network; by default the package's own build on this machine.
+
+    Raises
+    ------
+    InputError
+        If the samples do not fit the network, or the method is unknown.
+    """
+
+    def __init__(
+        self,
+        calibration: str | Mapping[str, np.ndarray],
+        policy: Policy,
+        method: Method = "minmax",
+        bias_correction: bool = False,
+        executor: Executor | None = None,
+    ) -> None:
+        if method not in METHODS:
+            raise InputError(f"calibration method {method!r} is unknown; choose one of: {', '.join(METHODS)}")
+        self.calibration, self.policy, self.method = calibration, policy, method
+        self.bias_correction, self.executor = bias_correction, executor
+
+    def transform_module(self, mod: tvm.IRModule, _: PassContext) -> tvm.IRModule:
+        """Return the module with its functions quantized."""
+        samples = load_calibration(self.calibration, mod)
+        result = mod.clone()
+        renamed = aliases(mod)
+        for gvar, func in mod.functions_items():
+            if not isinstance(func, relax.Function):
+                continue
+            plan = _Plan(func, {name for name in _layers(func) if self._wants(name, renamed)})
+            if not plan.layers:
+                continue
+            ranges = collect_ranges(func, plan.observed(), samples, self.executor)
+            result.update_func(gvar, _Writer(plan, ranges, self.method, self.bias_correction).rewrite(func))
+        return result
+
+    def _wants(self, layer: str, renamed: Mapping[str, str]) -> bool:
+        return self.policy.for_layer(layer, renamed).bits == 8
+
+
+def _layers(func: relax.Function) -> list[str]:
+    """Return the layers that can be quantized: those with constant weights."""
+    return [b.var.name for b in bindings(func) if op_name(b.value) in LAYERS and _is_layer(b.value)]
+
+
+def _is_layer(call: Call) -> bool:
+    return isinstance(call.args[1], GenericConst) and (
+        op_name(call) != "matmul" or len(static_shape(call.args[1])) == 2
+    )
+
+
+@dataclass
+class _Plan:
+    """Decides which tensors of a function become 8 bits, without looking at any numbers.
+
+    Attributes
+    ----------
+    layers
+        The calls of the layers that become integer.
+    points
+        Tensors that get a quantize and a dequantize, each with the representative of those it shares its
+        scale with.
+    """
+
+    func: relax.Function
+    names: set[str]
+    layers: dict[Var, Call] = field(default_factory=dict)
+    points: dict[Value, Value] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.made_by = {b.var: b.value for b in bindings(self.func)}
+        self.order = {var: k for k, var in enumerate(self.made_by)}
+        self.readers: dict[Value, list[Var]] = {}
+        for var, value in self.made_by.items():
+            for leaf in operands(value):
+                self.readers.setdefault(leaf, []).append(var)
+        self.outputs = {leaf for out in output_fields(self.func) for leaf in operands(out)}
+        self.layers = {
+            var: value
+            for var, value in self.made_by.items()
+            if op_name(value) in LAYERS and var.name in self.names and _is_layer(value)
+        }
+        self._same: dict[Value, Value] = {}
+        integer = self._integer()
+        for var in self.made_by:
+            if var in integer:
+                self._demand(var, self.made_by[var])
+        self.points = {tensor: self._representative(tensor) for tensor in self.points}
+
+    def observed(self) -> dict[Value, int]:
+        """Return the tensors whose ranges are needed, each with its channel axis."""
+        wanted = dict.fromkeys(self.points, 0)
+        for call in self.layers.values():
+            data = call.args[0]
+            wanted[data] = len(static_shape(data)) - 1 if op_name(call) == "matmul" else 1
+        return wanted
+
+    def bias(self, layer: Var) -> tuple[Var, GenericConst] | None:
+        """Return the add behind a layer and its constant, if the layer has a bias."""
+        readers = self.readers.get(layer, [])
+        if len(readers) == 1 and layer not in self.outputs and op_name(self.made_by[readers[0]]) == "add":
+            for arg in self.made_by[readers[0]].args:
+                if isinstance(arg, GenericConst):
+                    return readers[0], arg
+        return None
+
+    def _integer(self) -> set[Value]:
+        """Return the Vars that are computed from 8-bit tensors."""
+        found: set[Value] = set()
+        for var, value in self.made_by.items():
+            name = op_name(value)
+            tensors = [leaf for leaf in operands(value) if isinstance(leaf, Var)]
+            known = [leaf in found for leaf in tensors]
+            if (
+                var in self.layers
+                or (name in _EPILOGUES | MOVES | AVERAGES | {"add", "concat"} and known and all(known))
+                or (isinstance(value, relax.TupleGetItem) and all(known))
+                or (name == "multiply" and len(tensors) == 2 and any(known))
+                or (name == "multiply" and len(tensors) == 1 and all(known))
+            ):
+                found.add(var)
+        return found
+
+    def _demand(self, var: Var, value: Value) -> None:
+        """Note what an integer operator wants of its operands."""
+        name = op_name(value)
+        tensors = [leaf for leaf in operands(value) if isinstance(leaf, Var)]
+        if var in self.layers or name in AVERAGES:
+            self._quantize(tensors[0])
+        elif name == "concat":
+            for tensor in tensors:
+                self._quantize(tensor)
+                self._join(self._source(tensors[0]), self._source(tensor))
+        elif name in ("add", "multiply") and len(tensors) == 2:
+            summed = self._summed(tensors) if name == "add" else None
+            for tensor in tensors:
+                if summed is None or not tensor.same_as(summed):
+                    self._quantize(tensor)
+
+    def _summed(self, tensors: list[Value]) -> Value | None:
+        """Return the operand of an add that stays a sum in int32, because a layer makes it for this add only.
+
+        Of two such layers it is the first: kernels are fused in this order, so the add joins that one.
+        """
+        own = [tensor for tensor in tensors if len(self.readers[tensor]) == 1 and self._is_sum(tensor)]
+        return min(own, key=lambda tensor: self.order[tensor]) if own else None
+
+    def _is_sum(self, tensor: Value) -> bool:
+        if tensor in self.outputs:
+            return False
+        if tensor in self.layers:
+            return True
+        value = self.made_by.get(tensor)
+        leaves = [leaf for leaf in operands(value) if isinstance(leaf, Var)] if value is not None else []
+        return (
+            op_name(value) == "add"
+            and len(leaves) == 1
+            and self.readers[leaves[0]] == [tensor]
+            and self._is_sum(leaves[0])
+        )
+
+    def _source(self, tensor: Value) -> Value:
+        """Return the tensor whose numbers these are, before they were moved about."""
+        value = self.made_by.get(tensor)
+        while op_name(value) in MOVES or isinstance(value, relax.TupleGetItem) or op_name(value) == "concat":
+            tensor = next(leaf for leaf in operands(value) if isinstance(leaf, Var))
+            value = self.made_by.get(tensor)
+        return tensor
+
+    def _quantize(self, tensor: Value) -> None:
+        """Make a tensor 8 bits: at its source, and for a concatenation at all of its sources."""
+        value = self.made_by.get(tensor)
+        if op_name(value) == "concat":
+            leaves = [leaf for leaf in operands(value) if isinstance(leaf, Var)]
+            for leaf in leaves:
+                self._quantize(leaf)
+                self._join(self._source(leaves[0]), self._source(leaf))
+        elif op_name(value) in MOVES or isinstance(value, relax.TupleGetItem):
+            self._quantize(next(leaf for leaf in operands(value) if isinstance(leaf, Var)))
+        else:
+            self.points.setdefault(tensor, tensor)
+
+    def _representative(self, tensor: Value) -> Value:
+        while tensor in self._same:
+            tensor = self._same[tensor]
+        return tensor
+
+    def _join(self, first: Value, second: Value) -> None:
+        first, second = self._representative(first), self._representative(second)
+        if not first.same_as(second):
+            self._same[second] = first
+
+
+class _Writer:
+    """Writes a plan into its function."""
+
+    def __init__(self, plan: _Plan, ranges: Mapping[Value, Range], method: Method, correct: bool) -> None:
+        self.plan, self.ranges, self.correct = plan, ranges, correct
+        limits: dict[Value, float] = {}
+        for tensor, key in plan.points.items():
+            limits[key] = max(limits.get(key, 0.0), ranges[tensor].limit(method))
+        self.scales = {tensor: float(np.float32((limits[key] or 1.0) / _LEVELS)) for tensor, key in plan.points.items()}
+        self.emitter = Emitter()
+        self.values: dict[Value, Value] = {}
+        self.biases: dict[Var, tuple[GenericConst, GenericConst]] = {}
+
+    def rewrite(self, func: relax.Function) -> relax.Function:
+        """Return the function with quantize and dequantize in it."""
+        quantized: dict[Value, Value] = {}
+        for param in func.params:
+            if param in self.plan.points:
+                quantized[param] = self._point(param, param)
+        for binding in bindings(func):
+            value = binding.value
+            if binding.var in self.plan.layers:
+                new = self._layer(binding.var, value, quantized)
+            else:
+                if binding.var in self.biases:
+                    old, bias = self.biases[binding.var]
+                    args = [bias if arg.same_as(old) else arg for arg in value.args]
+                    value = Call(value.op, args, value.attrs, value.ty_args, value.span)
+                # A float operator reads the caller's own numbers; of an inner one only the 8 bits are kept.
+                wide = op_name(value) not in MOVES | AVERAGES | {"add", "multiply", "concat"}
+                reads = {k: v for k, v in quantized.items() if not (wide and k in func.params)}
+                new = self.emitter.emit(substitute(value, {**self.values, **reads}), binding.var.name)
+            self.values[binding.var] = new
+            if binding.var in self.plan.points:
+                quantized[binding.var] = self._point(binding.var, new)
+        reads = {k: v for k, v in quantized.items() if k not in func.params}
+        outputs = [substitute(out, {**self.values, **reads}) for out in output_fields(func)]
+        return self.emitter.finish(func.params, outputs, func.attrs)
+
+    def _point(self, tensor: Value, value: Value) -> Value:
+        scale, zero = relax.const(np.float32(self.scales[tensor])), relax.const(np.int8(0))
+        codes = self.emitter.emit(op.quantize(value, scale, zero, axis=0, out_dtype="int8"))
+        return self.emitter.emit(op.dequantize(codes, scale, zero, axis=0, out_dtype="float32"))
+
+    def _layer(self, layer: Var, call: Call, quantized: Mapping[Value, Value]) -> Value:
+        weight = array(call.args[1]).astype("float64")
+        axis = 1 if op_name(call) == "matmul" else call.attrs.kernel_layout.index("O")
+        source = self.plan._source(call.args[0])
+        bias = self.plan.bias(layer)
+        rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
+        offsets = np.zeros(len(rows))
+        if bias is not None and array(bias[1]).size in (1, len(rows)):
+            offsets = offsets + array(bias[1]).astype("float64").ravel()
+        scale = np.abs(rows).max(1) / _LEVELS
+        scale = np.maximum(scale, max(scale.max(), 1e-30) / _SCALE_SPREAD)
+        scale = np.maximum(scale, np.abs(offsets) / (self.scales[source] * _LARGEST_BIAS)).astype("float32")
+        along = [-1 if k == axis else 1 for k in range(weight.ndim)]
+        codes = np.clip(np.rint(weight / scale.astype("float64").reshape(along)), -_LEVELS, _LEVELS)
+        constant = op.dequantize(
+            relax.const(codes.astype("int8")),
+            relax.const(scale),
+            relax.const(np.zeros(len(rows), "int8")),
+            axis=axis,
+            out_dtype="float32",
+        )
+        data = {**self.values, **quantized}.get(call.args[0], call.args[0])
+        new = Call(call.op, [data, self.emitter.emit(constant)], call.attrs, call.ty_args, call.span)
+        result = self.emitter.emit(new, layer.name)
+        error = np.zeros(len(rows))
+        if self.correct:
+            error = self._mean_error(call, codes * scale.astype("float64").reshape(along) - weight)
+        # The bias as the integers will have it, so that the simulation and they round alike.
+        unit = scale.astype("float64") * self.scales[source]
+        shift = (np.rint((offsets - error) / unit) * unit).astype("float32")
+        if bias is not None and array(bias[1]).size == len(rows):
+            self.biases[bias[0]] = (bias[1], relax.const(shift.reshape(array(bias[1]).shape)))
+        elif self.correct and bias is None:
+            channel = 1 if op_name(call) != "matmul" else len(static_shape(layer)) - 1
+            shape = [len(rows) if k == channel else 1 for k in range(len(static_shape(layer)))]
+            return self.emitter.emit(op.add(result, relax.const(shift.reshape(shape))))
+        return result
+
+    def _mean_error(self, call: Call, difference: np.ndarray) -> np.ndarray:
+        """Return the mean error of each output channel for a change of the weights."""
+        mean = self.ranges[call.args[0]].mean
+        if op_name(call) == "matmul":
+            return mean @ difference
+        layout = call.attrs.kernel_layout
+        moved = np.moveaxis(difference, (layout.index("O"), layout.index("I")), (0, 1))
+        per_input = moved.reshape(*moved.shape[:2], -1).sum(2)
+        groups = int(call.attrs.groups)
+        inputs = mean.reshape(groups, 1, -1)
+        return (per_input.reshape(groups, -1, per_input.shape[1]) * inputs).sum(2).ravel()

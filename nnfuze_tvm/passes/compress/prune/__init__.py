@@ -1,0 +1,1 @@
+"""Structured pruning: which channels go together, and how they leave the graph."""

@@ -1,0 +1,1 @@
+"""Phase 7: branches of one shape in one kernel."""

@@ -1,0 +1,147 @@
+"""What ``RealizeInteger`` knows about a value on its walk over a graph: what its integers mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from tvm import relax
+
+from nnfuze_tvm.graph.ir import static_shape
+
+INT32_MAX = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class ConstantCodes:
+    """Integers known at compile time, e.g. quantized weights before their dequantize."""
+
+    codes: np.ndarray
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Real numbers known at compile time.
+
+    Attributes
+    ----------
+    values
+        float64, the real numbers.
+    codes, scale
+        Where they came out of a dequantize: the int32 codes with the zero point already subtracted, and the
+        float64 scale, of as many dimensions as the codes and broadcastable to them.
+    """
+
+    values: np.ndarray
+    codes: np.ndarray | None = None
+    scale: np.ndarray | None = None
+
+    def reshape(self, shape: tuple[int, ...]) -> Constant:
+        """Return the constant in another shape; per-channel codes do not survive that."""
+        if self.codes is None or self.scale is None or self.scale.size > 1:
+            return Constant(self.values.reshape(shape))
+        return Constant(self.values.reshape(shape), self.codes.reshape(shape), self.scale.reshape((1,) * len(shape)))
+
+    def transpose(self, axes: tuple[int, ...]) -> Constant:
+        """Return the constant with permuted axes."""
+        if self.codes is None or self.scale is None:
+            return Constant(self.values.transpose(axes))
+        return Constant(self.values.transpose(axes), self.codes.transpose(axes), self.scale.transpose(axes))
+
+
+@dataclass(frozen=True)
+class Codes:
+    """An int8 or uint8 tensor.
+
+    Attributes
+    ----------
+    expr
+        The tensor as the integer graph stores it.
+    lo, hi
+        Range of the stored numbers.
+    offset
+        The number the float graph had in this place is ``expr + offset`` of type ``dtype``: its uint8 is
+        stored as int8 with offset 128.
+    """
+
+    expr: relax.Expr
+    lo: int
+    hi: int
+    offset: int
+    dtype: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Static shape of the tensor."""
+        return static_shape(self.expr)
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A tensor whose real value is ``(codes.expr - zero_point) * scale``."""
+
+    codes: Codes
+    scale: float
+    zero_point: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Static shape of the tensor."""
+        return self.codes.shape
+
+    @property
+    def magnitude(self) -> int:
+        """Largest possible ``|codes.expr - zero_point|``."""
+        return max(abs(self.codes.lo - self.zero_point), abs(self.codes.hi - self.zero_point))
+
+
+@dataclass
+class Sum:
+    """An int32 accumulator whose real value is ``clamp((expr + bias) * scale, lo, hi)``.
+
+    ``bias`` (int64) and ``scale`` (float64) have as many dimensions as ``expr`` and broadcast to it; the bias
+    is not emitted before the value is used, so that everything constant is added at once. ``bound`` is the
+    largest possible ``|expr + bias|``, and no part of the sum exceeds it.
+    """
+
+    expr: relax.Expr
+    scale: np.ndarray
+    bias: np.ndarray
+    bound: np.ndarray
+    lo: float = -np.inf
+    hi: float = np.inf
+    total: relax.Expr | None = field(default=None, compare=False)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Static shape of the tensor."""
+        return static_shape(self.expr)
+
+    @property
+    def clamped(self) -> bool:
+        """Whether an activation is pending."""
+        return bool(np.isfinite(self.lo) or np.isfinite(self.hi))
+
+    def clamp(self, lo: float, hi: float) -> Sum:
+        """Return the sum with a further bound on its real value, which is applied when it is requantized."""
+        return replace(self, lo=min(max(self.lo, lo), self.hi), hi=max(min(self.hi, hi), self.lo))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A concatenation whose parts are still to be brought to one scale."""
+
+    parts: tuple[Quantized | Sum, ...]
+    axis: int
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """The fields of a tuple, e.g. what a split gives."""
+
+    fields: tuple[Codes | Quantized, ...]
+
+
+Known = ConstantCodes | Constant | Codes | Quantized | Sum | Parts | Pieces
+"""Everything better known than as a float expression."""

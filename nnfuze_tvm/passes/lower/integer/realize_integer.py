@@ -1,0 +1,131 @@
+"""Turns quantize/dequantize islands into integer operators."""
+
+from __future__ import annotations
+
+import tvm
+from tvm import relax
+from tvm.ir import GenericConst
+from tvm.relax import op
+
+from nnfuze_tvm.graph.dataflow import bindings, op_name, operands, output_fields, substitute
+from nnfuze_tvm.passes.lower.integer.integer_rules import MOVES, IntegerRules, Unsupported, dtype_of, number
+from nnfuze_tvm.passes.lower.integer.integer_values import (
+    Codes,
+    Constant,
+    ConstantCodes,
+    Known,
+    Parts,
+    Pieces,
+    Quantized,
+    Sum,
+)
+
+FLOAT_LAYERS_ATTR = "nnfuze.float_layers"
+
+_ANCHORS = {"nn.conv1d", "nn.conv2d", "nn.conv3d", "nn.conv2d_transpose", "nn.conv1d_transpose", "matmul"}
+_NONNEGATIVE = {"nn.relu", "nn.relu6", "sigmoid", "nn.softmax", "exp", "abs", "square"}
+
+
+@tvm.transform.module_pass(opt_level=0, name="RealizeInteger")
+class RealizeInteger:
+    """Replace quantize/dequantize islands by integer operators that give the same bits on every machine.
+
+    Takes quantize/dequantize as ``InsertQDQ`` places them or as an ONNX file has them: int8 or uint8, with or
+    without zero point, weights per tensor or per channel, biases in float32 or int32. Works in NCHW and NHWC.
+    What has no integer form stays float32, between a dequantize and a quantize; layers among it are listed in
+    the module attribute ``nnfuze.float_layers`` as ``"layer: reason"``.
+
+    The integer graph holds int8, or uint8 in [0, 127] where nothing is negative (after a ReLU). A convolution
+    and what follows it become ``conv2d(out_dtype="int32")``, [``add_residual``], ``add`` (int32),
+    ``astype`` (float32), ``multiply``, ``round``, [``add`` zero point], ``clip``, ``astype``.
+    """
+
+    def transform_module(self, mod: tvm.IRModule, ctx: tvm.transform.PassContext) -> tvm.IRModule:
+        """Rewrite every Relax function of ``mod``."""
+        builder = relax.BlockBuilder(mod)
+        notes: list[str] = []
+        for gvar, func in mod.functions_items():
+            if isinstance(func, relax.Function):
+                realizer = _Realizer(builder)
+                builder.update_func(gvar, realizer.run(func))
+                notes += realizer.notes
+        result = builder.get()
+        if mod.attrs is not None:
+            result = result.with_attrs(dict(mod.attrs.items()))
+        return relax.transform.DeadCodeElimination()(result.with_attr(FLOAT_LAYERS_ATTR, notes))
+
+
+class _Realizer(IntegerRules):
+    """One walk over one function: every Var becomes a :data:`Known` value, or stays a float expression."""
+
+    def __init__(self, builder: relax.BlockBuilder) -> None:
+        super().__init__(builder)
+        self.floats: dict[relax.Expr, relax.Expr] = {}
+        self.notes: list[str] = []
+
+    def run(self, func: relax.Function) -> relax.Function:
+        for param in func.params:
+            dtype = dtype_of(param)
+            if dtype in ("int8", "uint8"):
+                self.known[param] = self.ops.from_original(param, dtype)
+        for binding in bindings(func):
+            self.known[binding.var] = self._visit(binding.value, binding.var)
+        outputs = [self.as_float(out) for out in output_fields(func)]
+        return self.emitter.finish(func.params, outputs, func.attrs)
+
+    def _visit(self, value: relax.Expr, var: relax.Var) -> Known | relax.Expr:
+        if isinstance(value, tvm.ir.Var | GenericConst):
+            return self._value(value)
+        if isinstance(value, relax.TupleGetItem):
+            source = self._value(value.tuple_value)
+            if isinstance(source, Pieces):
+                return source.fields[value.index]
+        name = op_name(value)
+        if name in self.rules:
+            try:
+                known = self.rules[name](value, var.name)
+                if known is not None:
+                    return known
+            except Unsupported as reason:
+                self.notes.append(f"{var.name}: {reason}")
+        elif name in _ANCHORS:
+            self.notes.append(f"{var.name}: {name} has no integer form")
+        leaves = {leaf: self.as_float(leaf) for leaf in operands(value)}
+        kept = self.emitter.emit(substitute(value, leaves), var.name)
+        if name in _NONNEGATIVE or (name == "clip" and number(value.args[1]) >= 0):
+            self.nonnegative.add(kept)
+        elif name in MOVES and leaves[value.args[0]] in self.nonnegative:
+            self.nonnegative.add(kept)
+        return kept
+
+    def as_float(self, expr: relax.Expr) -> relax.Expr:
+        """Return an operand as the float graph has it."""
+        if isinstance(expr, GenericConst):
+            return expr
+        known = self.known.get(expr, expr)
+        if expr not in self.floats:
+            self.floats[expr] = self._materialize(known)
+        return self.floats[expr]
+
+    def _materialize(self, known: Known | relax.Expr) -> relax.Expr:
+        if isinstance(known, Quantized):
+            result = self.ops.dequantize(known)
+        elif isinstance(known, Sum):
+            result = self.ops.float_sum(known)
+        elif isinstance(known, Codes):
+            return self.ops.original(known)
+        elif isinstance(known, Constant):
+            return relax.const(known.values.astype("float32"))
+        elif isinstance(known, ConstantCodes):
+            return relax.const(known.codes.astype(known.dtype))
+        elif isinstance(known, Parts):
+            return self.emitter.emit(op.concat([self._materialize(part) for part in known.parts], known.axis))
+        elif isinstance(known, Pieces):
+            return relax.Tuple([self._materialize(piece) for piece in known.fields])
+        else:
+            return known
+        if (isinstance(known, Sum) and known.lo >= 0) or (
+            isinstance(known, Quantized) and known.codes.lo >= known.zero_point
+        ):
+            self.nonnegative.add(result)
+        return result

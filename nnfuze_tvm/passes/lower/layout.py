@@ -1,0 +1,199 @@
+"""Activations to NHWC and convolution weights to OHWI, with the transposes moved out of the way."""
+
+from __future__ import annotations
+
+import numpy as np
+import tvm
+from tvm import relax
+from tvm.ir import Call, GenericConst, Var
+from tvm.ir.transform import PassContext, module_pass
+
+from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, op_name, output_fields
+from nnfuze_tvm.graph.ir import static_shape
+
+# Poolings follow their input; to name them here is an error.
+DESIRED_LAYOUTS = {"relax.nn.conv2d": ["NHWC", "OHWI"]}
+
+# Computed element by element, so that the axes may come in any order.
+_ELEMENTWISE = {
+    "add", "subtract", "multiply", "divide", "maximum", "minimum", "clip", "nn.relu", "nn.relu6",
+    "nn.leakyrelu", "nn.silu", "nn.gelu", "sigmoid", "tanh", "exp", "sqrt", "abs", "negative", "astype",
+}  # fmt: skip
+
+_POOLS = {"nn.max_pool2d": relax.op.nn.max_pool2d, "nn.avg_pool2d": relax.op.nn.avg_pool2d}
+
+Axes = tuple[int, ...]
+
+
+@module_pass(opt_level=0, name="ToNHWC")
+class ToNHWC:
+    """Convert 2-d convolutions and poolings to NHWC/OHWI and cancel the transposes in between.
+
+    ``relax.transform.ConvertLayout`` puts a transpose on both sides of every operator that it knows nothing
+    about, quantize and dequantize among them. Those are moved through and cancelled; transposes of constants
+    are computed, and a transpose that only moves axes of length one becomes a reshape.
+    """
+
+    def transform_module(self, mod: tvm.IRModule, _: PassContext) -> tvm.IRModule:
+        """Return the module with its functions converted."""
+        mod = relax.transform.ConvertLayout(DESIRED_LAYOUTS)(mod)
+        for gvar, func in mod.functions_items():
+            if isinstance(func, relax.Function):
+                mod.update_func(gvar, _TransposeMover().rewrite(func))
+        return relax.transform.DeadCodeElimination()(mod)
+
+
+class _TransposeMover:
+    """Rebuild a straight-line function, keeping transposes pending until an operator needs their result."""
+
+    def __init__(self) -> None:
+        self.emitter = Emitter()
+        self.values: dict[Value, Value] = {}
+        self.pending: dict[Value, tuple[Value, Axes]] = {}
+        self.bound: dict[Value, Call] = {}
+
+    def rewrite(self, func: relax.Function) -> relax.Function:
+        """Return ``func`` with its transposes moved."""
+        for binding in bindings(func):
+            self._bind(binding.var, binding.value)
+        outputs = [self._read(field) for field in output_fields(func)]
+        return self.emitter.finish(func.params, outputs, func.attrs)
+
+    def _bind(self, var: Var, value: Value) -> None:
+        if isinstance(value, Var) and value in self.pending:
+            self.pending[var] = self.pending[value]
+            return
+        name = op_name(value)
+        if name == "permute_dims":
+            self._permute(var, value)
+            return
+        if name in ("quantize", "dequantize") and value.args[0] in self.pending:
+            source, axes = self.pending[value.args[0]]
+            op = relax.op.quantize if name == "quantize" else relax.op.dequantize
+            scale, zero = (self._read(arg) for arg in value.args[1:3])
+            axis = axes[int(value.attrs.axis)]
+            self.pending[var] = (self._emit(op(source, scale, zero, axis, value.attrs.out_dtype), var), axes)
+            return
+        if name == "reshape":
+            source, axes = self.pending.get(value.args[0], (None, ()))
+            if source is not None and _moves_only_unit_axes(static_shape(source), axes):
+                self.values[var] = self._emit(relax.op.reshape(source, value.args[1]), var)
+                return
+            if isinstance(value.args[0], GenericConst):
+                self.values[var] = relax.const(value.args[0].value.numpy().reshape(static_shape(var)))
+                return
+        if self._move_through(var, value, name):
+            return
+        self.values[var] = self._emit(self._read(value), var)
+
+    def _move_through(self, var: Var, value: Value, name: str) -> bool:
+        """Compute ``value`` from operands that still have their old order of axes, if it can be."""
+        operands = value.args[0].fields if name == "concat" and isinstance(value.args[0], relax.Tuple) else ()
+        if name in _ELEMENTWISE:
+            operands = [arg for arg in value.args if isinstance(arg, Var | GenericConst)]
+        elif name in ("mean", "nn.adaptive_avg_pool2d", *_POOLS):
+            operands = value.args[:1]
+        axes = next((self.pending[arg][1] for arg in operands if arg in self.pending), None)
+        if axes is None:
+            return False
+        sources = [self._in_order(arg, axes) for arg in operands]
+        if any(source is None for source in sources):
+            return False
+        if name == "concat":
+            axis = int(value.attrs.axis) % len(axes)
+            self.pending[var] = (self._emit(relax.op.concat(sources, axes[axis]), var), axes)
+        elif name == "mean":
+            if not value.attrs.keepdims or value.attrs.axis is None:
+                return False
+            reduced = sorted(axes[int(axis)] for axis in value.attrs.axis)
+            self.pending[var] = (self._emit(relax.op.mean(sources[0], reduced, keepdims=True), var), axes)
+        elif name in _POOLS or name == "nn.adaptive_avg_pool2d":
+            attrs = value.attrs
+            layout = "".join(attrs.layout[axes.index(axis)] for axis in range(len(axes)))
+            if attrs.out_layout != attrs.layout:
+                return False
+            if name in _POOLS:
+                sizes = (attrs.pool_size, attrs.strides, attrs.padding, attrs.dilation)
+                modes = (attrs.ceil_mode, attrs.count_include_pad)
+                pooled = _POOLS[name](sources[0], *sizes, *modes, layout=layout)
+            else:
+                pooled = relax.op.nn.adaptive_avg_pool2d(sources[0], attrs.output_size, layout)
+            self.pending[var] = (self._emit(pooled, var), axes)
+        else:
+            args = [*sources, *value.args[len(sources) :]]
+            call = Call(value.op, args, value.attrs, value.ty_args, value.span)
+            self.pending[var] = (self._emit(call, var), axes)
+        return True
+
+    def _in_order(self, expr: Value, axes: Axes) -> Value | None:
+        """Return an operand whose transposition by ``axes`` is ``expr``; None if it takes work to get it."""
+        if expr in self.pending:
+            source, own = self.pending[expr]
+            return source if own == axes else None
+        if isinstance(expr, GenericConst):
+            shape = static_shape(expr)
+            wide = expr.value.numpy().reshape((1,) * (len(axes) - len(shape)) + shape)
+            back = sorted(range(len(axes)), key=axes.__getitem__)
+            return expr if wide.size == 1 else relax.const(np.ascontiguousarray(wide.transpose(back)))
+        return None
+
+    def _permute(self, var: Var, call: Call) -> None:
+        operand = call.args[0]
+        rank = len(static_shape(var))
+        axes = tuple(int(a) % rank for a in call.attrs.axes) if call.attrs.axes else tuple(range(rank))[::-1]
+        if isinstance(operand, GenericConst):
+            self.values[var] = _transposed(operand, axes)
+            return
+        if operand in self.pending:
+            source, inner = self.pending[operand]
+        else:
+            source, inner = self._read(operand), tuple(range(rank))
+        axes = tuple(inner[a] for a in axes)
+        if axes == tuple(range(rank)):
+            self.values[var] = source
+            return
+        made_by = self.bound.get(source)
+        dequantized = made_by is not None and op_name(made_by) == "dequantize"
+        if made_by is not None and dequantized and isinstance(made_by.args[0], GenericConst):
+            data, scale, zero = made_by.args
+            axis = axes.index(int(made_by.attrs.axis) % rank)
+            moved = relax.op.dequantize(_transposed(data, axes), scale, zero, axis, made_by.attrs.out_dtype)
+            self.values[var] = self._emit(moved, var)
+            return
+        self.pending[var] = (source, axes)
+
+    def _emit(self, value: Value, var: Var) -> Value:
+        emitted = self.emitter.emit(value, var.name)
+        if isinstance(value, Call):
+            self.bound[emitted] = value
+        return emitted
+
+    def _read(self, expr: Value) -> Value:
+        """Return ``expr`` over the rebuilt function's variables, with the transposes it needs carried out."""
+        if expr in self.values:
+            return self.values[expr]
+        if expr in self.pending:
+            source, axes = self.pending[expr]
+            shape = static_shape(source)
+            if _moves_only_unit_axes(shape, axes):
+                moved = relax.op.reshape(source, [shape[a] for a in axes])
+            else:
+                moved = relax.op.permute_dims(source, list(axes))
+            self.values[expr] = self._emit(moved, expr)
+            return self.values[expr]
+        if isinstance(expr, relax.Tuple):
+            return relax.Tuple([self._read(field) for field in expr.fields])
+        if isinstance(expr, relax.TupleGetItem):
+            return relax.TupleGetItem(self._read(expr.tuple_value), expr.index)
+        if isinstance(expr, Call):
+            return Call(expr.op, [self._read(arg) for arg in expr.args], expr.attrs, expr.ty_args, expr.span)
+        return expr
+
+
+def _transposed(constant: GenericConst, axes: Axes) -> GenericConst:
+    return relax.const(np.ascontiguousarray(constant.value.numpy().transpose(axes)))
+
+
+def _moves_only_unit_axes(shape: Axes, axes: Axes) -> bool:
+    kept = [a for a in axes if shape[a] != 1]
+    return kept == sorted(kept)

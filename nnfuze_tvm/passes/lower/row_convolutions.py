@@ -1,0 +1,113 @@
+"""Convolutions of few input channels multiply whole kernel rows, so that dot products find four neighbours."""
+
+from __future__ import annotations
+
+from math import gcd
+
+import numpy as np
+import tvm
+from tvm import relax, te, tirx
+from tvm.ir import Call, GenericConst
+from tvm.ir.transform import PassContext, module_pass
+
+from nnfuze_tvm.graph.constants import array
+from nnfuze_tvm.graph.dataflow import Emitter, bindings, op_name, output_fields, substitute
+from nnfuze_tvm.graph.ir import static_shape
+from nnfuze_tvm.passes.lower.integer.integer_sums import OUT_ELEMENTWISE_FUSABLE
+
+# The annotation of a block that copies data: so many numbers of the last axis are all padding or all data.
+SEGMENT = "nnfuze.segment"
+# A dot product takes this many neighbours.
+_GROUP = 4
+# Rows of the padded copy begin and end at multiples of this, so that they are copied in whole vectors.
+_ALIGNMENT = 32
+
+
+@module_pass(opt_level=0, name="RowConvolutions")
+class RowConvolutions:
+    """Give 8-bit convolutions whose input channels are no multiple of four one reduction axis per kernel row.
+
+    In NHWC the pixels of a kernel row lie side by side: column and channel are one axis of ``KW * IC`` numbers.
+    Its weights are padded with zeros to a multiple of four; what they meet in the data is of no account, so it need
+    only exist: rows of the padded copy of the image are that much longer. The convolution becomes a PrimFunc that
+    sums ``padded[n, y * stride + ky, x * stride * IC + k] * weights[o, ky, k]`` in int32.
+    """
+
+    def transform_module(self, mod: tvm.IRModule, _: PassContext) -> tvm.IRModule:
+        """Rewrite every Relax function of ``mod``."""
+        builder = relax.BlockBuilder(mod)
+        for gvar, func in mod.functions_items():
+            if isinstance(func, relax.Function) and any(_is_candidate(b.value) for b in bindings(func)):
+                builder.update_func(gvar, _rewrite(func, builder))
+        result = builder.get()
+        return result.with_attrs(dict(mod.attrs.items())) if mod.attrs is not None else result
+
+
+def _is_candidate(call: relax.Expr) -> bool:
+    if op_name(call) != "nn.conv2d" or not isinstance(call.args[1], GenericConst):
+        return False
+    attrs = call.attrs
+    kernel = static_shape(call.args[1])
+    return (
+        str(attrs.out_dtype) == "int32"
+        and str(call.args[1].ty.dtype.dtype) == "int8"
+        and (str(attrs.data_layout), str(attrs.kernel_layout)) == ("NHWC", "OHWI")
+        and str(attrs.out_layout or "NHWC") == "NHWC"
+        and int(attrs.groups) == 1
+        and kernel[3] % _GROUP != 0
+        and (kernel[2] == 1 or int(attrs.dilation[1]) == 1)
+    )
+
+
+def _rewrite(func: relax.Function, builder: relax.BlockBuilder) -> relax.Function:
+    emitter = Emitter()
+    values: dict[relax.Expr, relax.Expr] = {}
+    for binding in bindings(func):
+        value = substitute(binding.value, values)
+        if _is_candidate(value):
+            value = _by_rows(value, builder)
+        values[binding.var] = emitter.emit(value, binding.var.name)
+    return emitter.finish(func.params, [substitute(out, values) for out in output_fields(func)], func.attrs)
+
+
+def _by_rows(call: Call, builder: relax.BlockBuilder) -> Call:
+    weights = array(call.args[1])
+    out, height, width, channels = weights.shape
+    length = -(-width * channels // _GROUP) * _GROUP
+    rows = np.zeros((out, height, length), weights.dtype)
+    rows[:, :, : width * channels] = weights.reshape(out, height, -1)
+    attrs, shape = call.attrs, static_shape(call)
+    data_shape = static_shape(call.args[0])
+    top, left, bottom, _ = (int(pad) for pad in attrs.padding)
+    stride_y, stride_x = (int(stride) for stride in attrs.strides)
+    dilation = int(attrs.dilation[0])
+    own = data_shape[2] * channels
+    # Then whole units of a row are padding or not, and data are read side by side for the simplifier to see.
+    unit = gcd(own, _ALIGNMENT)
+    start = -(-left // _ALIGNMENT) * _ALIGNMENT * channels
+    skip = start - left * channels
+    needed = max(start + own, skip + (shape[2] - 1) * stride_x * channels + length)
+    pitch = -(-needed // _ALIGNMENT) * _ALIGNMENT
+
+    def conv2d_rows(data: te.Tensor, kernel: te.Tensor) -> te.Tensor:
+        def padded_at(n: tirx.Var, y: tirx.Var, at: tirx.Var) -> tirx.PrimExpr:
+            place = tirx.indexdiv(at, unit)
+            inside = tirx.all(y >= top, y < top + data_shape[1], place >= start // unit, place < (start + own) // unit)
+            pixel = tirx.indexdiv(at, channels) - start // channels
+            number = data(n, y - top, pixel, tirx.indexmod(at, channels))
+            return tirx.if_then_else(inside, number, tirx.const(0, data.dtype))
+
+        shape_of_copy = (data_shape[0], top + data_shape[1] + bottom, pitch)
+        padded = te.compute(shape_of_copy, padded_at, name="pad_temp", attrs={SEGMENT: unit})
+        ky, k = te.reduce_axis((0, height), "ky"), te.reduce_axis((0, length), "k")
+
+        def element(n: tirx.Var, y: tirx.Var, x: tirx.Var, o: tirx.Var) -> tirx.PrimExpr:
+            number = padded(n, y * stride_y + ky * dilation, x * (stride_x * channels) + (skip + k))
+            return te.sum(number.astype("int32") * kernel(o, ky, k).astype("int32"), axis=[ky, k])
+
+        return te.compute(shape, element, name="conv2d_rows")
+
+    result = builder.call_te(conv2d_rows, call.args[0], relax.const(rows), primfunc_name_hint="conv2d_rows")
+    gvar = result.args[0]
+    builder.update_func(gvar, builder.get()[gvar].with_attr("op_pattern", OUT_ELEMENTWISE_FUSABLE))
+    return result

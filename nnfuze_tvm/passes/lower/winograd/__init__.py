@@ -1,0 +1,1 @@
+"""Phase 8: 3×3 convolutions by fewer multiplications."""

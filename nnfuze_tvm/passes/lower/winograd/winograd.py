@@ -1,0 +1,111 @@
+"""3×3 convolutions by fewer multiplications, where that is modelled to pay."""
+
+from __future__ import annotations
+
+import tvm
+from tvm import relax
+from tvm.ir import Call, GenericConst
+from tvm.ir.transform import PassContext, module_pass
+
+from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, op_name, output_fields, substitute
+from nnfuze_tvm.graph.ir import static_shape
+from nnfuze_tvm.passes.lower.winograd.winograd_kernel import MAX_INTEGER_CHANNELS, Shape, prim_func, transform_weights
+
+# Weights of a layer that are more than this come from memory.
+_NEAR_BYTES = 1 << 20
+# What both transforms take, per tile and channel, in multiply-adds of the inner loop, by m.
+_TRANSFORM = {2: 80, 4: 200}
+# Fewer channels than this fill no vector, or make the transforms most of the work.
+_MIN_CHANNELS = 8
+# Vectors run over channels: these many at least must fit in whole.
+_CHANNEL_MULTIPLE = 4
+
+
+@module_pass(opt_level=0, name="Winograd")
+class Winograd:
+    """Compute 3×3 convolutions of stride 1 as Winograd's F(4×4, 3×3) or F(2×2, 3×3).
+
+    Takes NHWC data and constant OHWI weights, not dilated, not grouped. F(4×4) multiplies a quarter as often as a
+    direct convolution, F(2×2) 4/9 as often, with 4 times and 16/9 times the weights: layers with many channels and
+    small images are bound by those and stay direct. A float32 result differs from a direct convolution's by rounding,
+    about 1e-6 of its range. In float16, whose rounding F(4×4) would amplify, there is F(2×2) only.
+
+    Parameters
+    ----------
+    integers : bool
+        Also int8 convolutions with int32 sums, as F(2×2) in int16 with the same sums: for machines that multiply
+        pairs of int8 no faster than pairs of int16.
+    far_macs : float
+        Float32 multiply-adds that the machine does in the time in which a byte comes from memory.
+    """
+
+    def __init__(self, integers: bool, far_macs: float) -> None:
+        self.integers = integers
+        self.far_macs = far_macs
+
+    def transform_module(self, mod: tvm.IRModule, _: PassContext) -> tvm.IRModule:
+        """Rewrite every Relax function of ``mod``."""
+        result = relax.BlockBuilder(mod)
+        for gvar, func in mod.functions_items():
+            if isinstance(func, relax.Function):
+                result.update_func(gvar, _rewrite(func, result, self.integers, self.far_macs))
+        new = result.get()
+        return new.with_attrs(dict(mod.attrs.items())) if mod.attrs is not None else new
+
+
+def best_tile(
+    out_height: int, out_width: int, channels: int, outputs: int, far_macs: float, dtype: str = "float32"
+) -> int:
+    """Return the edge m of the output tiles that are modelled to be fastest: 4, 2, or 0 for a direct convolution."""
+    pairs = channels * outputs
+    direct_bytes, bytes_each = {"float32": (4, 4), "float16": (2, 2)}.get(dtype, (1, 2))
+
+    def cost(points: int, products: int, weight_bytes: int) -> float:
+        # Twice as many of everything else as of float32 is multiplied in the time in which a byte comes.
+        far = weight_bytes * (far_macs if dtype == "float32" else 2 * far_macs)
+        return pairs * points * (products + (far if points * pairs * weight_bytes > _NEAR_BYTES else 0))
+
+    costs = {0: cost(9, out_height * out_width, direct_bytes)}
+    for m in (2, 4) if dtype == "float32" else (2,):
+        tiles = -(-out_height // m) * -(-out_width // m)
+        products = cost((m + 2) ** 2, tiles, bytes_each)
+        costs[m] = products + tiles * (channels + outputs) * _TRANSFORM[m]
+    return min(costs, key=lambda m: costs[m])
+
+
+def _rewrite(func: relax.Function, module: relax.BlockBuilder, integers: bool, far_macs: float) -> relax.Function:
+    emitter = Emitter()
+    values: dict[Value, Value] = {}
+    for binding in bindings(func):
+        value = substitute(binding.value, values)
+        shape = _shape(value, integers, far_macs)
+        if shape is not None:
+            kernel = module.add_func(prim_func(shape), f"winograd{shape.m}x{shape.m}_conv2d")
+            weights = relax.const(transform_weights(value.args[1].value.numpy(), shape.m))
+            value = relax.call_tir(kernel, [value.args[0], weights], value.ty)
+        values[binding.var] = emitter.emit(value, binding.var.name)
+    return emitter.finish(func.params, [substitute(out, values) for out in output_fields(func)], func.attrs)
+
+
+def _shape(value: Value, integers: bool, far_macs: float) -> Shape | None:
+    """Return the shape of a convolution that Winograd's algorithm should compute, else None."""
+    if not isinstance(value, Call) or op_name(value) != "nn.conv2d":
+        return None
+    attrs, (data, weights) = value.attrs, value.args
+    layouts = (str(attrs.data_layout), str(attrs.kernel_layout), str(attrs.out_layout or attrs.data_layout))
+    if layouts != ("NHWC", "OHWI", "NHWC") or not isinstance(weights, GenericConst) or int(attrs.groups) != 1:
+        return None
+    outputs, *kernel, channels = static_shape(weights)
+    if kernel != [3, 3] or {int(s) for s in (*attrs.strides, *attrs.dilation)} != {1}:
+        return None
+    if min(channels, outputs) < _MIN_CHANNELS or channels % _CHANNEL_MULTIPLE or outputs % _CHANNEL_MULTIPLE:
+        return None
+    dtype, factor, result = (str(e.ty.dtype) for e in (data, weights, value))
+    whole = integers and dtype in ("int8", "uint8") and (factor, result) == ("int8", "int32")
+    if not (whole and channels <= MAX_INTEGER_CHANNELS) and {dtype, factor, result} not in ({"float32"}, {"float16"}):
+        return None
+    n, height, width, _ = static_shape(data)
+    _, out_height, out_width, _ = static_shape(value)
+    m = best_tile(out_height, out_width, channels, outputs, far_macs, dtype)
+    top, left, bottom, right = (int(p) for p in attrs.padding)
+    return Shape(n, height, width, channels, outputs, (top, left, bottom, right), m, dtype) if m else None

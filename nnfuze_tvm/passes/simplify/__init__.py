@@ -1,0 +1,1 @@
+"""Phase 2: fewer and larger operators, the same results."""

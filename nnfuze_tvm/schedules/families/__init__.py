@@ -1,0 +1,1 @@
+"""One schedule rule per operator family."""

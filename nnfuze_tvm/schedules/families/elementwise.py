@@ -1,0 +1,159 @@
+"""Kernels without reductions: arithmetic, broadcasts, quantization, and changes of layout.
+
+Everything is inlined into the block that writes the result. Its loops are fused and the innermost one is
+vectorized along the contiguous writes. A transpose reads with a stride, so its loops are tiled: a tile of the axis
+that is contiguous in the data × the axis that is contiguous in the result stays in L1.
+"""
+
+from __future__ import annotations
+
+from math import gcd, prod
+
+import tvm
+from tvm import s_tir, tirx
+from tvm.s_tir.schedule import LoopRV, SBlockRV
+
+from nnfuze_tvm.devices.hardware import Hardware
+from nnfuze_tvm.schedules.base import (
+    PARALLEL_MIN_OPS,
+    blocks,
+    choose,
+    divisors,
+    extents,
+    has_one_output,
+    iter_kinds,
+    uses,
+)
+
+# More copies of the innermost loop than this are no longer worth their code.
+_UNROLLED_SEGMENTS = 16
+
+
+def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
+    """Schedule a kernel of spatial blocks with one result; see the package's docstring for the contract."""
+    everything = blocks(sch)
+    if not everything or any(set(iter_kinds(sch, block)) != {"S"} for block in everything):
+        return False
+    if not has_one_output(sch):
+        return False
+    if any(len(sch.get_loops(block)) != len(iter_kinds(sch, block)) for block in everything):
+        return False
+    for block in everything[:-1]:
+        try:
+            sch.compute_inline(block)
+        except tvm.s_tir.ScheduleError:
+            continue
+    for block in blocks(sch):
+        _schedule(sch, block, hw, tunable)
+    return True
+
+
+def _schedule(sch: s_tir.Schedule, block: SBlockRV, hw: Hardware, tunable: bool) -> None:
+    loops = sch.get_loops(block)
+    shape = extents(sch, block)
+    body = sch.get(block)
+    work = prod(shape)
+    lanes = hw.lanes(str(body.writes[0].source.dtype))
+    strided = _strided_axis(body, shape)
+    if strided is not None:
+        rows = choose(sch, [d for d in (16, 8, 32, 4) if shape[strided] >= d] or [1], tunable, "rows")
+        loops = _tile_transpose(sch, loops, strided, rows, shape)
+    elif _is_flat(body, shape):
+        loops = [sch.fuse(*loops)] if len(loops) > 1 else loops
+    extent = int(sch.get(loops[-1]).extent)
+    outer = list(loops)
+    boundaries = _boundaries(body)
+    segment = gcd(extent, *boundaries)
+    if boundaries:
+        # Lanes on both sides of a boundary would make a vector a scalar loop. Unrolling the segments between
+        # boundaries decides the conditions at compile time; LLVM vectorizes what is left.
+        if segment > 1 and 1 < extent // segment <= _UNROLLED_SEGMENTS:
+            outer[-1], _ = sch.split(loops[-1], [None, segment])
+            sch.unroll(outer[-1])
+        outer = outer[:-1]
+    else:
+        widths = [w for w in divisors(extent, lanes) if w > 1]
+        if widths:
+            width = choose(sch, widths[:2], tunable, "lanes")
+            outer[-1], lane = sch.split(loops[-1], [None, width])
+            sch.vectorize(lane)
+    if strided is not None:
+        outer = loops[:-2]
+    if outer and hw.cores > 1 and work >= PARALLEL_MIN_OPS:
+        sch.parallel(sch.fuse(*outer) if len(outer) > 1 else outer[0])
+
+
+def _is_flat(body: s_tir.SBlock, shape: list[int]) -> bool:
+    """Tell whether every access runs over the whole iteration space in the same order (no broadcast)."""
+    variables = [it.var for it, extent in zip(body.iter_vars, shape, strict=True) if extent > 1]
+    for region in (*body.reads, *body.writes):
+        used = [r.min for r in region.region if not isinstance(r.min, tirx.IntImm)]
+        if region.region and all(isinstance(r.min, tirx.IntImm) for r in region.region) and not variables:
+            continue
+        if len(used) < len(variables):
+            return False
+        used = [e for e in used if any(uses(e, v) for v in variables)]
+        if len(used) != len(variables) or not all(e.same_as(v) for e, v in zip(used, variables, strict=True)):
+            return False
+        if prod(int(d) for d in region.source.shape) != prod(shape):
+            return False
+    return True
+
+
+def _strided_axis(body: s_tir.SBlock, shape: list[int]) -> int | None:
+    """Return the iterator that is contiguous in the data of a transpose, if it isn't the result's last."""
+    last = len(shape) - 1
+    if body.writes[0].region and not uses(body.writes[0].region[-1].min, body.iter_vars[last].var):
+        return None
+    for region in body.reads:
+        if not region.region or prod(int(d) for d in region.source.shape) < prod(shape):
+            continue
+        index = region.region[-1].min
+        if uses(index, body.iter_vars[last].var):
+            continue
+        for axis in range(last):
+            if shape[axis] > 1 and uses(index, body.iter_vars[axis].var):
+                if any(uses(r.min, body.iter_vars[last].var) for r in region.region[:-1]):
+                    return axis
+    return None
+
+
+def _tile_transpose(
+    sch: s_tir.Schedule, loops: list[LoopRV], strided: int, rows: int, shape: list[int]
+) -> list[LoopRV]:
+    """Tile the two axes of a transpose; return the loops, the tile's two last."""
+    columns = next((d for d in (16, 8, 32) if shape[-1] % d == 0), divisors(shape[-1], 32)[0])
+    row_outer, row = sch.split(loops[strided], [None, rows])
+    column_outer, column = sch.split(loops[-1], [None, columns])
+    outer = [*loops[:strided], row_outer, *loops[strided + 1 : -1], column_outer]
+    sch.reorder(*outer, row, column)
+    return [*outer, row, column]
+
+
+def _boundaries(body: s_tir.SBlock) -> list[int]:
+    """Return the constants that conditions compare the last iterator with (a concatenation's parts, a pad)."""
+    constants: list[int] = []
+    last = body.iter_vars[-1].var
+
+    def collect(node: object) -> None:
+        if isinstance(node, (tirx.LT, tirx.LE, tirx.GT, tirx.GE, tirx.EQ, tirx.NE)):
+            if uses(node.a, last) or uses(node.b, last):
+                constants.extend(_constants(node))
+        for field in ("a", "b", "args", "value", "condition", "true_value", "false_value", "indices", "body"):
+            child = getattr(node, field, None)
+            if child is None:
+                continue
+            if isinstance(child, (list, tuple)) or type(child).__name__ == "Array":
+                for item in child:
+                    collect(item)
+            else:
+                collect(child)
+
+    collect(body.body)
+    return constants
+
+
+def _constants(node: tirx.PrimExpr) -> list[int]:
+    if isinstance(node, tirx.IntImm):
+        return [int(node)]
+    return [c for side in ("a", "b") if hasattr(node, side) for c in _constants(getattr(node, side))]

@@ -1,0 +1,167 @@
+"""Pointwise float32 convolutions on AArch64: four pixels' data in one vector.
+
+A multiplication by element takes its factor from any lane of a vector. In NHWC, a vector of data holds neighbouring
+channels of one pixel, so a tile of many pixels loads many vectors. Transposed by squares of 4 pixels × 4 channels it
+loads a few, and keeps only those of one step in registers, which leaves more for accumulators. The loop nest is
+``image, band of pixels, (transposed copy; channel_block, tile, reduction, quads of pixels, channel vectors)``: the
+band's copy stays in a cache while all weights pass it. A transposition costs less than a percent of the products
+where there are enough output channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import log
+
+from tvm import s_tir, tirx
+from tvm.s_tir.schedule import SBlockRV
+
+from nnfuze_tvm.devices.hardware import Hardware
+from nnfuze_tvm.schedules.base import PARALLEL_MIN_OPS, choose, divisors, extents, inline_around
+from nnfuze_tvm.schedules.contraction import (
+    flatten_pixels,
+    is_padding,
+    layout_free,
+    pack_weights,
+    prefetch_next,
+    unroll_tile,
+)
+from nnfuze_tvm.schedules.rewrites import bias, peel, squares
+
+_PIXELS = _LANES = 4
+# Pixels from which it pays that the last quad has fewer.
+_MIN_PIXELS = 24
+# Output channels from which the transposition pays.
+_MIN_CHANNELS = 64
+_REGISTERS = 32
+
+
+@dataclass(frozen=True)
+class Tile:
+    """``quads`` of four pixels × ``vectors`` of four channels."""
+
+    quads: int
+    vectors: int
+
+
+def tiles(quads: int, channels: int) -> list[Tile]:
+    """Return register tiles for a band of ``quads`` of pixels, best first by the instructions per product.
+
+    A pair of vectors, of data or of weights, is one load.
+    """
+    found: list[tuple[float, Tile]] = []
+    for tile in (Tile(q, v) for q in range(1, 8) for v in range(1, 8)):
+        accumulators = _LANES * tile.quads * tile.vectors
+        # Beside the sums, the weights of two steps and one quad's data of both.
+        if channels % (_LANES * tile.vectors) or accumulators + 2 * tile.vectors + 2 >= _REGISTERS:
+            continue
+        whole, rest = divmod(quads, tile.quads)
+        cost = whole * _instructions(tile.quads, tile.vectors) + (_instructions(rest, tile.vectors) if rest else 0)
+        if quads >= tile.quads:
+            found.append((cost / tile.vectors, tile))
+    found.sort(key=lambda item: item[0])
+    return [tile for _, tile in found]
+
+
+def _instructions(quads: int, vectors: int) -> float:
+    return _LANES * quads * vectors + (quads + vectors) / 2
+
+
+def bands(quads: int, depth: int, channels: int, hw: Hardware) -> list[int]:
+    """Return how many quads of pixels to transpose at once, best first.
+
+    Where all weights stay in L1, the copy should, too; else it should stay in L2, and all weights pass few bands.
+    """
+    limit = hw.l1_bytes // 2 if depth * channels * 4 <= hw.l1_bytes // 2 else hw.l2_bytes // 2
+    most = limit / (depth * _LANES * 4)
+    return sorted(divisors(quads, quads), key=lambda n: abs(log(n / most)))[:4]
+
+
+def _place(quad: tirx.PrimExpr, band: int, size: int, depth_block: tirx.PrimExpr) -> tuple[tirx.PrimExpr, ...]:
+    """Return where a quad's square of four channels is: band, tile of ``size`` quads, channels, quad."""
+    return (quad // band, quad % band // size, depth_block, quad % band % size)
+
+
+def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool) -> bool:
+    """Schedule a convolution (n, y, x, f, ky, kx, c), or return False, and nothing changed, if it doesn't fit."""
+    node = sch.get(anchor)
+    _, height, width, channels, *window, depth = extents(sch, anchor)
+    pixels = height * width
+    dtypes = {str(region.source.dtype) for region in (*node.reads, *node.writes)}
+    constants = {param.name for param in layout_free(sch)}
+    if (
+        hw.isa != "arm"
+        or "neon" not in hw.features
+        or hw.registers < _REGISTERS
+        or dtypes != {"float32"}
+        or window != [1, 1]
+        or int(node.reads[0].source.ty.shape[-1]) != depth
+        or any(is_padding(sch, block) for block in sch.get_producers(anchor))
+        or (pixels % _PIXELS and pixels < _MIN_PIXELS)
+        or channels % _LANES
+        or channels < _MIN_CHANNELS
+        or depth % _LANES
+        or depth == _LANES
+        or node.reads[1].source.name not in constants
+    ):
+        return False
+    quads = -(-pixels // _PIXELS)
+    whole = pixels % _PIXELS == 0
+    band = choose(sch, bands(quads, depth, channels, hw) if whole else [quads], tunable, "band")
+    tile = choose(sch, tiles(band, channels)[:4], tunable)
+    unroll = choose(sch, [n for n in (16, 8, 4) if depth % n == 0 and depth > n], tunable, "unroll")
+
+    out = inline_around(sch, anchor)
+    copy = sch.reindex(anchor, ("read", 0))
+    sch.transform_layout(copy, ("write", 0), lambda n, y, x, c: (n, y * width + x, c))
+    sch.transform_block_layout(copy, lambda n, y, x, c: (n, y * width + x, c))
+    flatten_pixels(sch, anchor, out, width)
+    packed = pack_weights(sch, anchor, tile.vectors * _LANES, None)
+
+    image, pixel, channel, _, _, reduction = sch.get_loops(anchor)
+    # Without conditions on the pixels of the last quad: those beyond the image are not stored.
+    quad, row = sch.split(pixel, [None, _PIXELS], disable_predication=True)
+    band_loop, quad = sch.split(quad, [None, band])
+    vector, lane = sch.split(channel, [None, _LANES])
+    sch.reorder(image, band_loop, vector, quad, row, lane)
+    if whole:
+        sch.compute_at(copy, band_loop, preserve_unit_loops=True)
+    # What one step of a tile needs stands close together.
+    sch.transform_layout(
+        copy,
+        ("write", 0),
+        lambda n, p, c: (n, *_place(p // _PIXELS, band, tile.quads, c // _LANES), c % _LANES, p % _PIXELS),
+        assume_injective_transform=True,
+    )
+    copied_pixel, copied_channel = sch.get_loops(copy)[-2:]
+    copied_row = sch.split(copied_pixel, [None, _PIXELS], disable_predication=True)[1]
+    copied_vector, copied_lane = sch.split(copied_channel, [None, _LANES])
+    sch.reorder(copied_vector, copied_row, copied_lane)
+    squares.mark(sch, copied_row)
+    # Nor on the quads of the last tile: it will be cut.
+    tiled, quad = sch.split(quad, [None, tile.quads], disable_predication=True)
+    block, vector = sch.split(vector, [None, tile.vectors])
+    # The data of two steps stand side by side: one instruction loads them, if they are used one after the other.
+    steps, pair, step = sch.split(reduction, [None, unroll // 2, 2])
+    sch.reorder(block, tiled, steps, pair, quad, step, vector, row, lane)
+    for loop in (pair, quad, step, vector):
+        sch.unroll(loop)
+    count = -(-band // tile.quads)
+    weight_bytes = channels * depth * 4
+    if count > 1 and weight_bytes > hw.l2_bytes // 2:
+        prefetch_next(sch, packed, tiled, [steps], weight_bytes // (channels // (tile.vectors * _LANES)))
+
+    sch.reverse_compute_at(out, tiled, preserve_unit_loops=True)
+    out_pixel, out_channel = sch.get_loops(out)[-2:]
+    out_quad, out_row = sch.split(out_pixel, [None, _PIXELS])
+    unroll_tile(sch, [out_quad, out_row, *sch.split(out_channel, [None, _LANES])])
+    if hw.cores > 1 and pixels * channels * depth >= PARALLEL_MIN_OPS:
+        sch.parallel(band_loop if quads // band >= 4 * hw.cores else block)
+    init = sch.decompose_reduction(anchor, sch.get_loops(anchor)[4])
+    bias.mark(sch, init)
+    init_quad, *init_loops = sch.get_loops(init)[-4:]
+    unroll_tile(sch, [init_quad, *init_loops])
+    squares.mark(sch, row)
+    if band % tile.quads or not whole:
+        peel.mark(sch, tiled, "quads", [quad, init_quad, out_quad], band % tile.quads)
+    return True

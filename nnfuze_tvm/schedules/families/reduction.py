@@ -1,0 +1,134 @@
+"""Rows that are reduced along their last axis, in one stage or several: softmax, normalization, argmax.
+
+All stages of a row run before the next row's first one, so that what lies between them stays in L1. Sums and
+maxima over a row are split into one partial result per lane, and the lanes are combined at the end, in two steps.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+from tvm import s_tir
+from tvm.s_tir.schedule import SBlockRV
+
+from nnfuze_tvm.devices.hardware import Hardware
+from nnfuze_tvm.schedules.base import (
+    PARALLEL_MIN_OPS,
+    blocks,
+    choose,
+    extents,
+    has_one_output,
+    inline_spatial,
+    is_reduction,
+    iter_kinds,
+    uses,
+    vectorize_inner,
+)
+
+# Partial results that are combined one by one at the end.
+_LAST_LANES = 4
+
+
+def _rows(sch: s_tir.Schedule) -> list[int] | None:
+    """Return the extents of the row axes that all blocks share, if the kernel has this family's form."""
+    everything = blocks(sch)
+    rows: list[int] | None = None
+    for block in everything:
+        kinds = iter_kinds(sch, block)
+        if "O" in kinds or not kinds or not sch.get_loops(block):
+            return None
+        if "R" in kinds:
+            spatial = kinds.rstrip("R")
+            if "R" in spatial or not spatial or not _is_contiguous(sch, block):
+                return None
+            shape = extents(sch, block)[: len(spatial)]
+            # keepdims leaves unit axes behind; the rows are what comes before them.
+            if rows is not None and _trim(shape) != _trim(rows):
+                return None
+            rows = shape if rows is None or len(shape) < len(rows) else rows
+    if rows is None or not has_one_output(sch):
+        return None
+    last = extents(sch, everything[-1])
+    trimmed = _trim(rows)
+    if last[: len(trimmed)] != trimmed:
+        return None
+    return trimmed
+
+
+def _is_contiguous(sch: s_tir.Schedule, block: SBlockRV) -> bool:
+    """Tell whether a reduction's last iterator runs along the last axis of all data that it reduces."""
+    body = sch.get(block)
+    reduced = body.iter_vars[-1].var
+    reads = [r.region for r in body.reads if any(uses(axis.min, reduced) for axis in r.region)]
+    return bool(reads) and all(region[-1].min.same_as(reduced) for region in reads)
+
+
+def _trim(shape: list[int]) -> list[int]:
+    shape = list(shape)
+    while len(shape) > 1 and shape[-1] == 1:
+        shape.pop()
+    return shape
+
+
+def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
+    """Schedule stages that share their row axes; see the package's docstring for the contract."""
+    rows = _rows(sch)
+    if rows is None:
+        return False
+    work = sum(prod(extents(sch, block)) for block in blocks(sch))
+    vectors = choose(sch, [2, 1, 4], tunable, "vectors")
+    out = blocks(sch)[-1]
+    # Inlining what several stages read would compute it several times.
+    inline_spatial(sch, keep=[out, *(block for block in blocks(sch) if len(sch.get_consumers(block)) > 1)])
+    partials = [
+        partial
+        for block in blocks(sch)
+        if is_reduction(sch, block)
+        for partial in _split_lanes(sch, block, hw, vectors)
+    ]
+    if is_reduction(sch, out):
+        out = sch.cache_write(out, 0, "global")
+
+    loops = sch.get_loops(out)[: len(rows)]
+    row = sch.fuse(*loops) if len(loops) > 1 else loops[0]
+    stages = [block for block in blocks(sch) if sch.get(block).name_hint != sch.get(out).name_hint]
+    for stage in reversed(stages):
+        sch.compute_at(stage, row, preserve_unit_loops=True)
+    if hw.cores > 1 and work >= PARALLEL_MIN_OPS and prod(rows) > 1:
+        sch.parallel(row)
+    for stage in (*stages, out):
+        inner = sch.get_loops(stage)[1:]
+        if inner and not is_reduction(sch, stage):
+            vectorize_inner(sch, inner[-1], str(sch.get(stage).writes[0].source.dtype), hw)
+    for partial in partials:
+        _, lane, *_, chunk = sch.get_loops(partial)
+        sch.reorder(chunk, lane)
+        sch.vectorize(lane)
+        init = sch.decompose_reduction(partial, chunk)
+        sch.vectorize(sch.get_loops(init)[-1])
+    return True
+
+
+def _split_lanes(sch: s_tir.Schedule, block: SBlockRV, hw: Hardware, vectors: int) -> list[SBlockRV]:
+    """Give each lane of ``vectors`` registers its own partial result, and combine those in two steps.
+
+    Lanes that are combined one by one wait for each other: first they are added up in vectors, down to
+    ``_LAST_LANES``. Returns the blocks that compute partial results. Rows that are short or not a multiple of the
+    lanes, and reductions of pairs (argmax), stay as they are.
+    """
+    body = sch.get(block)
+    if len(body.writes) != 1 or iter_kinds(sch, block).count("R") != 1:
+        return []
+    *_, reduced = sch.get_loops(block)
+    extent = int(sch.get(reduced).extent)
+    lanes = hw.lanes(str(body.writes[0].source.dtype))
+    width = next((w for w in (lanes * vectors, lanes) if extent % w == 0 and extent >= 2 * w), None)
+    if width is None:
+        return []
+    axis = len(body.writes[0].region)
+    _, lane = sch.split(reduced, [None, width])
+    partials = [sch.rfactor(lane, factor_axis=axis)]
+    if width > _LAST_LANES:
+        _, lane = sch.split(sch.get_loops(block)[-1], [None, _LAST_LANES])
+        partials.append(sch.rfactor(lane, factor_axis=axis))
+    return partials

@@ -1,0 +1,1 @@
+"""What a rule marks in a kernel and no schedule primitive can express."""

@@ -1,0 +1,221 @@
+"""The command line from ONNX files to answers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from nnfuze_tvm import cli
+from nnfuze_tvm.deploy.bundle import Bundle, unfit
+from nnfuze_tvm.deploy.manifest import describe_target
+from nnfuze_tvm.devices.remote.tracker import EmbeddedTracker
+from nnfuze_tvm.devices.targets import resolve
+from nnfuze_tvm.report import Report
+from tests.tiny_networks import classifier, samples, save_pair
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return save_pair(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def compiled(models: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Compile the pair, pruned and in int8, with labels for one of the tasks."""
+    directory = tmp_path_factory.mktemp("compiled")
+    np.savez(directory / "calibration.npz", x=samples(8))
+    np.savez(directory / "evaluation.npz", x=samples(12, seed=5), one=np.array([0, 1, 2, -1] * 3))
+    command = ["compile", *models, "--quantize", "int8", "--prune", "0.75"]
+    data = ["--calibration", directory / "calibration.npz", "--evaluation", directory / "evaluation.npz"]
+    assert cli.run([*command, *map(str, data), "-o", str(directory / "out")]) == 0
+    return directory / "out"
+
+
+@pytest.fixture
+def sample(tmp_path: Path) -> str:
+    np.save(tmp_path / "x.npy", samples(1))
+    return f"x={tmp_path / 'x.npy'}"
+
+
+def test_help_is_quick_and_has_examples() -> None:
+    command = [sys.executable, "-c", "import sys, nnfuze_tvm.cli as c; c.run(['compile', '-h']);"]
+    script = command[-1] + "print('tvm' in sys.modules)"
+    done = subprocess.run([*command[:-1], script], capture_output=True, text=True, check=True)
+    assert "nnfuze compile keyword.onnx" in done.stdout
+    assert done.stdout.strip().endswith("False")
+
+
+def test_compile_reports_every_stage(compiled: Path) -> None:
+    assert sorted(p.name for p in compiled.iterdir()) == [
+        "lib.so",
+        "manifest.json",
+        "report.html",
+        "report.json",
+    ]
+    report = Report.model_validate_json((compiled / "report.json").read_text())
+    assert [s.name for s in report.own] == ["separate", "merged", "pruned", "int8"]
+    separate, merged, pruned, int8 = report.own
+    assert separate.macs == 2 * (36 * 8 * 18 + 24)
+    assert merged.macs == 36 * 8 * 18 + 2 * 24
+    assert pruned.macs == 36 * 6 * 18 + 2 * 18
+    assert int8.parameter_bytes is not None
+    assert pruned.parameter_bytes is not None
+    assert int8.parameter_bytes < pruned.parameter_bytes
+    for stage in report.stages:
+        assert stage.latency is not None
+        assert stage.latency > 0
+        assert stage.tasks["one"].labelled == 9
+        assert stage.tasks["two"].accuracy is None
+    assert merged.tasks["two"].agreement == 1.0
+    assert merged.tasks["two"].error is not None
+    assert merged.tasks["two"].error < 1e-5
+    assert int8.tasks["two"].agreement is not None
+    assert {kernel.name for kernel in report.kernels}
+    shared = [layer for layer in report.layers if len(layer.tasks) == 2]
+    assert [layer.name for layer in shared] == ["one/conv"]
+    assert report.float_layers == []
+    assert report.final.bytes == (compiled / "lib.so").stat().st_size
+
+
+def test_onnx_runtime_is_shown_beside(compiled: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    report = Report.model_validate_json((compiled / "report.json").read_text())
+    assert report.stages[0].reference
+    assert report.stages[0].name == "ONNX Runtime, separate"
+    assert report.own[0].tasks["one"].accuracy == report.stages[0].tasks["one"].accuracy
+
+
+def test_json_is_all_there_is_on_stdout(models: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    arguments = ["compile", f"a={models[0]}", "-o", str(out), "--no-compare", "--json"]
+    assert cli.run(arguments) == 0
+    report = Report.model_validate_json(capsys.readouterr().out)
+    assert report.tasks == ["a"]
+    assert [stage.name for stage in report.stages] == ["merged"]
+    assert cli.run([*arguments, "--force"]) == 0
+
+
+def test_run(compiled: Path, sample: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    expected = Bundle.load(compiled).run({"x": samples(1)})
+    assert cli.run(["run", str(compiled), "--input", sample, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    np.testing.assert_array_equal(np.float32(printed["one"]), expected["one"])
+    assert cli.run(["run", str(compiled), "--input", sample, "-o", str(tmp_path / "answers")]) == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "answers" / "two.npy"), expected["two"])
+    capsys.readouterr()
+    assert cli.run(["run", str(compiled), "--input", sample]) == 0
+    assert f"at {int(np.argmax(expected['one']))}" in capsys.readouterr().out
+
+
+def test_bench(compiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["bench", str(compiled), "--repeats", "20", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["repeats"] == 20
+    assert 0 < result["latency"] <= result["latency_p95"]
+    assert {"name", "calls", "seconds", "tasks", "layers"} == set(result["kernels"][0])
+    assert "one/conv" in {layer for kernel in result["kernels"] for layer in kernel["layers"]}
+    assert cli.run(["bench", str(compiled), "--repeats", "20", "--threads", "2"]) == 0
+    assert "on disk" in capsys.readouterr().out
+
+
+def test_inspect(compiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["inspect", str(compiled), "--json"]) == 0
+    fields = json.loads(capsys.readouterr().out)
+    assert fields["tasks"] == ["one", "two"]
+    assert fields["quantization"]["integer_layers"] == 3
+    assert fields["metrics"]["tasks"]["one"]["labelled"] == 9
+    assert cli.run(["inspect", str(compiled), "--kernels"]) == 0
+    shown = capsys.readouterr().out
+    assert "3 int8, 0 float32" in shown
+    assert fields["kernels"][0]["name"][:20] in shown
+    assert f"{fields['hardware']['registers']} registers" in shown
+    rules = {kernel["rule"]: kernel for kernel in fields["kernels"]}
+    assert "conv2d" in rules and "" not in rules
+    for kernel in fields["kernels"]:
+        assert all(name in shown for name in (kernel["rule"], *kernel["knobs"])), kernel
+
+
+def test_policy_file_goes_before_options(models: list[str], tmp_path: Path) -> None:
+    (tmp_path / "policy.json").write_text(json.dumps({"layers": {"one/conv": {"keep": 1.0}}}))
+    out = tmp_path / "out"
+    policy = ["--prune", "0.5", "--policy", str(tmp_path / "policy.json")]
+    assert cli.run(["compile", *models, *policy, "--no-compare", "--json", "-o", str(out)]) == 0
+    report = Report.model_validate_json((out / "report.json").read_text())
+    assert report.final.macs == 36 * 8 * 18 + 2 * 24
+
+
+def test_inputs_of_one_name_that_are_not_shared(tmp_path: Path) -> None:
+    onnx.save(classifier(), tmp_path / "small.onnx")
+    onnx.save(classifier(shape=(1, 2, 8, 8)), tmp_path / "large.onnx")
+    arrays = {"small.x": samples(4), "large.x": np.ones((4, 2, 8, 8), np.float32)}
+    np.savez(tmp_path / "evaluation.npz", **arrays, large=np.array([0, 1, 2, -1]))
+    models = [str(tmp_path / "small.onnx"), str(tmp_path / "large.onnx")]
+    out = tmp_path / "out"
+    data = ["--evaluation", str(tmp_path / "evaluation.npz"), "--threads", "2"]
+    assert cli.run(["compile", *models, *data, "--json", "-o", str(out)]) == 0
+    report = Report.model_validate_json((out / "report.json").read_text())
+    assert [stage.tasks["small"].agreement for stage in report.own] == [1.0, 1.0]
+    assert not any(len(layer.tasks) > 1 for layer in report.layers)
+    bundle = Bundle.load(out)
+    assert {i.name: i.shape for i in bundle.inputs} == {"small.x": (1, 2, 6, 6), "large.x": (1, 2, 8, 8)}
+    assert bundle.runner.threads == 2
+
+
+def test_a_better_cpu_of_the_same_family(models: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lacking = unfit(describe_target(resolve("x86-64-v4")))
+    if lacking is None:
+        pytest.skip("this CPU has everything")
+    out = tmp_path / "out"
+    assert cli.run(["compile", *models, "--target", "x86-64-v4", "--no-compare", "--json", "-o", str(out)]) == 0
+    assert cli.run(["bench", str(out)]) == 2
+    assert lacking in capsys.readouterr().err
+
+
+def test_another_machines_bundle(models: list[str], tmp_path: Path) -> None:
+    if shutil.which("aarch64-linux-gnu-gcc") is None:
+        pytest.importorskip("ziglang")
+    np.savez(tmp_path / "calibration.npz", x=samples(8))
+    out = tmp_path / "out"
+    data = ["--quantize", "int8", "--calibration", str(tmp_path / "calibration.npz")]
+    assert cli.run(["compile", *models, *data, "--target", "aarch64", "--json", "-o", str(out)]) == 0
+    report = Report.model_validate_json((out / "report.json").read_text())
+    assert report.measured_on == ""
+    assert report.final.latency is None
+    # judged on this machine: integers give the same answers on every one
+    assert report.final.tasks["one"].agreement is not None
+    assert cli.run(["inspect", str(out)]) == 0
+
+
+def test_tune_then_compile_with_what_was_found(
+    models: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work, out = str(tmp_path / "work"), str(tmp_path / "out")
+    assert cli.run(["tune", models[0], "--work-dir", work, "--trials", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "trials" in printed and "lost" in printed and "127.0.0.1:" in printed
+    assert cli.run(["tune", "--work-dir", work, "--trials", "3", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["work_dir"] == work
+    measured = [json.loads(line) for line in (tmp_path / "work" / "journal.jsonl").read_text().splitlines()]
+    assert sum(one["trials"] for one in told["devices"]) == sum(one["device"] is not None for one in measured)
+    assert all(one["device"].startswith("127.0.0.1:") and one["lost"] == 0 for one in told["devices"])
+    assert json.loads((tmp_path / "work" / "options.json").read_text())["trials"] == 3
+    assert cli.run(["compile", models[0], "--work-dir", work, "--json", "-o", out]) == 0
+    report = Report.model_validate_json((tmp_path / "out" / "report.json").read_text())
+    assert [stage.name for stage in report.own] == ["merged", "tuned"]
+
+
+def test_latency_is_taken_on_the_board(models: list[str], tmp_path: Path) -> None:
+    with EmbeddedTracker(key="board") as tracker:
+        command = ["compile", *models, "--tracker", tracker.address, "--key", "board", "--json"]
+        assert cli.run([*command, "-o", str(tmp_path / "out")]) == 0
+    report = Report.model_validate_json((tmp_path / "out" / "report.json").read_text())
+    assert report.measured_on.startswith("board at 127.0.0.1")
+    assert all(stage.latency for stage in report.own)

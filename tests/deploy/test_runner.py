@@ -1,0 +1,76 @@
+"""How many threads a network's kernels get, and that their number changes no bit."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tvm import relax
+from tvm.target import Target
+
+from nnfuze_tvm.deploy import build
+from nnfuze_tvm.deploy.runner import Input, Output, Runner
+from nnfuze_tvm.devices.targets import resolve
+
+SHAPE = (1, 28, 28, 64)
+
+
+@pytest.fixture(scope="module")
+def library() -> relax.VMExecutable:
+    """One convolution, large enough that its rule shares it among cores."""
+    config = {**resolve("host").export(), "num-cores": 2}
+    weights = np.random.default_rng(0).standard_normal((64, 3, 3, 64)).astype("float32") / 24
+    builder = relax.BlockBuilder()
+    data = relax.Var("x", relax.TensorType(SHAPE, "float32"))
+    with builder.function("main", [data]):
+        with builder.dataflow():
+            layer = relax.op.nn.conv2d(
+                data, relax.const(weights), padding=1, data_layout="NHWC", kernel_layout="OHWI", out_dtype="float32"
+            )
+            result = builder.emit_output(relax.Tuple([builder.emit(layer)]))
+        builder.emit_func_output(result)
+    return build.build(builder.get(), Target(config))
+
+
+def runner(library: relax.VMExecutable, threads: int) -> Runner:
+    return Runner(library, [Input("x", SHAPE, "float32")], [Output("task", "y", SHAPE, "float32")], threads)
+
+
+def cpu_seconds() -> dict[str, float]:
+    """Seconds that each thread of this process has computed."""
+    found = {}
+    for task in Path("/proc/self/task").iterdir():
+        found[task.name] = int((task / "schedstat").read_text().split()[0]) / 1e9
+    return found
+
+
+def threads_of(call: Callable[[], object]) -> int:
+    """How many threads take a share of a call."""
+    call()
+    before = cpu_seconds()
+    started = time.process_time()
+    while time.process_time() - started < 0.5:
+        call()
+    spent = [seconds - before.get(task, 0.0) for task, seconds in cpu_seconds().items()]
+    return sum(seconds > 0.2 * max(spent) for seconds in spent)
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="needs Linux's count of a thread's seconds")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_parallel_kernel_gets_its_threads(library: relax.VMExecutable, threads: int) -> None:
+    if len(os.sched_getaffinity(0)) < threads:
+        pytest.skip("needs two CPUs")
+    network = runner(library, threads)
+    x = np.random.default_rng(1).standard_normal(SHAPE).astype("float32")
+    assert threads_of(lambda: network.run({"x": x})) == threads
+
+
+def test_every_number_of_threads_gives_the_same_bits(library: relax.VMExecutable) -> None:
+    x = np.random.default_rng(1).standard_normal(SHAPE).astype("float32")
+    one, two, three = (runner(library, threads).run({"x": x})["task"] for threads in (1, 2, 3))
+    np.testing.assert_array_equal(one, two)
+    np.testing.assert_array_equal(one, three)

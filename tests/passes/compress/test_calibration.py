@@ -1,0 +1,149 @@
+"""Calibration data: what is refused with which words, and what is remembered of a tensor."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tvm
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tvm.script import ir as I
+from tvm.script import relax as R
+
+from nnfuze_tvm.errors import InputError
+from nnfuze_tvm.graph.dataflow import bindings
+from nnfuze_tvm.passes.compress.calibration import Range, collect_ranges, host_executor, load_calibration
+from tests.helpers import run_module
+
+
+@I.ir_module
+class Network:
+    @R.function
+    def main(image: R.Tensor((1, 2, 3), "float32"), extra: R.Tensor((2, 4), "float32")):
+        with R.dataflow():
+            a = R.nn.relu(image)
+            b = R.multiply(extra, R.const(2.0, "float32"))
+            R.output(a, b)
+        return (a, b)
+
+
+def good(n=3):
+    rng = np.random.default_rng(0)
+    return {
+        "image": rng.standard_normal((n, 2, 3)).astype("float32"),
+        "extra": rng.standard_normal((2 * n, 4)).astype("float32"),
+    }
+
+
+def test_good_data_from_a_mapping_and_from_a_file(tmp_path):
+    np.savez(tmp_path / "data.npz", **good())
+    for source in (good(), tmp_path / "data.npz", str(tmp_path / "data.npz")):
+        loaded = load_calibration(source, Network)
+        assert loaded.keys() == {"image", "extra"}
+        np.testing.assert_array_equal(loaded["image"], good()["image"])
+
+
+def test_wider_floats_are_narrowed():
+    data = {name: array.astype("float64") for name, array in good().items()}
+    assert load_calibration(data, Network)["image"].dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.pop("extra"), "no array for input 'extra'; it holds: image"),
+        (lambda d: d.update(audio=np.zeros(1)), "array 'audio' is no input of the network; its inputs are: image"),
+        (lambda d: d.update(image=np.zeros((2, 3), "f4")), r"'image' has shape \[2, 3\]; expected \[N, 2, 3\]"),
+        (lambda d: d.update(image=np.zeros((5, 3, 2), "f4")), r"has shape \[5, 3, 2\]; expected \[N, 2, 3\]"),
+        (lambda d: d.update(image=np.zeros((0, 2, 3), "f4")), "'image' is empty"),
+        (lambda d: d.update(extra=np.zeros((5, 4), "f4")), "has 5 samples; expected a multiple of the batch, 2"),
+        (lambda d: d.update(image=np.zeros((3, 2, 3), "u1")), "has type uint8; expected float32"),
+        (lambda d: d.update(image=np.full((3, 2, 3), np.nan, "f4")), "holds NaN or infinity"),
+        (lambda d: d.update(image=np.full((3, 2, 3), np.inf, "f4")), "holds NaN or infinity"),
+        (lambda d: d.update(image=np.zeros((4, 2, 3), "f4")), "different numbers of network batches"),
+    ],
+)
+def test_bad_arrays_are_refused_in_one_line(change, message, tmp_path):
+    data = good()
+    change(data)
+    with pytest.raises(InputError, match=message) as error:
+        load_calibration(data, Network)
+    assert "\n" not in str(error.value)
+    path = tmp_path / "data.npz"
+    np.savez(path, **data)
+    with pytest.raises(InputError, match=r"data\.npz"):
+        load_calibration(path, Network)
+
+
+def test_bad_files_are_refused_in_one_line(tmp_path):
+    (tmp_path / "text.npz").write_text("no archive")
+    (tmp_path / "empty.npz").write_bytes(b"")
+    np.save(tmp_path / "single.npy", np.zeros(3))
+    np.savez(tmp_path / "objects.npz", image=np.array([{}], dtype=object))
+    for name, message in (
+        ("missing.npz", "No such file"),
+        (".", "can't read"),
+        ("text.npz", "no .npz file"),
+        ("empty.npz", "no .npz file"),
+        ("single.npy", "a single array"),
+        ("objects.npz", "no .npz file of plain number arrays"),
+    ):
+        with pytest.raises(InputError, match=message) as error:
+            load_calibration(tmp_path / name, Network)
+        assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_ranges_of_inputs_and_inner_tensors():
+    func = Network["main"]
+    relu = next(b.var for b in bindings(func))
+    data = good()
+    image = func.params[0]
+    ranges = collect_ranges(func, {image: 1, relu: 1}, data, lambda mod: lambda inputs: run_module(mod, inputs))
+    assert ranges[image].low == data["image"].min() and ranges[image].high == data["image"].max()
+    assert ranges[relu].low == 0 and ranges[relu].high == data["image"].max()
+    np.testing.assert_allclose(ranges[relu].mean, np.maximum(data["image"], 0).mean((0, 2)), rtol=1e-6)
+
+
+def test_the_default_executor_builds_for_this_machine():
+    data = {name: array[: len(array) // 3] for name, array in good().items()}
+    expected = run_module(Network, data)
+    mod = tvm.IRModule({"main": Network["main"]})
+    for result, wanted in zip(host_executor(mod)(data), expected, strict=True):
+        np.testing.assert_allclose(result, wanted)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=6), st.integers(0, 2**32 - 1))
+def test_a_range_forgets_the_order_but_no_number(reaches, seed):
+    rng = np.random.default_rng(seed)
+    parts = [(rng.standard_normal((2, 50)) * reach).astype("float32") for reach in reaches]
+    seen = Range(1)
+    for part in parts:
+        seen.observe(part)
+    every = np.concatenate(parts)
+    assert seen.limit("minmax") == np.abs(every).max()
+    assert seen._histogram.sum() == every.size
+    np.testing.assert_allclose(seen.mean, every.mean(0), rtol=1e-4, atol=1e-4)
+    for method in ("percentile", "mse"):
+        assert 0 < seen.limit(method) <= seen.limit("minmax")
+
+
+def test_outliers_are_cut_where_that_pays():
+    values = np.random.default_rng(0).standard_normal((1, 200_000)).astype("float32")
+    values[0, 0] = 60
+    seen = Range()
+    seen.observe(values)
+    assert seen.limit("minmax") == 60
+    assert 3.5 < seen.limit("percentile") < 5
+
+    def error(limit):
+        scale = limit / 127
+        return np.mean((np.clip(np.rint(values / scale), -127, 127) * scale - values) ** 2)
+
+    assert error(seen.limit("mse")) <= error(60) * 1.001
+
+
+def test_a_tensor_that_is_always_zero_has_a_range():
+    seen = Range()
+    seen.observe(np.zeros((1, 4), "float32"))
+    assert [seen.limit(method) for method in ("minmax", "percentile", "mse")] == [0, 0, 0]

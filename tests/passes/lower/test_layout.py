@@ -1,0 +1,123 @@
+"""ToNHWC: equal values, and no transposes but those at the borders."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tvm import relax
+from tvm.ir import Call
+
+from nnfuze_tvm.graph.dataflow import bindings, op_name
+from nnfuze_tvm.passes import ToNHWC
+from tests.helpers import run_module
+
+op = relax.op
+
+
+def network(rng, blocks, size=6, channels=4, quantized=False):
+    """Return an NCHW network of convolutions with what ``blocks`` names between them."""
+    builder = relax.BlockBuilder()
+    data = relax.Var("x", relax.TensorType((1, channels, size, size), "float32"))
+    with builder.function("main", [data]):
+        with builder.dataflow():
+            value = skip = data
+            for kind in ["conv", *blocks]:
+                if kind == "conv":
+                    skip = value
+                    value = builder.emit(convolution(builder, rng, value, channels, quantized))
+                elif kind == "relu":
+                    value = builder.emit(op.nn.relu(value))
+                elif kind == "scale":
+                    factor = rng.standard_normal((1, channels, 1, 1)).astype("float32")
+                    value = builder.emit(op.multiply(value, relax.const(factor)))
+                elif kind == "add":
+                    value = builder.emit(op.add(value, skip))
+                elif kind == "pool":
+                    value = builder.emit(op.nn.max_pool2d(value, (3, 3), (1, 1), (1, 1)))
+                elif kind == "concat":
+                    both = builder.emit(op.concat([value, skip], axis=1))
+                    value = builder.emit(op.strided_slice(both, [1], [0], [channels]))
+                elif kind == "quantize":
+                    value = quantize(builder, value)
+            pooled = builder.emit(op.mean(value, [2, 3], keepdims=True))
+            flat = builder.emit(op.reshape(pooled, (1, channels)))
+            result = builder.emit_output(relax.Tuple([flat, value]))
+        builder.emit_func_output(result)
+    return builder.get()
+
+
+def quantize(builder, value):
+    scale, zero = relax.const(np.float32(0.05)), relax.const(np.int8(0))
+    codes = builder.emit(op.quantize(value, scale, zero, axis=1, out_dtype="int8"))
+    return builder.emit(op.dequantize(codes, scale, zero, axis=1, out_dtype="float32"))
+
+
+def convolution(builder, rng, value, channels, quantized):
+    shape = (channels, channels, 3, 3)
+    if not quantized:
+        weights = relax.const(0.3 * rng.standard_normal(shape).astype("float32"))
+    else:
+        codes = relax.const(rng.integers(-127, 128, shape).astype("int8"))
+        scale = relax.const(rng.uniform(0.001, 0.01, channels).astype("float32"))
+        zero = relax.const(np.zeros(channels, "int8"))
+        weights = builder.emit(op.dequantize(codes, scale, zero, axis=0, out_dtype="float32"))
+    return op.nn.conv2d(value, weights, padding=1)
+
+
+def operators(mod):
+    return [op_name(b.value) for b in bindings(mod["main"]) if isinstance(b.value, Call)]
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    blocks=st.lists(
+        st.sampled_from(["conv", "relu", "scale", "add", "pool", "concat", "quantize"]), min_size=1, max_size=6
+    ),
+    quantized=st.booleans(),
+)
+def test_values_do_not_change(seed, blocks, quantized):
+    rng = np.random.default_rng(seed)
+    mod = network(rng, blocks, quantized=quantized)
+    data = {"x": rng.standard_normal((1, 4, 6, 6)).astype("float32")}
+    moved = ToNHWC()(mod)
+    relax.analysis.well_formed(moved)
+    for want, got in zip(run_module(mod, data), run_module(moved, data), strict=True):
+        # A code on the edge may round the other way when sums are taken in another order.
+        tolerance = 0.051 if "quantize" in blocks else 1e-4 * max(np.ptp(want), 1)
+        assert np.quantile(np.abs(got - want), 0.98) <= tolerance
+
+
+def test_quantized_chain_has_one_transpose_at_each_border():
+    mod = ToNHWC()(
+        network(np.random.default_rng(0), ["relu", "quantize", "conv", "add", "relu", "quantize"], quantized=True)
+    )
+    names = operators(mod)
+    assert names.count("permute_dims") == 2
+    work = [name for name in names if name != "dequantize"]
+    assert work[0] == "permute_dims" and work[-1] == "permute_dims"
+    # The pooled tensor needs none: its spatial axes have length one.
+    assert names.count("reshape") == 1
+
+
+def test_weights_are_rearranged_at_compile_time():
+    mod = ToNHWC()(network(np.random.default_rng(0), ["conv"], quantized=True))
+    for binding in bindings(mod["main"]):
+        if op_name(binding.value) == "nn.conv2d":
+            assert binding.value.attrs.data_layout == "NHWC"
+            assert binding.value.attrs.kernel_layout == "OHWI"
+        if op_name(binding.value) == "dequantize":
+            assert int(binding.value.attrs.axis) == 0
+
+
+def test_single_channel_input_needs_no_transpose():
+    builder = relax.BlockBuilder()
+    data = relax.Var("x", relax.TensorType((1, 1, 8, 8), "float32"))
+    weights = np.ones((8, 1, 3, 3), "float32")
+    with builder.function("main", [data]):
+        with builder.dataflow():
+            value = builder.emit(op.nn.conv2d(data, relax.const(weights)))
+            pooled = builder.emit_output(builder.emit(op.mean(value, [2, 3], keepdims=True)))
+        builder.emit_func_output(pooled)
+    assert "permute_dims" not in operators(ToNHWC()(builder.get()))
