@@ -16,12 +16,13 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
+from pathlib import Path
 
 from nnfuze_tvm.errors import DeviceError
-from nnfuze_tvm.jobs.tuning.fleet import Fleet
-from nnfuze_tvm.jobs.tuning.journal import Final, Trial, WorkDir
-from nnfuze_tvm.jobs.tuning.kernels import Kernel
-from nnfuze_tvm.jobs.tuning.pool import Failure, Pool
+from nnfuze_tvm.jobs.fleet import Fleet
+from nnfuze_tvm.jobs.pool import Failure, Pool
+from nnfuze_tvm.jobs.tuning.directory import Final, Trial, TuningDirectory
+from nnfuze_tvm.jobs.tuning.kernels import TunableKernel
 from nnfuze_tvm.jobs.tuning.progress import Progress
 from nnfuze_tvm.jobs.tuning.search import Decisions, Search
 from nnfuze_tvm.jobs.tuning.workers import RUNNING, Candidate, Measured, now
@@ -36,14 +37,14 @@ _FINALISTS = 4
 # CPUs wait for the others.
 _TURN = 16
 
-_log = logging.getLogger("nnfuze_tvm.jobs.tuning")
+_log = logging.getLogger(__name__)
 
 
 @dataclass
 class _State:
     """What the loop knows of one kernel."""
 
-    kernel: Kernel
+    kernel: TunableKernel
     search: Search
     done: int = 0
     in_flight: int = 0
@@ -83,12 +84,14 @@ class Loop:
 
     Parameters
     ----------
-    directory : WorkDir
+    directory : TuningDirectory
         Holds the trials of earlier runs and gets the new ones.
     compilers, boards : Pool
         Workers that run ``compile_loop`` and ``measure_loop``.
     fleet : Fleet
         Knows the devices; as many candidates are measured at a time as it has.
+    scratch : Path
+        Where libraries go.
     limit : int
         Trials per kernel.
     seed : int
@@ -101,11 +104,12 @@ class Loop:
 
     def __init__(
         self,
-        directory: WorkDir,
+        directory: TuningDirectory,
         compilers: Pool,
         boards: Pool,
         fleet: Fleet,
         *,
+        scratch: Path,
         limit: int,
         seed: int,
         display: Progress,
@@ -115,6 +119,7 @@ class Loop:
         self._compilers = compilers
         self._boards = boards
         self._fleet = fleet
+        self._scratch = scratch
         self._limit = limit
         self._seed = seed
         self._display = display
@@ -127,7 +132,7 @@ class Loop:
         self._to_compile: deque[tuple[_State, Decisions]] = deque()
         self._to_measure: deque[_Job] = deque()
 
-    def run(self, kernels: Sequence[Kernel]) -> None:
+    def run(self, kernels: Sequence[TunableKernel]) -> None:
         """Tune the kernels.
 
         Raises
@@ -171,7 +176,7 @@ class Loop:
         if not self._boards.engaged:
             self._fleet.check(self._patience)
 
-    def _probe(self, kernels: Sequence[Kernel]) -> list[_State]:
+    def _probe(self, kernels: Sequence[TunableKernel]) -> list[_State]:
         """Learn the knobs of every kernel, drop those without any, and load what earlier runs measured."""
         todo = deque(kernels)
         states: dict[str, _State] = {}
@@ -238,8 +243,8 @@ class Loop:
             while self._to_compile and self._compilers.free:
                 state, wanted = self._to_compile.popleft()
                 known = frozenset() if state.finalists else frozenset(state.search.times) | state.pending
-                folder = str(self._directory.path / "scratch")
-                self._compilers.submit((state, wanted, now()), (state.kernel.id, wanted, known, folder))
+                message = (state.kernel.id, wanted, known, str(self._scratch))
+                self._compilers.submit((state, wanted, now()), message)
         if not self._alone or (self._measuring and not self._compilers.working):
             while self._to_measure and self._boards.free:
                 job = self._to_measure.popleft()
@@ -373,10 +378,9 @@ class Loop:
         """Give up when nothing ever ran; such a journal says nothing about the candidates."""
         trials = self._directory.trials
         if len(trials) >= at_least and all(trial.seconds is None for trial in trials):
-            self._directory.discard_journal()
+            aside = self._directory.discard_journal()
             raise DeviceError(
-                f"none of {len(trials)} candidates ran; the first one: {trials[0].error} "
-                f"(all of them are in {self._directory.path}/journal.failed.jsonl)"
+                f"none of {len(trials)} candidates ran; the first one: {trials[0].error} (all of them are in {aside})"
             )
 
 
