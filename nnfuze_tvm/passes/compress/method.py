@@ -1,7 +1,7 @@
 """A way of compressing as one object: what it reads of a policy, what it is asked for with, what it needs, its passes.
 
-``pipeline.METHODS`` lists the objects in the order in which they are applied. The fields of a policy, the options of the
-command line and the stages of a report are built from that list; nothing else has to know of a new method.
+``pipeline.METHODS`` lists the objects in the order in which they are applied. The fields of a policy, the options of
+the command line and the stages of a report are built from that list; nothing else has to know of a new method.
 """
 
 from __future__ import annotations
@@ -77,9 +77,9 @@ class Option:
     name
         As a Python name: ``calibration_method`` is ``--calibration-method``.
     type
-        What pydantic checks its values by.
+        What pydantic checks a value by that is given.
     default
-        Its value where it is not given.
+        Its value where it is not given; may be None.
     help
         One line.
     sets : callable, optional
@@ -154,7 +154,7 @@ class Method:
     passes : callable
         Returns the passes, in order.
     precision : Precision, optional
-        What the layers compute in that it is asked for: the policy's ``weights``, ``activations`` and ``format`` take it.
+        What its layers compute in. The values of the policy's ``weights``, ``activations`` and ``format`` follow.
     wants : callable, optional
         Whether what a policy says of a layer asks for the method; by default, if it says the method's precision.
     fields : tuple of PolicyField
@@ -245,9 +245,7 @@ def options(methods: Sequence[Method]) -> dict[str, Option]:
     chosen = {method.name: method for method in methods if method.precision is not None}
 
     def sets(name: str) -> Mapping[str, Any]:
-        precision = chosen[name].precision
-        assert precision is not None
-        return precision._asdict()
+        return stated_by(chosen[name].precision, known)
 
     choices = [f"{name} {method.remark}".rstrip() for name, method in chosen.items()]
     quantize = Option(
