@@ -67,7 +67,7 @@ class TargetRecord(_Record):
 
 
 class KernelRecord(_Record):
-    """A kernel: how often one inference calls it, its arguments as (shape, dtype), and what `metrics.Kernel` says."""
+    """A kernel: how often one inference calls it, its arguments as (shape, dtype), and what `metrics.LoweredKernel` says."""
 
     name: str
     calls: int
