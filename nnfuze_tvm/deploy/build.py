@@ -37,14 +37,14 @@ def lower(mod: tvm.IRModule, target: Target, database: ms.Database | None = None
 
 def schedule(fused: tvm.IRModule, target: Target, database: ms.Database | None = None) -> tvm.IRModule:
     """Return a module of fused kernels with every kernel scheduled and its weights packed (phase 10)."""
-    phase_10 = [
-        ScheduleKernels(target, database),
-        relax.transform.SplitLayoutRewritePreproc(),
-        FoldKernels(),
-        relax.transform.DeadCodeElimination(),
-    ]
     with target:
-        return tvm.transform.Sequential(phase_10)(fused)
+        return pipeline.phase(
+            "schedule",
+            ScheduleKernels(target, database),
+            relax.transform.SplitLayoutRewritePreproc(),
+            FoldKernels(),
+            relax.transform.DeadCodeElimination(),
+        )(fused)
 
 
 def generate(lowered: tvm.IRModule, target: Target) -> relax.VMExecutable:

@@ -13,7 +13,6 @@ import tvm
 from tvm.ir.instrument import pass_instrument
 
 from nnfuze_tvm.errors import InputError
-from nnfuze_tvm.graph.constants import array
 from nnfuze_tvm.jobs.directory import replace
 from nnfuze_tvm.passes import pipeline
 
@@ -81,3 +80,8 @@ class _Dump:
             replace(self._directory / f"{self._count:02}-{phase}-{name}.py", _text(mod))
         except OSError as error:
             raise InputError(f"--dump-ir {self._directory}: can't be written ({error.strerror})") from None
+
+
+def _text(mod: tvm.IRModule) -> str:
+    """Return a module as TVMScript, in which a constant is its shape and type."""
+    return mod.script(show_meta=False) + "\n"

@@ -95,14 +95,14 @@ def make_graphs(request: NetworkRequest, announce: Announce) -> Graphs:
     inputs = method.Inputs(policy, samples, request.options)
     for one in asked:
         announce(one.activity)
-        stages[one.name] = _run(one.passes(inputs), list(stages.values())[-1])
+        stages[one.name] = pipeline.compression_phase(one, inputs)(list(stages.values())[-1])
     return Graphs(loaded, stages, samples)
 
 
 def _policy(request: NetworkRequest) -> Policy:
     """Return the policy file's policy; where it says nothing of all layers, the options do."""
     stated = method.settings(pipeline.METHODS, request.options)
-    return Policy.load(request.policy, stated) if request.policy else Policy(stated)
+    return (Policy.load(request.policy) if request.policy else Policy()).with_default(stated)
 
 
 def _asked_for(policy: Policy, merged: tvm.IRModule) -> list[method.Method]:

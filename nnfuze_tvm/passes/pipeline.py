@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-import numpy as np
 import tvm
 from tvm import relax
 
-from nnfuze_tvm.passes.compress.calibration import Method
-from nnfuze_tvm.passes.compress.half_precision import HalfPrecision
-from nnfuze_tvm.passes.compress.policy import Policy
+from nnfuze_tvm.passes.compress import half_precision, insert_qdq
+from nnfuze_tvm.passes.compress.method import Inputs, Method
+from nnfuze_tvm.passes.compress.prune import prune_channels
 from nnfuze_tvm.passes.lower.batching.batch_branches import BatchBranches
 from nnfuze_tvm.passes.lower.fuse_layers import FuseLayers
 from nnfuze_tvm.passes.lower.integer.realize_integer import RealizeInteger
@@ -23,38 +22,39 @@ from nnfuze_tvm.passes.merge.share_trunk import ShareTrunk
 from nnfuze_tvm.passes.simplify.fold_batch_norm import FoldBatchNorm
 from nnfuze_tvm.passes.simplify.fuse_gelu import FuseGelu
 
-Arrays = Mapping[str, np.ndarray]
+# What a phase is called as a pass, in front of its name.
+_PHASE = "phase "
+
+# Phases 3 and 4: what is removed, then what the rest computes in. Each runs if the policy of a layer asks for it.
+METHODS = (
+    prune_channels.METHOD,
+    insert_qdq.METHOD,
+    half_precision.METHOD,
+)
+
+
+def phase(name: str, *passes: tvm.transform.Pass) -> tvm.transform.Pass:
+    """Return passes as one pass, whose name says for those who watch that it is a phase."""
+    return tvm.transform.Sequential(list(passes), name=_PHASE + name)
+
+
+def phase_name(name: str) -> str | None:
+    """Return the name of the phase that a pass of this name is, None if it is none."""
+    return name.removeprefix(_PHASE) if name.startswith(_PHASE) else None
 
 
 def merge_phases(shared_inputs: Sequence[str] | None = None) -> list[tvm.transform.Pass]:
     """Return phases 1 and 2: from one function per task to one simplified ``main``."""
     return [
-        # Phase 1: merge. All tasks in one function, their common trunk computed once.
-        MergeTasks(shared_inputs),
-        ShareTrunk(),
-        # Phase 2: simplify.
-        FoldBatchNorm(),
-        FuseGelu(),
+        # All tasks in one function, their common trunk computed once.
+        phase("merge", MergeTasks(shared_inputs), ShareTrunk()),
+        phase("simplify", FoldBatchNorm(), FuseGelu()),
     ]
 
 
-def prune_phases(policy: Policy, criterion: str, calibration: Arrays | None) -> list[tvm.transform.Pass]:
-    """Return phase 3: channels removed as the policy says."""
-    from nnfuze_tvm.passes.compress.prune.prune_channels import PruneChannels
-
-    return [PruneChannels(policy, criterion=criterion, calibration=calibration)]
-
-
-def quantize_phases(calibration: Arrays, policy: Policy, method: Method) -> list[tvm.transform.Pass]:
-    """Return phase 4: what the policy gives 8 bits, in QDQ form."""
-    from nnfuze_tvm.passes.compress.insert_qdq import InsertQDQ
-
-    return [InsertQDQ(calibration, policy, method=method)]
-
-
-def half_phases(policy: Policy) -> list[tvm.transform.Pass]:
-    """Return the rest of phase 4: what the policy gives 16 bits, in float16."""
-    return [HalfPrecision(policy)]
+def compression_phase(method: Method, inputs: Inputs) -> tvm.transform.Pass:
+    """Return a phase of compression: 3 if ``method`` removes something, 4 if it changes what the rest computes in."""
+    return phase(method.name, *method.passes(inputs))
 
 
 def lowering_phases(integer_winograd: bool, far_macs: float) -> list[tvm.transform.Pass]:
@@ -64,27 +64,29 @@ def lowering_phases(integer_winograd: bool, far_macs: float) -> list[tvm.transfo
     is; see ``Winograd``.
     """
     return [
-        # Phase 5: layout. Activations NHWC, weights OHWI.
-        ToNHWC(),
+        # Phase 5. Activations NHWC, weights OHWI.
+        phase("layout", ToNHWC()),
         # Phase 6: quantize/dequantize islands become integer operators.
-        RealizeInteger(),
-        # Phase 7: branches of one shape in one kernel, where that pays.
-        BatchBranches(),
-        # What still is a convolution of few input channels gets reductions that dot products can take.
-        RowConvolutions(),
+        phase("integer", RealizeInteger()),
+        # Phase 7: branches of one shape in one kernel, where that pays. What still is a convolution of few input
+        # channels gets reductions that dot products can take.
+        phase("batch", BatchBranches(), RowConvolutions()),
         # Phase 8: fewer multiplications, where that pays.
-        Winograd(integer_winograd, far_macs),
+        phase("winograd", Winograd(integer_winograd, far_macs)),
         # Phase 9: one PrimFunc per operator, then one per fused kernel.
-        RoundToInteger(),
-        relax.transform.LegalizeOps(),
-        relax.transform.AnnotateTIROpPattern(),
-        FuseLayers(),
-        relax.transform.FuseTIR(),
-        # Reshapes that no kernel took in become views; it recognizes them before they are scheduled.
-        relax.transform.RewriteDataflowReshape(),
-        relax.transform.DeadCodeElimination(),
-        # Which kernel arguments are constants, so that their layout is the schedule's to choose.
-        relax.transform.AttachAttrLayoutFreeBuffers(),
+        phase(
+            "fuse",
+            RoundToInteger(),
+            relax.transform.LegalizeOps(),
+            relax.transform.AnnotateTIROpPattern(),
+            FuseLayers(),
+            relax.transform.FuseTIR(),
+            # Reshapes that no kernel took in become views; it recognizes them before they are scheduled.
+            relax.transform.RewriteDataflowReshape(),
+            relax.transform.DeadCodeElimination(),
+            # Which kernel arguments are constants, so that their layout is the schedule's to choose.
+            relax.transform.AttachAttrLayoutFreeBuffers(),
+        ),
     ]
 
 

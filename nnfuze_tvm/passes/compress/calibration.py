@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import tvm
@@ -17,13 +17,14 @@ from nnfuze_tvm.errors import InputError
 from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, substitute
 from nnfuze_tvm.graph.ir import static_shape
 
-Method = Literal["minmax", "percentile", "mse"]
+CalibrationMethod = Literal["minmax", "percentile", "mse"]
+"""How the range of an activation follows from its samples."""
 Run = Callable[[Mapping[str, np.ndarray]], Sequence[np.ndarray]]
 """One inference: arrays by input name → outputs in tuple order."""
 Executor = Callable[[tvm.IRModule], Run]
 """Builds a module with one function ``main`` for this machine."""
 
-METHODS: tuple[Method, ...] = ("minmax", "percentile", "mse")
+CALIBRATION_METHODS: tuple[CalibrationMethod, ...] = get_args(CalibrationMethod)
 
 # What the percentile method keeps of the absolute values; the rest saturates.
 _KEPT = 0.9999
@@ -149,7 +150,7 @@ class Range:
         """Largest absolute value."""
         return max(abs(self.low), abs(self.high))
 
-    def limit(self, method: Method, levels: int = 127) -> float:
+    def limit(self, method: CalibrationMethod, levels: int = 127) -> float:
         """Return the absolute value that becomes the largest code."""
         if method == "minmax" or self.largest == 0:
             return self.largest

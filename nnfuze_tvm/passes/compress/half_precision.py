@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import tvm
 from tvm import relax
@@ -12,8 +13,11 @@ from tvm.relax import op
 
 from nnfuze_tvm.graph.constants import array
 from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, op_name, operands, output_fields, substitute
-from nnfuze_tvm.graph.ir import aliases
-from nnfuze_tvm.passes.compress.policy import Policy
+from nnfuze_tvm.graph.ir import lineage
+from nnfuze_tvm.passes.compress.method import Features, Method, Precision
+
+if TYPE_CHECKING:
+    from nnfuze_tvm.passes.compress.policy import Policy
 
 LAYERS = {"nn.conv1d", "nn.conv2d", "nn.conv1d_transpose", "nn.conv2d_transpose", "matmul"}
 # Computed in float16 where what they read is: one operation per value, or none.
@@ -22,6 +26,7 @@ _FOLLOWERS = {
     "nn.relu", "nn.relu6", "nn.leakyrelu", "nn.max_pool1d", "nn.max_pool2d", "nn.pad", "concat",
     "reshape", "permute_dims", "squeeze", "expand_dims", "flatten", "nn.batch_flatten", "strided_slice",
 }  # fmt: skip
+FLOAT16 = Precision(16, 16, "float")
 _LARGEST = 65504.0
 
 
@@ -45,11 +50,11 @@ class HalfPrecision:
     def transform_module(self, mod: tvm.IRModule, _: PassContext) -> tvm.IRModule:
         """Return the module with its functions rewritten."""
         result = mod.clone()
-        renamed = aliases(mod)
+        origins = lineage(mod)
         for gvar, func in mod.functions_items():
             if isinstance(func, relax.Function):
                 names = {b.var.name for b in bindings(func) if op_name(b.value) in LAYERS}
-                chosen = {name for name in names if self.policy.for_layer(name, renamed).bits == 16}
+                chosen = {name for name in names if self.policy.for_layer(name, origins).precision == FLOAT16}
                 if chosen:
                     result.update_func(gvar, _rewrite(func, chosen))
         return result
@@ -106,3 +111,17 @@ def _fits(value: Value) -> bool:
 
 def _may_be_half(arg: Value) -> bool:
     return _is_float(arg) and (not isinstance(arg, GenericConst) or _fits(arg))
+
+
+METHOD = Method(
+    name="fp16",
+    activity="converting to float16",
+    passes=lambda inputs: [HalfPrecision(inputs.policy)],
+    precision=FLOAT16,
+    remark="where the CPU computes in it",
+    features=Features(
+        frozenset({"fullfp16", "avx512fp16"}),
+        "this CPU doesn't compute in float16 (Cortex-A76 and later do), so 16 bits are slower than 32; take int8 or "
+        "float32",
+    ),
+)

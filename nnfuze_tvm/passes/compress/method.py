@@ -226,6 +226,16 @@ def precisions(methods: Sequence[Method]) -> tuple[Precision, ...]:
     return (*(method.precision for method in methods if method.precision is not None), FLOAT32)
 
 
+def find_precision(
+    known: Sequence[Precision], weights: int, activations: int, format: str | None = None
+) -> Precision | None:
+    """Return the first of ``known`` with these weights, activations and (if stated) format; None if there is none."""
+    for precision in known:
+        if precision[:2] == (weights, activations) and format in (None, precision.format):
+            return precision
+    return None
+
+
 def policy_fields(methods: Sequence[Method]) -> dict[str, PolicyField]:
     """Return all fields of a policy by name, but ``bits``, which is short for three of them."""
     known = precisions(methods)
@@ -242,20 +252,23 @@ def policy_fields(methods: Sequence[Method]) -> dict[str, PolicyField]:
 
 def options(methods: Sequence[Method]) -> dict[str, Option]:
     """Return all options that the methods bring, by name: ``quantize``, which chooses a precision, and their own."""
-    chosen = {method.name: method for method in methods if method.precision is not None}
+    chosen = {method.name: method.precision for method in methods if method.precision is not None}
+    known = precisions(methods)
 
     def sets(name: str) -> Mapping[str, Any]:
-        return stated_by(chosen[name].precision, known)
+        precision = chosen[name]
+        usual = precision == find_precision(known, precision.weights, precision.activations)
+        # Left open where it is usual, so that other bits that a policy states come in what is usual for them.
+        return {**precision._asdict(), "format": None if usual else precision.format}
 
-    choices = [f"{name} {method.remark}".rstrip() for name, method in chosen.items()]
     quantize = Option(
-        "quantize",
-        _one_of(chosen),
-        None,
-        f"{', or '.join(choices)}.",
-        sets,
-        [name for name, method in chosen.items() if method.samples],
-        next(iter(chosen), None),
+        name="quantize",
+        type=_one_of(chosen),
+        default=None,
+        help=", or ".join(f"{m.name} {m.remark}".rstrip() for m in methods if m.name in chosen) + ".",
+        sets=sets,
+        samples=[m.name for m in methods if m.name in chosen and m.samples],
+        metavar=next(iter(chosen), None),
     )
     return _by_name([quantize] * bool(chosen) + [one for method in methods for one in method.options])
 

@@ -4,6 +4,7 @@ import os
 import pytest
 
 from nnfuze_tvm.errors import PolicyError
+from nnfuze_tvm.graph import Lineage
 from nnfuze_tvm.passes.compress.policy import LayerPolicy, Policy
 
 
@@ -29,7 +30,7 @@ def test_load_and_look_up(tmp_path):
     assert policy.for_layer("kw/conv1") == LayerPolicy(keep=0.75, bits=32)
     assert policy.for_layer("kw/l1") == LayerPolicy(keep=1.0, bits=32)
     assert policy.for_layer("speaker/x") == LayerPolicy(keep=0.5, bits=8)
-    assert policy.states_keep("kw/conv1") and not policy.states_keep("kw/other")
+    assert policy.states("kw/conv1", "keep") and not policy.states("kw/other", "keep")
 
 
 def test_exact_name_beats_pattern_and_later_pattern_beats_earlier():
@@ -41,10 +42,10 @@ def test_exact_name_beats_pattern_and_later_pattern_beats_earlier():
 
 def test_alias_largest_wins():
     policy = Policy.parse({"default": {"keep": 0.1}, "layers": {"b/conv": {"keep": 0.5}, "c/conv": {"keep": 0.7}}})
-    aliases = {"b/conv": "a/conv", "c/conv": "a/conv"}
-    assert policy.for_layer("a/conv", aliases).keep == 0.7
+    lineage = Lineage(aliases={"b/conv": "a/conv", "c/conv": "a/conv"})
+    assert policy.for_layer("a/conv", lineage).keep == 0.7
     assert policy.for_layer("a/conv").keep == 0.1
-    policy.validate_layers(["a/conv"], aliases)
+    policy.validate_layers(["a/conv"], lineage)
 
 
 @pytest.mark.parametrize("layer_count", [0, 2])

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from itertools import islice
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import numpy as np
 import tvm
+from pydantic import Field
 from tvm import relax
 from tvm.ir import Call, GenericConst
 from tvm.ir.transform import PassContext, module_pass
@@ -16,12 +18,16 @@ from nnfuze_tvm.errors import InputError
 from nnfuze_tvm.graph import ir
 from nnfuze_tvm.graph.constants import array, constant
 from nnfuze_tvm.graph.dataflow import Emitter, Value, op_name, substitute
-from nnfuze_tvm.passes.compress.calibration import batches, host_executor, load_calibration
-from nnfuze_tvm.passes.compress.policy import Policy
+from nnfuze_tvm.passes.compress.calibration import Executor, batches, host_executor, load_calibration
+from nnfuze_tvm.passes.compress.method import Inputs, Method, Option, PolicyField
 from nnfuze_tvm.passes.compress.prune.channel_groups import ChannelGroup, Coupling, Labels, Layer
 from nnfuze_tvm.passes.compress.prune.channel_rules import CONVOLUTIONS, ELEMENTWISE, slices
 
+if TYPE_CHECKING:
+    from nnfuze_tvm.passes.compress.policy import Policy
+
 Calibration = str | os.PathLike[str] | Mapping[str, np.ndarray]
+Criterion = Literal["l1", "l2", "activation"]
 
 # The mean magnitude of an activation settles after a few samples, and here they cost whole inferences.
 _MOST_BATCHES = 32
@@ -55,6 +61,8 @@ class PruneChannels:
             Models", ICLR 2024), per channel instead of per weight.
     calibration : path of an ``.npz`` file, mapping of input name to ``[N, ...]``, or None
         Needed by ``activation``; at most 32 batches are used.
+    executor : callable, optional
+        Runs the float network for ``activation``; see :data:`nnfuze_tvm.passes.compress.calibration.Executor`.
 
     Raises
     ------
@@ -64,14 +72,21 @@ class PruneChannels:
         If the policy names a layer that the module does not have.
     """
 
-    def __init__(self, policy: Policy, criterion: str = "l1", calibration: Calibration | None = None) -> None:
-        if criterion not in ("l1", "l2", "activation"):
+    def __init__(
+        self,
+        policy: Policy,
+        criterion: Criterion = "l1",
+        calibration: Calibration | None = None,
+        executor: Executor | None = None,
+    ) -> None:
+        if criterion not in get_args(Criterion):
             raise InputError(f"pruning criterion {criterion!r}: there are l1, l2 and activation")
         if criterion == "activation" and calibration is None:
             raise InputError("pruning criterion 'activation' needs calibration data")
         self.policy = policy
         self.criterion = criterion
         self.calibration = calibration
+        self.executor = executor
 
     def transform_module(self, mod: tvm.IRModule, _: PassContext) -> tvm.IRModule:
         """Return the module with the channels removed; the module itself if none is."""
@@ -83,11 +98,11 @@ class PruneChannels:
             for b in coupling.bindings
             if op_name(b.value) in CONVOLUTIONS or op_name(b.value) == "matmul"
         ]
-        aliases = ir.aliases(mod)
-        self.policy.validate_layers(names, aliases)
+        lineage = ir.lineage(mod)
+        self.policy.validate_layers(names, lineage)
         pruned: list[tuple[tvm.ir.GlobalVar, relax.Function]] = []
         for gvar, coupling in couplings:
-            wanted = [(group, self._count(group, aliases)) for group in coupling.groups()]
+            wanted = [(group, self._count(group, lineage)) for group in coupling.groups()]
             shrinking = [(group, count) for group, count in wanted if count < len(group.classes)]
             if shrinking:
                 scores = self._scores(coupling, mod)
@@ -100,12 +115,12 @@ class PruneChannels:
             mod.update_func(gvar, func)
         return mod
 
-    def _count(self, group: ChannelGroup, aliases: Mapping[str, str]) -> int:
+    def _count(self, group: ChannelGroup, lineage: ir.Lineage) -> int:
         """Return how many channels of a group stay."""
         asked = [
-            self.policy.for_layer(layer.name, aliases).keep
+            self.policy.for_layer(layer.name, lineage).keep
             for layer in group.layers
-            if layer.has_own_channels or self.policy.states_keep(layer.name, aliases)
+            if layer.has_own_channels or self.policy.states(layer.name, "keep", lineage)
         ]
         return max(1, round(max(asked) * len(group.classes)))
 
@@ -116,7 +131,7 @@ class PruneChannels:
         activations: dict[str, np.ndarray] = {}
         if self.criterion == "activation":
             assert self.calibration is not None
-            activations = mean_magnitudes(coupling, load_calibration(self.calibration, mod))
+            activations = mean_magnitudes(coupling, load_calibration(self.calibration, mod), self.executor)
         for layer in coupling.layers.values():
             if self.criterion == "activation":
                 if layer.name not in activations:
@@ -148,7 +163,9 @@ def input_norms(layer: Layer) -> np.ndarray:
     return filters.sum((1, *range(3, filters.ndim))).ravel()
 
 
-def mean_magnitudes(coupling: Coupling, samples: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def mean_magnitudes(
+    coupling: Coupling, samples: Mapping[str, np.ndarray], executor: Executor | None = None
+) -> dict[str, np.ndarray]:
     """Return ``mean |x|`` per channel of what each layer reads, for layers that mix removable channels.
 
     Raises
@@ -167,7 +184,7 @@ def mean_magnitudes(coupling: Coupling, samples: Mapping[str, np.ndarray]) -> di
         magnitude = emitter.emit(relax.op.abs(done[layer.data]))
         observed.append(emitter.emit(relax.op.mean(magnitude, others) if others else magnitude))
     main = emitter.finish(coupling.func.params, observed).with_attr("global_symbol", "main")
-    run = host_executor(tvm.IRModule({"main": main}))
+    run = (executor or host_executor)(tvm.IRModule({"main": main}))
     totals = [np.zeros(len(layer.inputs)) for layer in layers]
     used = 0
     for batch in islice(batches(samples, coupling.func), _MOST_BATCHES):
@@ -321,3 +338,43 @@ class _Remover:
             [cut.step for _, cut in new],
             bool(call.attrs.assume_inbound),
         )
+
+
+_FRACTION = Annotated[float, Field(gt=0, le=1)]
+_CRITERION = Option(
+    name="criterion",
+    type=Criterion,
+    default="l2",
+    help="Which channels go first: l1, l2 or activation.",
+    samples=("activation",),
+)
+
+
+def _passes(inputs: Inputs) -> list[tvm.transform.Pass]:
+    return [PruneChannels(inputs.policy, inputs.value(_CRITERION), inputs.samples, inputs.executor)]
+
+
+METHOD = Method(
+    name="pruned",
+    activity="pruning",
+    passes=_passes,
+    wants=lambda layer: layer.keep < 1,
+    fields=(
+        PolicyField(
+            name="keep",
+            type=Annotated[_FRACTION, Field(strict=True, allow_inf_nan=False)],
+            default=1.0,
+            help="fraction of the layer's output channels that stays",
+        ),
+    ),
+    options=(
+        Option(
+            name="prune",
+            type=_FRACTION,
+            default=None,
+            help="Fraction of the channels to keep, for example 0.75.",
+            sets=lambda keep: {"keep": keep},
+        ),
+        _CRITERION,
+    ),
+)
