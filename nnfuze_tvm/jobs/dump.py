@@ -10,6 +10,8 @@ from types import TracebackType
 from typing import Any
 
 import tvm
+from tvm import relax
+from tvm.ir import GenericConst
 from tvm.ir.instrument import pass_instrument
 
 from nnfuze_tvm.errors import InputError
@@ -18,6 +20,8 @@ from nnfuze_tvm.passes import pipeline
 
 # A dump's files and no others: what may be deleted for a new dump.
 _NAME = re.compile(r"\d{2,}-[\w-]+\.py")
+# How TVM prints a constant that is no scalar.
+_CONSTANT = re.compile(r'metadata\["ir\.GenericConst"\]\[(\d+)\]')
 
 
 def open_dump(path: str | os.PathLike[str] | None) -> AbstractContextManager[object]:
@@ -60,10 +64,12 @@ class _Dump:
                 dump._running.append(str(info.name))
 
             def run_after_pass(self, mod: tvm.IRModule, info: tvm.ir.transform.PassInfo) -> None:
+                *outer, own = dump._running
                 dump._running.pop()
-                phase = pipeline.phase_name(dump._running[-1]) if dump._running else None
-                if phase is not None:
-                    dump._write(phase, str(info.name), mod)
+                # A phase within a pass is another module's, such as the one that calibration runs.
+                phases = [phase for name in outer if (phase := pipeline.phase_name(name))]
+                if len(phases) == 1 and pipeline.phase_name(outer[-1]):
+                    dump._write(phases[0], own, mod)
 
         self._context = tvm.transform.PassContext(instruments=[Instrument()])
         self._context.__enter__()
@@ -83,5 +89,22 @@ class _Dump:
 
 
 def _text(mod: tvm.IRModule) -> str:
-    """Return a module as TVMScript, in which a constant is its shape and type."""
-    return mod.script(show_meta=False) + "\n"
+    """Return a module as TVMScript, with shape and type in place of large constants."""
+    text = mod.script(show_meta=False, int_dtype="int64")
+    constants: list[GenericConst] = []
+
+    def collect(expr: relax.Expr) -> None:
+        if isinstance(expr, GenericConst) and expr.value.ndim and not any(expr.same_as(one) for one in constants):
+            constants.append(expr)
+
+    # The printer numbers them in the order in which it meets them.
+    for _, func in sorted(mod.functions_items(), key=lambda item: item[0].name_hint):
+        if isinstance(func, relax.Function):
+            relax.analysis.post_order_visit(func, collect)
+    if len(set(_CONSTANT.findall(text))) == len(constants):
+        text = _CONSTANT.sub(lambda found: _described(constants[int(found[1])]), text)
+    return text.split("\n# Metadata omitted")[0].rstrip() + "\n"
+
+
+def _described(constant: GenericConst) -> str:
+    return f'constant("{constant.value.dtype}{list(map(int, constant.value.shape))}")'
