@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,12 +25,19 @@ from nnfuze_tvm.devices.remote import tracker as trackers
 from nnfuze_tvm.devices.toolchain import export_library
 from nnfuze_tvm.errors import DeviceError, InputError
 from nnfuze_tvm.jobs.announce import Announce, silent
+from nnfuze_tvm.jobs.dump import open_dump
 from nnfuze_tvm.jobs.graphs import make_graphs
 from nnfuze_tvm.jobs.request import NetworkRequest, model_path
 from nnfuze_tvm.jobs.tune import check_reachable, found_earlier
 
 
-def analyze(models: Sequence[str], *, announce: Announce = silent, **fields: Any) -> Analysis:
+def analyze(
+    models: Sequence[str],
+    *,
+    dump_ir: str | os.PathLike[str] | None = None,
+    announce: Announce = silent,
+    **fields: Any,
+) -> Analysis:
     """Build the network's kernels, time each of them and the machine, and say what each is bound by.
 
     Code for another CPU is not run without a tracker: then the catalogue's figures of the board are taken, no kernel is
@@ -39,6 +47,8 @@ def analyze(models: Sequence[str], *, announce: Announce = silent, **fields: Any
     ----------
     models : sequence of str
         ONNX files, ``path`` or ``task=path``.
+    dump_ir : path, optional
+        A directory for the module after every pass, as text.
     announce : callable
         Is told what is being done, in a few words.
     **fields
@@ -57,11 +67,12 @@ def analyze(models: Sequence[str], *, announce: Announce = silent, **fields: Any
     if misfit:
         _check_catalogue(request.target, target, request.threads, misfit, expected)
     check_reachable(request.tracker, request.key, request.wait)
-    graphs = make_graphs(request, announce)
-    database = found_earlier(request.work_dir) if request.work_dir else None
-    announce("building the kernels")
-    fused = build.fuse(graphs.last, target)
-    lowered = build.schedule(fused, target, database)
+    with open_dump(dump_ir):
+        graphs = make_graphs(request, announce)
+        database = found_earlier(request.work_dir) if request.work_dir else None
+        announce("building the kernels")
+        fused = build.fuse(graphs.last, target)
+        lowered = build.schedule(fused, target, database)
     times: dict[str, float] = {}
     if misfit and expected:
         machine = expected

@@ -186,7 +186,7 @@ def _manifest(
             )
             for k in kernels
         ],
-        hardware=HardwareRecord.model_validate(Hardware.of(target), from_attributes=True),
+        hardware=HardwareRecord.of(Hardware.of(target)),
         metrics=report.final.model_dump(mode="json", exclude={"name", "reference"}, exclude_none=True),
         versions=report.versions,
     )

@@ -17,7 +17,7 @@ from tvm.script import tirx as T
 import nnfuze_tvm
 from nnfuze_tvm import cli
 from nnfuze_tvm.deploy import build, deployment
-from nnfuze_tvm.deploy.bundle import Bundle, unfit, write_bundle
+from nnfuze_tvm.deploy.bundle import Bundle, unfit
 from nnfuze_tvm.deploy.manifest import InputRecord, Manifest, OutputRecord, describe_target, signature_records
 from nnfuze_tvm.deploy.runner import made_up, signature
 from nnfuze_tvm.devices.cpu import Cpu
@@ -26,6 +26,7 @@ from nnfuze_tvm.devices.targets import resolve
 from nnfuze_tvm.errors import BundleError, DeviceError, InputError
 from nnfuze_tvm.frontend import load
 from nnfuze_tvm.passes import pipeline
+from tests.bundles import write_bundle
 from tests.tiny_networks import classifier, samples
 
 
@@ -110,14 +111,14 @@ def test_inputs_that_do_not_fit(bundle: Path, tracker: str) -> None:
 
 def test_command(bundle: Path, tracker: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["deploy", str(bundle), "--tracker", tracker, "--key", "board"]
-    assert cli.run([*command, "--repeat", "2", "--json"]) == 0
+    assert cli.main([*command, "--repeat", "2", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     wanted = Bundle.load(bundle).run(made_up(Bundle.load(bundle).inputs))
     np.testing.assert_array_equal(np.float32(printed["outputs"]["one"]), wanted["one"])
     assert len(printed["seconds"]) == 2
     np.savez(tmp_path / "x.npz", x=samples(2))
     files = ["--inputs", str(tmp_path / "x.npz"), "--output", str(tmp_path / "y.npz")]
-    assert cli.run([*command, *files]) == 0
+    assert cli.main([*command, *files]) == 0
     shown = capsys.readouterr().out
     assert "20 inferences" in shown
     assert str(tmp_path / "y.npz") in shown
@@ -130,7 +131,7 @@ def test_nothing_is_done_when_the_output_can_not_be_written(
     bundle: Path, tracker: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["deploy", str(bundle), "--tracker", tracker, "--key", "board", "-o", str(tmp_path / "no" / "y.npz")]
-    assert cli.run(command) == 2
+    assert cli.main(command) == 2
     error = capsys.readouterr().err.splitlines()
     assert error[-1].startswith("error: --output")
     assert not any("board" in line for line in error[:-1])

@@ -119,6 +119,8 @@ class TuningDirectory(JobDirectory):
 
     Attributes
     ----------
+    journal : Journal
+        The trials.
     workloads : list of str
         The kernels that earlier runs knew, one line of MetaSchedule's database each.
 
@@ -130,7 +132,7 @@ class TuningDirectory(JobDirectory):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         super().__init__(path, "tuning job")
-        self._journal = Journal(self.path / _JOURNAL, _trial)
+        self.journal = Journal(self.path / _JOURNAL, _trial)
         self._finals = Journal(self.path / "finals.jsonl", _final)
         self.workloads = _read_workloads(self.path / _WORKLOADS)
         self._target: Any = None
@@ -138,11 +140,11 @@ class TuningDirectory(JobDirectory):
     @property
     def trials(self) -> list[Trial]:
         """All trials, those of earlier runs included."""
-        return self._journal.lines
+        return self.journal.lines
 
     def append(self, trial: Trial) -> None:
         """Write one trial; it is on the disk when this returns."""
-        self._journal.append(trial)
+        self.journal.append(trial)
 
     def decide(self, final: Final) -> None:
         """Write the comparison that ends a kernel; it is on the disk when this returns."""
@@ -156,7 +158,7 @@ class TuningDirectory(JobDirectory):
     def discard_journal(self) -> Path:
         """Set the journal aside, and return where."""
         aside = self.path / "journal.failed.jsonl"
-        os.replace(self._journal.path, aside)
+        os.replace(self.journal.path, aside)
         self._finals.path.unlink(missing_ok=True)
         return aside
 
