@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tvm import relax
 
 from nnfuze_tvm.analysis import metrics
+from nnfuze_tvm.deploy.executor import host_executor
 from nnfuze_tvm.devices.targets import llvm_features, resolve
 from nnfuze_tvm.errors import InputError
 from nnfuze_tvm.frontend import load
@@ -143,7 +144,7 @@ class Graphs:
         self.policy.validate_layers(layers, lineage)
         chosen = [self.policy.for_layer(name, lineage) for name in layers]
         self.calibration = self._calibration(options, merged, chosen)
-        inputs = method.Inputs(self.policy, self.calibration, options.model_dump())
+        inputs = method.Inputs(self.policy, self.calibration, options.model_dump(), host_executor)
         for way in pipeline.METHODS:
             if any(map(way.asked_by, chosen)):
                 way.check_features(llvm_features(resolve(options.target)), options.target)
