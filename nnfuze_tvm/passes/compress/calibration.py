@@ -211,9 +211,9 @@ def observing(func: relax.Function, tensors: Sequence[Value]) -> tvm.IRModule:
 
 def prepare(mod: tvm.IRModule, executor: Executor | None) -> Run:
     """Return a function that runs ``mod``."""
-    if executor is None:
-        from nnfuze_tvm.deploy.executor import host_executor as executor
-    return executor(mod)
+    from nnfuze_tvm.deploy.executor import host_executor
+
+    return (executor or host_executor)(mod)
 
 
 def _relax_functions(mod: tvm.IRModule) -> list[tuple[tvm.ir.GlobalVar, relax.Function]]:
