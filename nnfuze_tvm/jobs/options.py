@@ -145,11 +145,10 @@ class Graphs:
         chosen = [self.policy.for_layer(name, lineage) for name in layers]
         self.calibration = self._calibration(options, merged, chosen)
         inputs = method.Inputs(self.policy, self.calibration, options.model_dump(), host_executor)
-        for way in pipeline.METHODS:
-            if any(map(way.asked_by, chosen)):
-                way.check_features(llvm_features(resolve(options.target)), options.target)
-                announce(way.activity)
-                self.stages[way.name] = _run(way.passes(inputs), self.last)
+        for way in method.asked(pipeline.METHODS, chosen):
+            way.check_features(llvm_features(resolve(options.target)), options.target)
+            announce(way.activity)
+            self.stages[way.name] = _run(way.passes(inputs), self.last)
 
     @property
     def last(self) -> tvm.IRModule:
@@ -174,9 +173,8 @@ class Graphs:
             from nnfuze_tvm.passes.compress.calibration import load_calibration
 
             return load_calibration(options.calibration, merged)
-        for way in pipeline.METHODS:
-            if any(map(way.asked_by, chosen)):
-                way.check_samples(str(options.policy))
+        for way in method.asked(pipeline.METHODS, chosen):
+            way.check_samples(str(options.policy))
         return None
 
 
