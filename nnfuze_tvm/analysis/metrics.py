@@ -239,7 +239,9 @@ def kernels(lowered: tvm.IRModule) -> list[LoweredKernel]:
         used_by.setdefault(name, {}).update(dict.fromkeys(tasks.get(binding.var, ())))
         layers.setdefault(name, {}).update(dict.fromkeys(ir.layers_of(binding.var)))
     return [
-        LoweredKernel(name, calls[name], arguments[name], tuple(used_by[name]), tuple(layers[name]), *_schedule(lowered[name]))
+        LoweredKernel(
+            name, calls[name], arguments[name], tuple(used_by[name]), tuple(layers[name]), *_schedule(lowered[name])
+        )
         for name in calls
     ]
 

@@ -6,6 +6,7 @@ A module of this package is a verb if it has a function ``command``, whose docst
 
 from __future__ import annotations
 
+import math
 import pkgutil
 import signal
 import sys
@@ -59,7 +60,7 @@ def verbs() -> dict[str, ModuleType]:
     """Return the verbs by name, in the order in which ``--help`` lists them."""
     modules = [import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
     found = [module for module in modules if hasattr(module, "command") or hasattr(module, "app")]
-    found.sort(key=lambda module: (getattr(module, "POSITION", len(found)), module.__name__))
+    found.sort(key=lambda module: (getattr(module, "POSITION", math.inf), module.__name__))
     return {module.__name__.rpartition(".")[2].replace("_", "-"): module for module in found}
 
 

@@ -7,7 +7,18 @@ from typing import Annotated
 import typer
 
 from nnfuze_tvm.cli.console import out, progress
-from nnfuze_tvm.cli.options import AsJson, Boards, Calibration, Compression, DumpIR, Inputs, Models, Target, Threads, WorkDir
+from nnfuze_tvm.cli.options import (
+    AsJson,
+    Boards,
+    Calibration,
+    Compression,
+    DumpIR,
+    Inputs,
+    Models,
+    Target,
+    Threads,
+    WorkDir,
+)
 
 POSITION = 0
 EXAMPLES = """

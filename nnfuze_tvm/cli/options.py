@@ -91,7 +91,10 @@ def _compression_options() -> dict[str, tuple[Any, Any]]:
     from nnfuze_tvm.passes.compress import method
 
     found = {
-        name: (Annotated[_plain(option.type) | None, typer.Option(help=option.help, metavar=option.metavar)], option.default)
+        name: (
+            Annotated[_plain(option.type) | None, typer.Option(help=option.help, metavar=option.metavar)],
+            option.default,
+        )
         for name, option in method.options(pipeline.METHODS).items()
     }
     file = typer.Option("--policy", help="JSON file: compression layer by layer, before the options above.")
@@ -124,7 +127,9 @@ def _parse_shapes(texts: Sequence[str]) -> dict[str, list[int]]:
     return shapes
 
 
-_SHARE_INPUT = typer.Option(help="An input that is one and the same in all tasks. By default: equal name, shape, dtype.")
+_SHARE_INPUT = typer.Option(
+    help="An input that is one and the same in all tasks. By default: equal name, shape, dtype."
+)
 _SHAPE = typer.Option(help="Shape of an input, where the file leaves it open: name=1,3,224,224.")
 _TRACKER = typer.Option(help="RPC tracker of the boards: host:port.")
 _KEY = typer.Option(help="Key of the boards at the tracker.")

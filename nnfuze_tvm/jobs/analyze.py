@@ -140,9 +140,7 @@ def _session(tracker: str | None, key: str | None) -> Iterator[tuple[tvm.rpc.RPC
         remote, board = trackers.request(trackers.connect(tracker), key)
         yield remote, f"{key} at {board}"
     except (OSError, RuntimeError, tvm.error.RPCError) as error:
-        raise DeviceError(
-            f"device {key!r} of tracker {tracker}: measuring failed ({trackers.reason(error)})"
-        ) from None
+        raise DeviceError(f"device {key!r} of tracker {tracker}: measuring failed ({trackers.reason(error)})") from None
     finally:
         if remote is not None:
             trackers.end_session(remote)

@@ -101,9 +101,7 @@ def compile(
     with staged(output, force=force) as directory, tempfile.TemporaryDirectory(prefix="nnfuze-") as scratch:
         builder = Builder(target, request.threads, Path(scratch))
         library = directory / LIBRARY
-        built = build_stages(
-            builder, graphs, database, library, compare=request.compare, trace=dump, announce=announce
-        )
+        built = build_stages(builder, graphs, database, library, compare=request.compare, trace=dump, announce=announce)
         report = Report(
             tasks=graphs.tasks,
             target=request.target,

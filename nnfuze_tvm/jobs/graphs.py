@@ -10,10 +10,11 @@ import tvm
 from tvm import relax
 
 from nnfuze_tvm.analysis import metrics
+from nnfuze_tvm.deploy.executor import host_executor
 from nnfuze_tvm.devices.targets import llvm_features, resolve
 from nnfuze_tvm.frontend import load
 from nnfuze_tvm.graph import ir
-from nnfuze_tvm.jobs.announce import Announce
+from nnfuze_tvm.jobs.announce import Announce, silent
 from nnfuze_tvm.jobs.request import NetworkRequest
 from nnfuze_tvm.passes import pipeline
 from nnfuze_tvm.passes.compress import method
@@ -69,7 +70,7 @@ class Graphs:
         return _run(pipeline.merge_phases(), ir.with_task_outputs(tvm.IRModule(functions), outputs))
 
 
-def make_graphs(request: NetworkRequest, announce: Announce) -> Graphs:
+def make_graphs(request: NetworkRequest, announce: Announce = silent) -> Graphs:
     """Load the networks, merge them, and compress the merged one as options and policy say.
 
     Raises
@@ -92,7 +93,7 @@ def make_graphs(request: NetworkRequest, announce: Announce) -> Graphs:
             one.check_samples(str(request.policy))
         one.check_features(features, request.target)
     stages = {"merged": merged}
-    inputs = method.Inputs(policy, samples, request.options)
+    inputs = method.Inputs(policy, samples, request.options, host_executor)
     for one in asked:
         announce(one.activity)
         stages[one.name] = pipeline.compression_phase(one, inputs)(list(stages.values())[-1])

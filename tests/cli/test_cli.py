@@ -74,6 +74,8 @@ def test_a_new_verb_is_one_file(
         "    print('hello', *models)\n"
     )
     monkeypatch.setattr(cli, "__path__", [*cli.__path__, str(tmp_path)])
+    monkeypatch.setitem(sys.modules, "nnfuze_tvm.cli.greet", None)
+    del sys.modules["nnfuze_tvm.cli.greet"]
     assert list(cli.verbs()) == [
         "compile", "tune", "analyze", "run", "deploy", "bench", "inspect", "devices", "greet",
     ]  # fmt: skip

@@ -12,6 +12,7 @@ from nnfuze_tvm import cli
 from nnfuze_tvm.devices.remote.tracker import EmbeddedTracker
 from tests.tiny_networks import samples, save_pair
 
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return save_pair(tmp_path_factory.mktemp("models"))

@@ -184,11 +184,11 @@ def collect_ranges(
     samples
         Checked samples, see :func:`load_calibration`.
     executor
-        Builds and runs the function; by default with this package's own schedules on this machine.
+        Runs the function; see :func:`prepare` for the default.
     """
     ranges = {tensor: Range(axis) for tensor, axis in tensors.items()}
     inner = [tensor for tensor in ranges if tensor not in set(func.params)]
-    run = (executor or host_executor)(observing(func, inner)) if inner else None
+    run = prepare(observing(func, inner), executor) if inner else None
     for batch in batches(samples, func):
         for param in func.params:
             if param in ranges:
@@ -209,20 +209,11 @@ def observing(func: relax.Function, tensors: Sequence[Value]) -> tvm.IRModule:
     return tvm.IRModule({"main": main.with_attr("global_symbol", "main")})
 
 
-def host_executor(mod: tvm.IRModule) -> Run:
-    """Build ``mod`` for this machine with the package's own schedules."""
-    # Here, because the lowering imports the passes, and a pass imports this module.
-    from nnfuze_tvm.deploy import build
-    from nnfuze_tvm.devices import targets
+def prepare(mod: tvm.IRModule, executor: Executor | None) -> Run:
+    """Return a function that runs ``mod``."""
+    from nnfuze_tvm.deploy.executor import host_executor
 
-    machine = relax.VirtualMachine(build.build(mod, targets.resolve("host")), tvm.cpu())
-    names = [param.name for param in mod["main"].params]
-
-    def run(inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        outputs = machine["main"](*(tvm.runtime.tensor(np.ascontiguousarray(inputs[name])) for name in names))
-        return [output.numpy() for output in outputs]
-
-    return run
+    return (executor or host_executor)(mod)
 
 
 def _relax_functions(mod: tvm.IRModule) -> list[tuple[tvm.ir.GlobalVar, relax.Function]]:

@@ -71,7 +71,7 @@ class InsertQDQ:
         Subtract from each bias the mean error that the rounded weights cause on the samples (Nagel et al.,
         "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019).
     executor : callable, optional
-        Builds and runs the float network; by default the package's own build on this machine.
+        Runs the float network; see :func:`nnfuze_tvm.passes.compress.calibration.prepare` for the default.
 
     Raises
     ------

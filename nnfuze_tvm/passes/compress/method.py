@@ -221,6 +221,19 @@ class Method:
             raise InputError(f"--target {target}: {self.features.message}")
 
 
+def asked(methods: Sequence[Method], layers: Sequence[LayerPolicy]) -> list[Method]:
+    """Return the methods that a policy asks for, in order: the stages of a compilation.
+
+    Parameters
+    ----------
+    methods
+        The methods, `pipeline.METHODS`.
+    layers
+        What the policy says of each layer of the network.
+    """
+    return [method for method in methods if any(map(method.asked_by, layers))]
+
+
 def precisions(methods: Sequence[Method]) -> tuple[Precision, ...]:
     """Return what layers can compute in; of those with the same bits the first is the usual one."""
     return (*(method.precision for method in methods if method.precision is not None), FLOAT32)

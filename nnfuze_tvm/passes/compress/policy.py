@@ -12,24 +12,21 @@ there are; ``bits`` is short for ``weights``, ``activations`` and the format tha
 from __future__ import annotations
 
 import difflib
-import functools
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import ValidationError
 
 from nnfuze_tvm.errors import PolicyError
 from nnfuze_tvm.graph.ir import Lineage
 from nnfuze_tvm.passes import pipeline
-from nnfuze_tvm.passes.compress.method import Method, PolicyField, Precision, find_precision, policy_fields, precisions
-
-_PRECISION = ("weights", "activations", "format")
+from nnfuze_tvm.passes.compress.method import Precision
+from nnfuze_tvm.passes.compress.schema import Schema, complaint, schema_of
 
 
 class LayerPolicy:
@@ -55,11 +52,11 @@ class LayerPolicy:
     precision: Precision
 
     def __init__(self, **stated: Any) -> None:
-        schema = _schema(pipeline.METHODS)
+        schema = schema_of(pipeline.METHODS)
         try:
             self.stated = schema.entry.model_validate(stated).model_dump(exclude_unset=True)
         except ValidationError as error:
-            raise PolicyError(_first_complaint(error)) from None
+            raise PolicyError(complaint(error)) from None
         values = {**schema.defaults, **schema.expanded(self.stated)}
         self.precision = schema.precision(values)
         self.__dict__.update(values, format=self.precision.format)
@@ -127,13 +124,13 @@ class Policy:
             self._default = self._schema.expanded(self.default, "default")
             self._layers = {name: self._schema.expanded(entry, f"layers.{name}") for name, entry in self.layers.items()}
         except ValidationError as error:
-            raise PolicyError(f"{source}: {_first_complaint(error)}") from None
+            raise PolicyError(f"{source}: {complaint(error)}") from None
         except PolicyError as error:
             raise PolicyError(f"{source}: {error}") from None
 
     @property
-    def _schema(self) -> _Schema:
-        return _schema(pipeline.METHODS)
+    def _schema(self) -> Schema:
+        return schema_of(pipeline.METHODS)
 
     def __eq__(self, other: object) -> bool:
         defaults = self._schema.defaults
@@ -297,79 +294,6 @@ class Policy:
                 yield entry[field]
 
 
-@dataclass(frozen=True)
-class _Schema:
-    """What policies may say where there are certain methods.
-
-    Attributes
-    ----------
-    fields
-        The fields by name, without ``bits``.
-    precisions
-        What layers can compute in.
-    entry, document
-        What pydantic checks what is said of a layer by, and a whole policy.
-    """
-
-    fields: Mapping[str, PolicyField]
-    precisions: Sequence[Precision]
-    entry: type[BaseModel]
-    document: type[BaseModel]
-
-    @property
-    def defaults(self) -> dict[str, Any]:
-        """The values of fields of which nothing is stated."""
-        return {name: field.default for name, field in self.fields.items()}
-
-    def expanded(self, entry: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-        """Return an entry with ``bits`` spelled out; its format is None, which means the usual one."""
-        if entry.get("bits") is None:
-            return dict(entry)
-        bits = entry["bits"]
-        usual = find_precision(self.precisions, bits, bits)
-        assert usual is not None
-        for field in _PRECISION:
-            if entry.get(field) not in (None, getattr(usual, field)):
-                raise PolicyError(
-                    f"field {'.'.join(filter(None, [where, field]))!r} is {entry[field]!r}, but bits {bits} means "
-                    f"{getattr(usual, field)!r}; state one of them"
-                )
-        rest = {field: value for field, value in entry.items() if field != "bits"}
-        return {**rest, "weights": bits, "activations": bits, "format": None}
-
-    def precision(self, values: Mapping[str, Any]) -> Precision:
-        """Return what a layer with these values computes in.
-
-        Raises
-        ------
-        PolicyError
-            If no method takes them together.
-        """
-        found = find_precision(self.precisions, *(values[field] for field in _PRECISION))
-        if found is None:
-            format = f" ({values['format']})" if values["format"] else ""
-            raise PolicyError(
-                f"weights {values['weights']} with activations {values['activations']}{format}: no method takes them; "
-                f"there are {'; '.join(map(str, self.precisions))}"
-            )
-        return found
-
-
-@functools.lru_cache(maxsize=8)
-def _schema(methods: tuple[Method, ...]) -> _Schema:
-    fields, known = policy_fields(methods), precisions(methods)
-    types = {name: field.type for name, field in fields.items()}
-    types["bits"] = Literal[tuple(dict.fromkeys(p.weights for p in known if p.weights == p.activations))]
-    entry = _model("LayerPolicy", {name: (type, None) for name, type in types.items()})
-    override: Any = _model("LayerOverride", {name: (type | None, None) for name, type in types.items()})
-    document = _model("Policy", {"default": (entry, {}), "layers": (dict[str, override], {})})
-    return _Schema(fields, known, entry, document)
-
-
-def _model(name: str, fields: dict[str, Any]) -> Any:
-    return create_model(name, __config__=ConfigDict(extra="forbid"), **fields)
-
-
 # Not None, which of a format means the usual one.
 _NOTHING = object()
 
@@ -387,17 +311,3 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"the key {key!r} is there twice")
         result[key] = value
     return result
-
-
-def _first_complaint(error: ValidationError) -> str:
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        return f"unknown field {where!r}"
-    if where == "":
-        return "the policy must be a JSON object"
-    if first["type"] == "literal_error" and first["loc"][-1] in (*_PRECISION, "bits"):
-        there = first["ctx"]["expected"].replace(" or ", " and ")
-        return f"field {where!r} {first['input']!r:.60}: no method takes it; there are {there}"
-    message = first["msg"].replace("Input should", "should")
-    return f"field {where!r} {message[0].lower()}{message[1:]}, not {first['input']!r:.60}"

@@ -18,7 +18,7 @@ from nnfuze_tvm.errors import InputError
 from nnfuze_tvm.graph import ir
 from nnfuze_tvm.graph.constants import array, constant
 from nnfuze_tvm.graph.dataflow import Emitter, Value, op_name, substitute
-from nnfuze_tvm.passes.compress.calibration import Executor, batches, host_executor, load_calibration
+from nnfuze_tvm.passes.compress.calibration import Executor, batches, load_calibration, prepare
 from nnfuze_tvm.passes.compress.method import Inputs, Method, Option, PolicyField
 from nnfuze_tvm.passes.compress.prune.channel_groups import ChannelGroup, Coupling, Labels, Layer
 from nnfuze_tvm.passes.compress.prune.channel_rules import CONVOLUTIONS, ELEMENTWISE, slices
@@ -62,7 +62,7 @@ class PruneChannels:
     calibration : path of an ``.npz`` file, mapping of input name to ``[N, ...]``, or None
         Needed by ``activation``; at most 32 batches are used.
     executor : callable, optional
-        Runs the float network for ``activation``; see :data:`nnfuze_tvm.passes.compress.calibration.Executor`.
+        Runs the float network for ``activation``; see :func:`nnfuze_tvm.passes.compress.calibration.prepare`.
 
     Raises
     ------
@@ -184,7 +184,7 @@ def mean_magnitudes(
         magnitude = emitter.emit(relax.op.abs(done[layer.data]))
         observed.append(emitter.emit(relax.op.mean(magnitude, others) if others else magnitude))
     main = emitter.finish(coupling.func.params, observed).with_attr("global_symbol", "main")
-    run = (executor or host_executor)(tvm.IRModule({"main": main}))
+    run = prepare(tvm.IRModule({"main": main}), executor)
     totals = [np.zeros(len(layer.inputs)) for layer in layers]
     used = 0
     for batch in islice(batches(samples, coupling.func), _MOST_BATCHES):
