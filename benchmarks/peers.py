@@ -31,8 +31,8 @@ from benchmarks.engines.base import Engine, Unavailable, relative_error
 from benchmarks.engines.onnxruntime import reference
 from benchmarks.interleaved import Timing, interleaved
 from benchmarks.workloads import Workload, workload
-from nnfuze_tvm.errors import NNFuzeError
 from nnfuze_tvm.devices import cpu
+from nnfuze_tvm.errors import NNFuzeError
 from nnfuze_tvm.report import text
 
 UNTUNED, TUNED = "nnfuze", "nnfuze tuned"

@@ -1,7 +1,8 @@
 """``nnfuze``: arguments in, results printed. One file per verb; what the verbs do is in `jobs` and `deploy`.
 
 A module of this package is a verb if it has a function ``command``, whose docstring is its help, or a Typer application
-``app``; ``EXAMPLES`` is printed below its help, and ``POSITION`` its place in the list of verbs. A new verb is a new file.
+``app``; ``EXAMPLES`` is printed below its help, and ``POSITION`` is its place in the list of verbs. A new verb is a new
+file.
 """
 
 from __future__ import annotations

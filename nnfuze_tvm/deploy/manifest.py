@@ -69,7 +69,7 @@ class TargetRecord(_Record):
 
 
 class KernelRecord(_Record):
-    """A kernel: how often one inference calls it, its arguments as (shape, dtype), and what `metrics.LoweredKernel` says."""
+    """A kernel: calls per inference, its arguments as (shape, dtype), and what `metrics.LoweredKernel` says."""
 
     name: str
     calls: int

@@ -1,4 +1,4 @@
-"""What ``nnfuze analyze`` does: builds a network's kernels, times each of them and the machine, and sets them side by side."""
+"""What ``nnfuze analyze`` does: a network's kernels built and timed, beside what the machine can do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The directory of a job: held by one process, bound to what the job is about, written so that it survives being killed.
+"""The directory of a job: held by one process, bound to what the job is about, safe from being killed.
 
 - ``job.json``: what the job is about.
 - ``logs/``: what the job and its child processes print; ``logs/processes.log`` is theirs.

@@ -1,4 +1,4 @@
-"""The graphs of a compilation: the networks as loaded, merged, and compressed method by method; none of them lowered."""
+"""The graphs of a compilation: networks as loaded, merged, and compressed method by method; none is lowered."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What compile, tune and analyze are asked for: checked records, by the names that the command line and Python share."""
+"""What compile, tune and analyze are asked for: checked records, by names that command line and Python share."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class NetworkRequest(BaseModel):
         own = {name: value for name, value in fields.items() if name not in options}
         try:
             chosen = checker(**{name: value for name, value in fields.items() if name in options})
-            request = cls(models=models or [], options=chosen.model_dump(), **own)
+            request = cls(models=list(models or []), options=chosen.model_dump(), **own)
         except ValidationError as error:
             first = error.errors()[0]
             name = str(first["loc"][0]).replace("_", "-")

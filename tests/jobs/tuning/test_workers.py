@@ -16,9 +16,9 @@ from nnfuze_tvm.deploy import build
 from nnfuze_tvm.devices import targets, toolchain
 from nnfuze_tvm.devices.processes import Nursery
 from nnfuze_tvm.devices.remote.tracker import EmbeddedTracker
+from nnfuze_tvm.jobs.pool import Pool
 from nnfuze_tvm.jobs.tuning import workers
 from nnfuze_tvm.jobs.tuning.kernels import extract
-from nnfuze_tvm.jobs.pool import Pool
 from tests.jobs.tuning import standin
 
 
