@@ -101,6 +101,7 @@ class JobDirectory:
             before = json.loads(path.read_text())
         except (OSError, ValueError):
             before = {}
+        before = before if isinstance(before, dict) else {}
         for name in fixed:
             if before.get(name, facts[name]) != facts[name]:
                 raise InputError(

@@ -88,7 +88,7 @@ class NetworkRequest(BaseModel):
         own = {name: value for name, value in fields.items() if name not in options}
         try:
             chosen = checker(**{name: value for name, value in fields.items() if name in options})
-            request = cls(models=list(models or []), options=chosen.model_dump(), **own)
+            request = cls.model_validate({"models": models or [], "options": chosen.model_dump(), **own})
         except ValidationError as error:
             first = error.errors()[0]
             name = str(first["loc"][0]).replace("_", "-")

@@ -189,8 +189,8 @@ class TuningDirectory(JobDirectory):
         for id_ in best:
             if final := self.final(id_):
                 decisions = final.decisions[final.winner]
-                won = next(t for t in self.trials if t.kernel == id_ and t.decisions == decisions)
-                records[id_] = won.trace, final.seconds[final.winner]
+                for won in (t for t in self.trials if t.kernel == id_ and t.decisions == decisions):
+                    records[id_] = won.trace, final.seconds[final.winner]
         lines = [
             json.dumps([index, [*records[id_], self._target, None]])
             for index, id_ in enumerate(map(kernel_id, self.workloads))
@@ -229,7 +229,11 @@ def load_database(work_dir: str | os.PathLike[str]) -> ms.database.JSONDatabase:
     path = Path(work_dir)
     if not has_records(path):
         raise InputError(f"work directory {path}: no tuning job was run there")
+    workloads = _read_workloads(path / _WORKLOADS)
     try:
+        # TVM reads them with threads of its own, in which many a damage ends the process.
+        for line in (path / _RECORDS).read_text(encoding="utf-8").splitlines():
+            _check_record(json.loads(line), workloads)
         return ms.database.JSONDatabase(work_dir=str(path), allow_missing=False)
     except Exception as err:  # TVM raises many kinds here
         raise InputError(f"work directory {path}: the database is damaged; run the tuning job again") from err
@@ -250,11 +254,42 @@ def _read_workloads(path: Path) -> list[str]:
     return lines
 
 
+def _check_record(line: Any, workloads: Sequence[str]) -> None:
+    """Raise some exception if a line is no tuning record of one of the kernels."""
+    index, record = line
+    (_, _), seconds, target, _ = record
+    if type(index) is not int or not 0 <= index < len(workloads):
+        raise ValueError(f"no kernel {index}")
+    if not seconds or not all(isinstance(second, float) and second > 0 for second in seconds):
+        raise ValueError(f"no times: {seconds}")
+    tvm.target.Target(target)
+    ms.database.TuningRecord.from_json(record, ms.database.Workload.from_json(json.loads(workloads[index])))
+
+
 def _trial(fields: dict[str, Any]) -> Trial:
-    changed = {"decisions": tuple(fields["decisions"]), "lost": tuple(fields.get("lost", ()))}
+    changed = {
+        "decisions": _decisions(fields["decisions"]),
+        "seconds": None if fields["seconds"] is None else _seconds(fields["seconds"]),
+        "lost": tuple(fields.get("lost", ())),
+    }
     return Trial(**{**fields, **changed})
 
 
 def _final(fields: dict[str, Any]) -> Final:
-    changed = {"decisions": tuple(map(tuple, fields["decisions"])), "seconds": tuple(fields["seconds"])}
+    changed = {
+        "decisions": tuple(map(_decisions, fields["decisions"])),
+        "seconds": tuple(map(_seconds, fields["seconds"])),
+    }
+    if not len(changed["decisions"]) == len(changed["seconds"]) > 0:
+        raise ValueError("not as many times as candidates")
     return Final(**{**fields, **changed})
+
+
+def _decisions(values: Any) -> Decisions:
+    return tuple(int(value) for value in values)
+
+
+def _seconds(values: Any) -> list[float]:
+    if not values:
+        raise ValueError("no times")
+    return [float(value) for value in values]
