@@ -41,6 +41,8 @@ class Layer:
         Shape of its output.
     depth : int
         Number of layers on the longest way from an input to it.
+    origins : tuple of str
+        The networks' own layers whose work it does, or a part of it (`graph.Lineage.names`).
     """
 
     name: str
@@ -51,6 +53,7 @@ class Layer:
     tasks: tuple[str, ...]
     shape: tuple[int, ...]
     depth: int
+    origins: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,7 @@ def layers(mod: tvm.IRModule) -> list[Layer]:
     In a module after `InsertQDQ` a layer counts as integer if its input and its weight are dequantized.
     """
     found: list[Layer] = []
+    lineage = ir.lineage(mod)
     for func, owners in _functions(mod):
         bound = {b.var: b.value for b in bindings(func)}
         tasks = _tasks_of(func, owners)
@@ -137,6 +141,7 @@ def layers(mod: tvm.IRModule) -> list[Layer]:
                         tasks=tuple(tasks.get(binding.var, ())),
                         shape=_shape(binding.var),
                         depth=depth,
+                        origins=tuple(lineage.names(binding.var.name)),
                     )
                 )
     return found

@@ -47,7 +47,13 @@ def test_integer_convolutions_are_exact(kind, groups, stride, dilation):
         with builder.dataflow():
             convolve = getattr(op.nn, kind)
             call = convolve(
-                data, relax.const(weights), strides=stride, padding=1, dilation=dilation, groups=groups, out_dtype="int32"
+                data,
+                relax.const(weights),
+                strides=stride,
+                padding=1,
+                dilation=dilation,
+                groups=groups,
+                out_dtype="int32",
             )
             result = builder.emit_output(relax.Tuple([builder.emit(call)]))
         builder.emit_func_output(result)
@@ -88,5 +94,3 @@ def test_calls_of_constants_keep_their_type():
     assert result is not None and result.dtype == "int64" and result.tolist() == [[10, -(2**41)]]
     x = relax.Var("x", relax.TensorType((1, 2), "int64"))
     assert call_of_constants(relax.BlockBuilder().normalize(op.add(whole, x))) is None
-
-

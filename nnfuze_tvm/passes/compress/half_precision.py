@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import tvm
 from tvm import relax
@@ -13,9 +14,13 @@ from tvm.relax import op
 from nnfuze_tvm.graph import ops
 from nnfuze_tvm.graph.constants import array
 from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, operands, output_fields, substitute
-from nnfuze_tvm.graph.ir import aliases
-from nnfuze_tvm.passes.compress.policy import Policy
+from nnfuze_tvm.graph.ir import lineage
+from nnfuze_tvm.passes.compress.method import Features, Method, Precision
 
+if TYPE_CHECKING:
+    from nnfuze_tvm.passes.compress.policy import Policy
+
+FLOAT16 = Precision(16, 16, "float")
 _LARGEST = 65504.0
 
 
@@ -39,11 +44,11 @@ class HalfPrecision:
     def transform_module(self, mod: tvm.IRModule, _: PassContext) -> tvm.IRModule:
         """Return the module with its functions rewritten."""
         result = mod.clone()
-        renamed = aliases(mod)
+        origins = lineage(mod)
         for gvar, func in mod.functions_items():
             if isinstance(func, relax.Function):
                 names = {b.var.name for b in bindings(func) if _computes_in_half(b.value) and ops.is_layer(b.value)}
-                chosen = {name for name in names if self.policy.for_layer(name, renamed).bits == 16}
+                chosen = {name for name in names if self.policy.for_layer(name, origins).precision == FLOAT16}
                 if chosen:
                     result.update_func(gvar, _rewrite(func, chosen))
         return result
@@ -105,3 +110,17 @@ def _fits(value: Value) -> bool:
 
 def _may_be_half(arg: Value) -> bool:
     return _is_float(arg) and (not isinstance(arg, GenericConst) or _fits(arg))
+
+
+METHOD = Method(
+    name="fp16",
+    activity="converting to float16",
+    passes=lambda inputs: [HalfPrecision(inputs.policy)],
+    precision=FLOAT16,
+    remark="where the CPU computes in it",
+    features=Features(
+        frozenset({"fullfp16", "avx512fp16"}),
+        "this CPU doesn't compute in float16 (Cortex-A76 and later do), so 16 bits are slower than 32; take int8 or "
+        "float32",
+    ),
+)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tvm
@@ -13,16 +14,27 @@ from tvm.ir.transform import PassContext, module_pass
 from tvm.relax import op
 
 from nnfuze_tvm.errors import InputError
-from nnfuze_tvm.graph import ops
+from nnfuze_tvm.graph import evaluate, ops
 from nnfuze_tvm.graph.constants import array
 from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, op_name, operands, output_fields, substitute
-from nnfuze_tvm.graph.ir import aliases, static_shape
-from nnfuze_tvm.passes.compress.calibration import METHODS, Executor, Method, Range, collect_ranges, load_calibration
-from nnfuze_tvm.passes.compress.policy import Policy
+from nnfuze_tvm.graph.evaluate import Executor
+from nnfuze_tvm.graph.ir import lineage, static_shape
+from nnfuze_tvm.passes.compress.calibration import (
+    CALIBRATION_METHODS,
+    CalibrationMethod,
+    Range,
+    collect_ranges,
+    load_calibration,
+)
+from nnfuze_tvm.passes.compress.method import Inputs, Method, Option, Precision
+
+if TYPE_CHECKING:
+    from nnfuze_tvm.passes.compress.policy import Policy
 
 # What is computed from codes and gives codes: values are moved, put side by side, or averaged.
 _NARROW = ("moves", "joins", "averages")
 
+INT8 = Precision(8, 8, "int")
 _LEVELS = 127
 # A bias is at most this large in units of the accumulator, and the scales of one layer differ at most so
 # much: the scale of a channel that is almost off is raised, which nobody can see at its output.
@@ -32,7 +44,7 @@ _SCALE_SPREAD = 2**14
 
 @module_pass(opt_level=0, name="InsertQDQ")
 class InsertQDQ:
-    """Quantize the layers that a policy gives 8 bits.
+    """Quantize the layers that a policy gives 8 bits for weights and activations.
 
     Weights become symmetric int8 constants per output channel, activations symmetric int8 per tensor; both
     keep float semantics through a dequantize, so that the module still runs as it is and simulates what
@@ -52,8 +64,8 @@ class InsertQDQ:
     bias_correction : bool
         Subtract from each bias the mean error that the rounded weights cause on the samples (Nagel et al.,
         "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019).
-    executor : callable, optional
-        Builds and runs the float network; by default the package's own build on this machine.
+    executor : callable
+        Runs the float network; by default with NumPy.
 
     Raises
     ------
@@ -65,12 +77,14 @@ class InsertQDQ:
         self,
         calibration: str | Mapping[str, np.ndarray],
         policy: Policy,
-        method: Method = "minmax",
+        method: CalibrationMethod = "minmax",
         bias_correction: bool = False,
-        executor: Executor | None = None,
+        executor: Executor = evaluate.executor,
     ) -> None:
-        if method not in METHODS:
-            raise InputError(f"calibration method {method!r} is unknown; choose one of: {', '.join(METHODS)}")
+        if method not in CALIBRATION_METHODS:
+            raise InputError(
+                f"calibration method {method!r} is unknown; choose one of: {', '.join(CALIBRATION_METHODS)}"
+            )
         self.calibration, self.policy, self.method = calibration, policy, method
         self.bias_correction, self.executor = bias_correction, executor
 
@@ -78,19 +92,16 @@ class InsertQDQ:
         """Return the module with its functions quantized."""
         samples = load_calibration(self.calibration, mod)
         result = mod.clone()
-        renamed = aliases(mod)
+        origins = lineage(mod)
         for gvar, func in mod.functions_items():
             if not isinstance(func, relax.Function):
                 continue
-            plan = _Plan(func, {name for name in _layers(func) if self._wants(name, renamed)})
+            plan = _Plan(func, {n for n in _layers(func) if self.policy.for_layer(n, origins).precision == INT8})
             if not plan.layers:
                 continue
             ranges = collect_ranges(func, plan.observed(), samples, self.executor)
             result.update_func(gvar, _Writer(plan, ranges, self.method, self.bias_correction).rewrite(func))
         return result
-
-    def _wants(self, layer: str, renamed: Mapping[str, str]) -> bool:
-        return self.policy.for_layer(layer, renamed).bits == 8
 
 
 def _layers(func: relax.Function) -> list[str]:
@@ -260,7 +271,7 @@ class _Plan:
 class _Writer:
     """Writes a plan into its function."""
 
-    def __init__(self, plan: _Plan, ranges: Mapping[Value, Range], method: Method, correct: bool) -> None:
+    def __init__(self, plan: _Plan, ranges: Mapping[Value, Range], method: CalibrationMethod, correct: bool) -> None:
         self.plan, self.ranges, self.correct = plan, ranges, correct
         limits: dict[Value, float] = {}
         for tensor, key in plan.points.items():
@@ -348,3 +359,27 @@ class _Writer:
         common = filters.unpack(difference)
         per_input = common.reshape(*common.shape[:3], -1).sum(3)
         return (per_input * self.ranges[call.args[0]].mean.reshape(filters.groups, 1, -1)).sum(2).ravel()
+
+
+_CALIBRATION_METHOD = Option(
+    name="calibration_method",
+    type=CalibrationMethod,
+    default="minmax",
+    help="Ranges from samples: minmax, percentile or mse.",
+)
+
+
+def _passes(inputs: Inputs) -> list[tvm.transform.Pass]:
+    assert inputs.samples is not None
+    method = inputs.value(_CALIBRATION_METHOD)
+    return [InsertQDQ(inputs.samples, inputs.policy, method=method, executor=inputs.executor)]
+
+
+METHOD = Method(
+    name="int8",
+    activity="quantizing",
+    passes=_passes,
+    precision=INT8,
+    options=(_CALIBRATION_METHOD,),
+    samples="8 bits",
+)

@@ -5,22 +5,29 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from itertools import islice
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import numpy as np
 import tvm
+from pydantic import Field
 from tvm import relax
 from tvm.ir import Call
 from tvm.ir.transform import PassContext, module_pass
 
 from nnfuze_tvm.errors import InputError
-from nnfuze_tvm.graph import ir, ops
+from nnfuze_tvm.graph import evaluate, ir, ops
 from nnfuze_tvm.graph.channels import CoupledLayer, Labels, Removal
 from nnfuze_tvm.graph.dataflow import Emitter, Value, substitute
-from nnfuze_tvm.passes.compress.calibration import batches, host_executor, load_calibration
-from nnfuze_tvm.passes.compress.policy import Policy
+from nnfuze_tvm.graph.evaluate import Executor
+from nnfuze_tvm.passes.compress.calibration import batches, load_calibration
+from nnfuze_tvm.passes.compress.method import Inputs, Method, Option, PolicyField
 from nnfuze_tvm.passes.compress.prune.channel_groups import ChannelGroup, CoupledFunction
 
+if TYPE_CHECKING:
+    from nnfuze_tvm.passes.compress.policy import Policy
+
 Calibration = str | os.PathLike[str] | Mapping[str, np.ndarray]
+Criterion = Literal["l1", "l2", "activation"]
 
 # The mean magnitude of an activation settles after a few samples, and here they cost whole inferences.
 _MOST_BATCHES = 32
@@ -54,6 +61,8 @@ class PruneChannels:
             Models", ICLR 2024), per channel instead of per weight.
     calibration : path of an ``.npz`` file, mapping of input name to ``[N, ...]``, or None
         Needed by ``activation``; at most 32 batches are used.
+    executor : callable
+        Runs the float network for ``activation``; by default with NumPy.
 
     Raises
     ------
@@ -63,25 +72,32 @@ class PruneChannels:
         If the policy names a layer that the module does not have.
     """
 
-    def __init__(self, policy: Policy, criterion: str = "l1", calibration: Calibration | None = None) -> None:
-        if criterion not in ("l1", "l2", "activation"):
+    def __init__(
+        self,
+        policy: Policy,
+        criterion: Criterion = "l1",
+        calibration: Calibration | None = None,
+        executor: Executor = evaluate.executor,
+    ) -> None:
+        if criterion not in get_args(Criterion):
             raise InputError(f"pruning criterion {criterion!r}: there are l1, l2 and activation")
         if criterion == "activation" and calibration is None:
             raise InputError("pruning criterion 'activation' needs calibration data")
         self.policy = policy
         self.criterion = criterion
         self.calibration = calibration
+        self.executor = executor
 
     def transform_module(self, mod: tvm.IRModule, _: PassContext) -> tvm.IRModule:
         """Return the module with the channels removed; the module itself if none is."""
         functions = [(g, f) for g, f in mod.functions_items() if isinstance(f, relax.Function)]
         couplings = [(gvar, CoupledFunction(func)) for gvar, func in functions]
         names = [b.var.name for _, coupling in couplings for b in coupling.bindings if ops.is_layer(b.value)]
-        aliases = ir.aliases(mod)
-        self.policy.validate_layers(names, aliases)
+        lineage = ir.lineage(mod)
+        self.policy.validate_layers(names, lineage)
         pruned: list[tuple[tvm.ir.GlobalVar, relax.Function]] = []
         for gvar, coupling in couplings:
-            wanted = [(group, self._count(group, aliases)) for group in coupling.groups()]
+            wanted = [(group, self._count(group, lineage)) for group in coupling.groups()]
             shrinking = [(group, count) for group, count in wanted if count < len(group.classes)]
             if shrinking:
                 scores = self._scores(coupling, mod)
@@ -94,12 +110,12 @@ class PruneChannels:
             mod.update_func(gvar, func)
         return mod
 
-    def _count(self, group: ChannelGroup, aliases: Mapping[str, str]) -> int:
+    def _count(self, group: ChannelGroup, lineage: ir.Lineage) -> int:
         """Return how many channels of a group stay."""
         asked = [
-            self.policy.for_layer(layer.name, aliases).keep
+            self.policy.for_layer(layer.name, lineage).keep
             for layer in group.layers
-            if layer.has_own_channels or self.policy.states_keep(layer.name, aliases)
+            if layer.has_own_channels or self.policy.states(layer.name, "keep", lineage)
         ]
         return max(1, round(max(asked) * len(group.classes)))
 
@@ -110,7 +126,7 @@ class PruneChannels:
         activations: dict[str, np.ndarray] = {}
         if self.criterion == "activation":
             assert self.calibration is not None
-            activations = mean_magnitudes(coupling, load_calibration(self.calibration, mod))
+            activations = mean_magnitudes(coupling, load_calibration(self.calibration, mod), self.executor)
         for layer in coupling.layers.values():
             if self.criterion == "activation":
                 if layer.name not in activations:
@@ -142,7 +158,9 @@ def input_norms(layer: CoupledLayer) -> np.ndarray:
     return filters.sum((1, *range(3, filters.ndim))).ravel()
 
 
-def mean_magnitudes(coupling: CoupledFunction, samples: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def mean_magnitudes(
+    coupling: CoupledFunction, samples: Mapping[str, np.ndarray], executor: Executor = evaluate.executor
+) -> dict[str, np.ndarray]:
     """Return ``mean |x|`` per channel of what each layer reads, for layers that mix removable channels.
 
     Raises
@@ -161,7 +179,7 @@ def mean_magnitudes(coupling: CoupledFunction, samples: Mapping[str, np.ndarray]
         magnitude = emitter.emit(relax.op.abs(done[layer.data]))
         observed.append(emitter.emit(relax.op.mean(magnitude, others) if others else magnitude))
     main = emitter.finish(coupling.func.params, observed).with_attr("global_symbol", "main")
-    run = host_executor(tvm.IRModule({"main": main}))
+    run = executor(tvm.IRModule({"main": main}))
     totals = [np.zeros(len(layer.inputs)) for layer in layers]
     used = 0
     for batch in islice(batches(samples, coupling.func), _MOST_BATCHES):
@@ -209,3 +227,43 @@ def _agrees(removal: Removal, labels: Labels | tuple, ty: tvm.ir.Type) -> bool:
     if isinstance(labels, tuple):
         return all(_agrees(removal, each, field) for each, field in zip(labels, ty.fields, strict=True))
     return not labels or [int(size) for size in ty.shape.values] == removal.sizes(labels)
+
+
+_FRACTION = Annotated[float, Field(gt=0, le=1)]
+_CRITERION = Option(
+    name="criterion",
+    type=Criterion,
+    default="l2",
+    help="Which channels go first: l1, l2 or activation.",
+    samples=("activation",),
+)
+
+
+def _passes(inputs: Inputs) -> list[tvm.transform.Pass]:
+    return [PruneChannels(inputs.policy, inputs.value(_CRITERION), inputs.samples, inputs.executor)]
+
+
+METHOD = Method(
+    name="pruned",
+    activity="pruning",
+    passes=_passes,
+    wants=lambda layer: layer.keep < 1,
+    fields=(
+        PolicyField(
+            name="keep",
+            type=Annotated[_FRACTION, Field(strict=True, allow_inf_nan=False)],
+            default=1.0,
+            help="fraction of the layer's output channels that stays",
+        ),
+    ),
+    options=(
+        Option(
+            name="prune",
+            type=_FRACTION,
+            default=None,
+            help="Fraction of the channels to keep, for example 0.75.",
+            sets=lambda keep: {"keep": keep},
+        ),
+        _CRITERION,
+    ),
+)
