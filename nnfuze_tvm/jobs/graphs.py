@@ -111,8 +111,7 @@ def _asked_for(policy: Policy, merged: tvm.IRModule) -> list[method.Method]:
     names = [layer.name for layer in metrics.layers(merged)]
     lineage = ir.lineage(merged)
     policy.validate_layers(names, lineage)
-    layers = [policy.for_layer(name, lineage) for name in names]
-    return [one for one in pipeline.METHODS if any(one.asked_by(layer) for layer in layers)]
+    return method.asked(pipeline.METHODS, [policy.for_layer(name, lineage) for name in names])
 
 
 def _run(phases: Sequence[tvm.transform.Pass], mod: tvm.IRModule) -> tvm.IRModule:
