@@ -17,6 +17,7 @@ from nnfuze_tvm.devices import toolchain
 from nnfuze_tvm.devices.processes import Nursery
 from nnfuze_tvm.devices.remote import tracker as trackers
 from nnfuze_tvm.errors import DeviceError, InputError
+from nnfuze_tvm.jobs.board_queue import BoardQueue
 from nnfuze_tvm.jobs.fleet import Fleet
 from nnfuze_tvm.jobs.pool import Pool
 from nnfuze_tvm.jobs.tuning import workers
@@ -133,17 +134,16 @@ def tune_kernels(
         modules = {kernel.id: kernel.mod for kernel in kernels}
         compilers = Pool(nursery, os.cpu_count() or 1, timeout, workers.compile_loop, modules, target, space)
         measuring = (workers.measure_loop, address, key, timeout, threads)
-        boards = Pool(nursery, len(fleet.devices), timeout + _GRACE, *measuring, from_note=True)
+        measurers = Pool(nursery, len(fleet.devices), timeout + _GRACE, *measuring, from_note=True)
         loop = Loop(
             directory,
             compilers,
-            boards,
+            BoardQueue(measurers, fleet, wait_for_device, display.say),
             fleet,
             scratch=scratch,
             limit=trials,
             seed=seed,
             display=display,
-            patience=wait_for_device,
         )
         try:
             loop.run(kernels)
