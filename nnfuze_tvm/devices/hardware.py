@@ -11,6 +11,9 @@ from tvm.target import Target
 from nnfuze_tvm.devices import boards
 from nnfuze_tvm.devices.targets import llvm_features
 
+# Bytes of a cache line, on every CPU that this package has kernels for.
+LINE_BYTES = 64
+
 
 @dataclass(frozen=True)
 class Hardware:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from tvm import s_tir
 
 from nnfuze_tvm.devices.hardware import Hardware
-from nnfuze_tvm.schedules.base import extents, iter_kinds, single_anchor
-from nnfuze_tvm.schedules.contraction import schedule, weights_follow
+from nnfuze_tvm.schedules.blocks import extents, iter_kinds, single_anchor, weights_follow
+from nnfuze_tvm.schedules.contraction import schedule
 from nnfuze_tvm.schedules.families import pixel_lanes
+from nnfuze_tvm.schedules.rule import Rule
 
 
 def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
-    """Schedule a convolution; see the package's docstring for the contract. Depthwise ones are left alone."""
+    """Schedule a convolution; see `Rule` for the contract. Depthwise ones are left alone."""
     block = single_anchor(sch)
     # Iterators n, y, x, f, ky, k; weights [f, ky, k]: one reduction axis along each kernel row.
     if block is not None and iter_kinds(sch, block) == "SSSSRR" and weights_follow(sch, block, (3, 4, 5)):
@@ -26,3 +27,6 @@ def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
     if pixel_lanes.schedule(sch, block, hw, tunable):
         return True
     return schedule(sch, block, hw, tunable, pixel_axes=2, groups=in_channels // depth)
+
+
+RULE = Rule("conv2d", apply)
