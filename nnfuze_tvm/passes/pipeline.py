@@ -18,6 +18,7 @@ from nnfuze_tvm.passes.lower.integer.realize_integer import RealizeInteger
 from nnfuze_tvm.passes.lower.layout import ToNHWC
 from nnfuze_tvm.passes.lower.round_to_integer import Rounding, RoundToInteger
 from nnfuze_tvm.passes.lower.row_convolutions import RowConvolutions
+from nnfuze_tvm.passes.lower.transposed_convolutions import TransposedConvolutions
 from nnfuze_tvm.passes.lower.winograd.winograd import Winograd
 from nnfuze_tvm.passes.merge.merge_tasks import MergeTasks
 from nnfuze_tvm.passes.merge.share_trunk import ShareTrunk
@@ -99,8 +100,8 @@ def lowering_phases(machine: Machine) -> list[tvm.transform.Pass]:
 
 
 def layout_phases() -> list[tvm.transform.Pass]:
-    """Return phase 5: activations NHWC, weights OHWI."""
-    return [ToNHWC()]
+    """Return phase 5: convolutions only, activations NHWC, weights OHWI."""
+    return [TransposedConvolutions(), ToNHWC()]
 
 
 def kernel_phases(machine: Machine) -> list[tvm.transform.Pass]:

@@ -246,19 +246,21 @@ def _clear_sums(sch: s_tir.Schedule, anchor: SBlockRV, plan: _Plan, nest: _Nest,
 
 
 def flatten_pixels(sch: s_tir.Schedule, anchor: SBlockRV, out: SBlockRV, width: int) -> None:
-    """Make one iterator of the rows and columns, in the anchor (n, y, x, f, ky, and kx, c or k) and in the output."""
-    sch.transform_layout(anchor, ("write", 0), lambda n, y, x, f: (n, y * width + x, f))
-    if len(sch.get(anchor).iter_vars) == 6:
-        sch.transform_block_layout(anchor, lambda n, y, x, f, ky, k: (n, y * width + x, f, ky, k))
-    else:
-        sch.transform_block_layout(anchor, lambda n, y, x, f, ky, kx, c: (n, y * width + x, f, ky, kx, c))
-    sch.transform_block_layout(out, lambda n, y, x, f: (n, y * width + x, f))
+    """Make one iterator of the rows and columns (…, y, x, f), in the anchor and in the output."""
+    row = iter_kinds(sch, out).count("S") - 3
+
+    def flat(*axes: tirx.PrimExpr) -> tuple[tirx.PrimExpr, ...]:
+        return (*axes[:row], axes[row] * width + axes[row + 1], *axes[row + 2 :])
+
+    sch.transform_layout(anchor, ("write", 0), flat)
+    for block in (anchor, out):
+        index_map = tirx.IndexMap.from_func(flat, len(iter_kinds(sch, block)), index_dtype="int64")
+        sch.transform_block_layout(block, index_map)
 
 
 def pack_weights(sch: s_tir.Schedule, anchor: SBlockRV, block: int, dot: Dot | None) -> str:
     """Rewrite the weights for the tile, in a block that is evaluated at compile time; return its buffer's name."""
     node = sch.get(anchor)
-    rank = len(node.reads[1].region)
     channel_iter = node.iter_vars[iter_kinds(sch, anchor).count("S") - 1]
     channels_last = node.reads[1].region[-1].min.same_as(channel_iter.var)
     packed = sch.cache_read(anchor, 1, "global")
@@ -266,7 +268,7 @@ def pack_weights(sch: s_tir.Schedule, anchor: SBlockRV, block: int, dot: Dot | N
     def place(*axes: tirx.PrimExpr) -> tuple[tirx.PrimExpr, ...]:
         if channels_last:  # a dense layer's, (batch,) K, N
             before, channel, kernel, depth = axes[:-2], axes[-1], (), axes[-2]
-        else:  # a convolution's, OHWI, or O, row, place in the row
+        else:  # a convolution's, OHWI of any rank, or O, row, place in the row
             before, channel, kernel, depth = (), axes[0], axes[1:-1], axes[-1]
         if dot is None or dot.depth == 1:
             return (*before, channel // block, *kernel, depth, channel % block)
@@ -275,11 +277,6 @@ def pack_weights(sch: s_tir.Schedule, anchor: SBlockRV, block: int, dot: Dot | N
             return (*before, channel // block, *kernel, depth // dot.depth, lane[0], pair, lane[1], depth % 2)
         return (*before, channel // block, *kernel, depth // dot.depth, channel % block, depth % dot.depth)
 
-    maps = {
-        2: lambda a, b: place(a, b),
-        3: lambda a, b, c: place(a, b, c),
-        4: lambda a, b, c, d: place(a, b, c, d),
-    }
-    sch.transform_layout(anchor, ("read", 1), maps[rank])
+    sch.transform_layout(anchor, ("read", 1), place)
     sch.annotate(packed, "meta_schedule.layout_rewrite_preproc", True)
     return str(sch.get(packed).writes[0].source.name)

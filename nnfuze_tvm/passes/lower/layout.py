@@ -1,4 +1,4 @@
-"""Activations to NHWC and convolution weights to OHWI, with the transposes moved out of the way."""
+"""Channels last in activations and convolution weights, with the transposes moved out of the way."""
 
 from __future__ import annotations
 
@@ -12,22 +12,31 @@ from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, op_name, output_
 from nnfuze_tvm.graph.ir import static_shape
 
 # Poolings follow their input; to name them here is an error.
-DESIRED_LAYOUTS = {"relax.nn.conv2d": ["NHWC", "OHWI"]}
+DESIRED_LAYOUTS = {
+    "relax.nn.conv1d": ["NWC", "OWI"],
+    "relax.nn.conv2d": ["NHWC", "OHWI"],
+    "relax.nn.conv3d": ["NDHWC", "ODHWI"],
+}
 
 # Computed element by element, so that the axes may come in any order.
-_ELEMENTWISE = {
+ELEMENTWISE = {
     "add", "subtract", "multiply", "divide", "maximum", "minimum", "clip", "nn.relu", "nn.relu6",
     "nn.leakyrelu", "nn.silu", "nn.gelu", "sigmoid", "tanh", "exp", "sqrt", "abs", "negative", "astype",
 }  # fmt: skip
 
-_POOLS = {"nn.max_pool2d": relax.op.nn.max_pool2d, "nn.avg_pool2d": relax.op.nn.avg_pool2d}
+_POOLS = {
+    f"nn.{kind}_pool{rank}d": getattr(relax.op.nn, f"{kind}_pool{rank}d") for kind in ("max", "avg") for rank in (1, 2, 3)
+}
+_ADAPTIVE_POOLS = {
+    f"nn.adaptive_avg_pool{rank}d": getattr(relax.op.nn, f"adaptive_avg_pool{rank}d") for rank in (1, 2, 3)
+}
 
 Axes = tuple[int, ...]
 
 
 @module_pass(opt_level=0, name="ToNHWC")
 class ToNHWC:
-    """Convert 2-d convolutions and poolings to NHWC/OHWI and cancel the transposes in between.
+    """Convert convolutions and poolings to NHWC/OHWI (of any rank) and cancel the transposes in between.
 
     ``relax.transform.ConvertLayout`` puts a transpose on both sides of every operator that it knows nothing
     about, quantize and dequantize among them. Those are moved through and cancelled; transposes of constants
@@ -89,9 +98,9 @@ class _TransposeMover:
     def _move_through(self, var: Var, value: Value, name: str) -> bool:
         """Compute ``value`` from operands that still have their old order of axes, if it can be."""
         operands = value.args[0].fields if name == "concat" and isinstance(value.args[0], relax.Tuple) else ()
-        if name in _ELEMENTWISE:
+        if name in ELEMENTWISE:
             operands = [arg for arg in value.args if isinstance(arg, Var | GenericConst)]
-        elif name in ("mean", "nn.adaptive_avg_pool2d", *_POOLS):
+        elif name in ("mean", *_ADAPTIVE_POOLS, *_POOLS):
             operands = value.args[:1]
         axes = next((self.pending[arg][1] for arg in operands if arg in self.pending), None)
         if axes is None:
@@ -107,7 +116,7 @@ class _TransposeMover:
                 return False
             reduced = sorted(axes[int(axis)] for axis in value.attrs.axis)
             self.pending[var] = (self._emit(relax.op.mean(sources[0], reduced, keepdims=True), var), axes)
-        elif name in _POOLS or name == "nn.adaptive_avg_pool2d":
+        elif name in _POOLS or name in _ADAPTIVE_POOLS:
             attrs = value.attrs
             layout = "".join(attrs.layout[axes.index(axis)] for axis in range(len(axes)))
             if attrs.out_layout != attrs.layout:
@@ -117,7 +126,7 @@ class _TransposeMover:
                 modes = (attrs.ceil_mode, attrs.count_include_pad)
                 pooled = _POOLS[name](sources[0], *sizes, *modes, layout=layout)
             else:
-                pooled = relax.op.nn.adaptive_avg_pool2d(sources[0], attrs.output_size, layout)
+                pooled = _ADAPTIVE_POOLS[name](sources[0], attrs.output_size, layout)
             self.pending[var] = (self._emit(pooled, var), axes)
         else:
             args = [*sources, *value.args[len(sources) :]]
