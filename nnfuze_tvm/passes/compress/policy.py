@@ -68,9 +68,6 @@ class LayerPolicy:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, LayerPolicy) and self._values() == other._values()
 
-    def __hash__(self) -> int:
-        return hash(tuple(self._values().items()))
-
     def __repr__(self) -> str:
         return f"LayerPolicy({', '.join(f'{name}={value!r}' for name, value in self._values().items())})"
 
