@@ -10,11 +10,11 @@ from tvm import relax
 
 from nnfuze_tvm.deploy import build
 from nnfuze_tvm.devices import targets
-from nnfuze_tvm.passes.compress.calibration import Run
+from nnfuze_tvm.graph.evaluate import Run
 
 
 def host_executor(mod: tvm.IRModule) -> Run:
-    """Build ``mod`` for this machine with the package's own schedules; see `calibration.Executor`."""
+    """Build ``mod`` for this machine with the package's own schedules; see `graph.evaluate.Executor`."""
     machine = relax.VirtualMachine(build.build(mod, targets.resolve("host")), tvm.cpu())
     names = [param.name for param in mod["main"].params]
 

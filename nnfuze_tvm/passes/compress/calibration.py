@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
@@ -14,15 +14,13 @@ import tvm
 from tvm import relax
 
 from nnfuze_tvm.errors import InputError
+from nnfuze_tvm.graph import evaluate
 from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, substitute
+from nnfuze_tvm.graph.evaluate import Executor, Run
 from nnfuze_tvm.graph.ir import static_shape
 
 CalibrationMethod = Literal["minmax", "percentile", "mse"]
 """How the range of an activation follows from its samples."""
-Run = Callable[[Mapping[str, np.ndarray]], Sequence[np.ndarray]]
-"""One inference: arrays by input name → outputs in tuple order."""
-Executor = Callable[[tvm.IRModule], Run]
-"""Builds a module with one function ``main`` for this machine."""
 
 CALIBRATION_METHODS: tuple[CalibrationMethod, ...] = get_args(CalibrationMethod)
 
@@ -210,10 +208,8 @@ def observing(func: relax.Function, tensors: Sequence[Value]) -> tvm.IRModule:
 
 
 def prepare(mod: tvm.IRModule, executor: Executor | None) -> Run:
-    """Return a function that runs ``mod``."""
-    from nnfuze_tvm.deploy.executor import host_executor
-
-    return (executor or host_executor)(mod)
+    """Return a function that runs ``mod``, by default with NumPy."""
+    return (executor or evaluate.executor)(mod)
 
 
 def _relax_functions(mod: tvm.IRModule) -> list[tuple[tvm.ir.GlobalVar, relax.Function]]:

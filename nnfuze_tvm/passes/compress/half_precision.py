@@ -11,21 +11,15 @@ from tvm.ir import Call, GenericConst
 from tvm.ir.transform import PassContext, module_pass
 from tvm.relax import op
 
+from nnfuze_tvm.graph import ops
 from nnfuze_tvm.graph.constants import array
-from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, op_name, operands, output_fields, substitute
+from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, operands, output_fields, substitute
 from nnfuze_tvm.graph.ir import lineage
 from nnfuze_tvm.passes.compress.method import Features, Method, Precision
 
 if TYPE_CHECKING:
     from nnfuze_tvm.passes.compress.policy import Policy
 
-LAYERS = {"nn.conv1d", "nn.conv2d", "nn.conv1d_transpose", "nn.conv2d_transpose", "matmul"}
-# Computed in float16 where what they read is: one operation per value, or none.
-_FOLLOWERS = {
-    "add", "subtract", "multiply", "maximum", "minimum", "clip", "negative", "abs",
-    "nn.relu", "nn.relu6", "nn.leakyrelu", "nn.max_pool1d", "nn.max_pool2d", "nn.pad", "concat",
-    "reshape", "permute_dims", "squeeze", "expand_dims", "flatten", "nn.batch_flatten", "strided_slice",
-}  # fmt: skip
 FLOAT16 = Precision(16, 16, "float")
 _LARGEST = 65504.0
 
@@ -53,7 +47,7 @@ class HalfPrecision:
         origins = lineage(mod)
         for gvar, func in mod.functions_items():
             if isinstance(func, relax.Function):
-                names = {b.var.name for b in bindings(func) if op_name(b.value) in LAYERS}
+                names = {b.var.name for b in bindings(func) if _computes_in_half(b.value) and ops.is_layer(b.value)}
                 chosen = {name for name in names if self.policy.for_layer(name, origins).precision == FLOAT16}
                 if chosen:
                     result.update_func(gvar, _rewrite(func, chosen))
@@ -74,7 +68,7 @@ def _rewrite(func: relax.Function, chosen: set[str]) -> relax.Function:
         return halves[value]
 
     def follows(value: Value) -> bool:
-        if op_name(value) not in _FOLLOWERS or not _is_float(value):
+        if not _computes_in_half(value) or ops.is_layer(value) or not _is_float(value):
             return False
         data = [leaf for leaf in operands(value) if _is_float(leaf)]
         return all(leaf in halves or _fits(leaf) for leaf in data) and any(leaf in halves for leaf in data)
@@ -82,7 +76,7 @@ def _rewrite(func: relax.Function, chosen: set[str]) -> relax.Function:
     for binding in bindings(func):
         value = substitute(binding.value, values)
         name = binding.var.name
-        is_layer = name in chosen and op_name(value) in LAYERS and all(map(_may_be_half, value.args))
+        is_layer = name in chosen and ops.is_layer(value) and all(map(_may_be_half, value.args))
         if not is_layer and not follows(value):
             values[binding.var] = emitter.emit(value, name)
             continue
@@ -92,6 +86,11 @@ def _rewrite(func: relax.Function, chosen: set[str]) -> relax.Function:
         values[binding.var] = wide
         halves[wide] = narrow
     return emitter.finish(func.params, [substitute(out, values) for out in output_fields(func)], func.attrs)
+
+
+def _computes_in_half(value: Value) -> bool:
+    operator = ops.of(value)
+    return operator is not None and operator.half
 
 
 def _with(arg: Value, half: Callable[[Value], Value]) -> Value:

@@ -14,7 +14,7 @@ import numpy as np
 import tvm
 
 from nnfuze_tvm.errors import InputError
-from nnfuze_tvm.passes.compress.calibration import Executor
+from nnfuze_tvm.graph.evaluate import Executor
 
 if TYPE_CHECKING:
     from nnfuze_tvm.passes.compress.policy import LayerPolicy, Policy
@@ -128,7 +128,7 @@ class Inputs:
     options : dict
         Values of the methods' options by name; those that are missing have their defaults.
     executor : callable, optional
-        Runs the float network where a pass wants to know its values; see `calibration.Executor`.
+        Runs the float network where a pass wants to know its values; see `calibration.prepare`.
     """
 
     policy: Policy

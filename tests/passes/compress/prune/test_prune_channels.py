@@ -22,7 +22,7 @@ from nnfuze_tvm.graph import ir
 from nnfuze_tvm.graph.constants import constant
 from nnfuze_tvm.graph.dataflow import Emitter, bindings, op_name, substitute
 from nnfuze_tvm.passes.compress.policy import Policy
-from nnfuze_tvm.passes.compress.prune.channel_groups import Coupling
+from nnfuze_tvm.passes.compress.prune.channel_groups import CoupledFunction
 from nnfuze_tvm.passes.compress.prune.prune_channels import PruneChannels, remove, worst
 from nnfuze_tvm.passes.simplify.fold_batch_norm import FoldBatchNorm
 
@@ -156,7 +156,7 @@ def compare(both, x, atol):
 def check_against_masked(mod, keep=0.5, seed=0):
     """Prune every group to ``keep`` by random scores and compare with the masked network."""
     func = mod["main"]
-    coupling = Coupling(func)
+    coupling = CoupledFunction(func)
     rng = np.random.default_rng(seed)
     scores = rng.random(len(coupling.channels.roots()))
     dropped = [worst(g.classes, scores, max(1, round(keep * len(g.classes)))) for g in coupling.groups()]
@@ -342,7 +342,7 @@ def test_zero_channels_go_first():
     net = Net(1, 3, 4, 4)
     y = net.relu(net.conv(net.x, 8, kernel=3))
     mod = net.module(net.head(net(op.add(y, net.conv(y, 8)))))
-    coupling = Coupling(mod["main"])
+    coupling = CoupledFunction(mod["main"])
     zeros = [1, 2, 5, 7]
     emitter, done = Emitter(), {}
     for binding in coupling.bindings:
