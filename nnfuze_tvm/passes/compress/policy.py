@@ -263,7 +263,8 @@ class Policy:
         """
         known = list(known)
         lineage = lineage or Lineage()
-        names = list(dict.fromkeys([*(own for name in known for own in lineage.names(name)), *lineage.aliases]))
+        dropped = [name for name in lineage.aliases if name not in lineage.origins]
+        names = list(dict.fromkeys([*(own for name in known for own in lineage.names(name)), *dropped]))
         for entry in self.layers:
             if entry not in names and not any(fnmatchcase(name, entry) for name in names):
                 near = difflib.get_close_matches(entry, names, n=3, cutoff=0.4) or names[:3]
