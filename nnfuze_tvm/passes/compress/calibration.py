@@ -16,12 +16,11 @@ from tvm import relax
 from nnfuze_tvm.errors import InputError
 from nnfuze_tvm.graph import evaluate
 from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, substitute
-from nnfuze_tvm.graph.evaluate import Executor, Run
+from nnfuze_tvm.graph.evaluate import Executor
 from nnfuze_tvm.graph.ir import static_shape
 
 CalibrationMethod = Literal["minmax", "percentile", "mse"]
 """How the range of an activation follows from its samples."""
-
 CALIBRATION_METHODS: tuple[CalibrationMethod, ...] = get_args(CalibrationMethod)
 
 # What the percentile method keeps of the absolute values; the rest saturates.
@@ -169,7 +168,7 @@ def collect_ranges(
     func: relax.Function,
     tensors: Mapping[Value, int],
     samples: Mapping[str, np.ndarray],
-    executor: Executor | None = None,
+    executor: Executor = evaluate.executor,
 ) -> dict[Value, Range]:
     """Run a float function over samples and return what was seen of some of its tensors.
 
@@ -182,11 +181,11 @@ def collect_ranges(
     samples
         Checked samples, see :func:`load_calibration`.
     executor
-        Runs the function; see :func:`prepare` for the default.
+        Runs the function; by default with NumPy.
     """
     ranges = {tensor: Range(axis) for tensor, axis in tensors.items()}
     inner = [tensor for tensor in ranges if tensor not in set(func.params)]
-    run = prepare(observing(func, inner), executor) if inner else None
+    run = executor(observing(func, inner)) if inner else None
     for batch in batches(samples, func):
         for param in func.params:
             if param in ranges:
@@ -205,11 +204,6 @@ def observing(func: relax.Function, tensors: Sequence[Value]) -> tvm.IRModule:
         values[binding.var] = emitter.emit(substitute(binding.value, values), binding.var.name)
     main = emitter.finish(func.params, [values[tensor] for tensor in tensors])
     return tvm.IRModule({"main": main.with_attr("global_symbol", "main")})
-
-
-def prepare(mod: tvm.IRModule, executor: Executor | None) -> Run:
-    """Return a function that runs ``mod``, by default with NumPy."""
-    return (executor or evaluate.executor)(mod)
 
 
 def _relax_functions(mod: tvm.IRModule) -> list[tuple[tvm.ir.GlobalVar, relax.Function]]:

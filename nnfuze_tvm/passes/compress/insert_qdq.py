@@ -14,7 +14,7 @@ from tvm.ir.transform import PassContext, module_pass
 from tvm.relax import op
 
 from nnfuze_tvm.errors import InputError
-from nnfuze_tvm.graph import ops
+from nnfuze_tvm.graph import evaluate, ops
 from nnfuze_tvm.graph.constants import array
 from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, op_name, operands, output_fields, substitute
 from nnfuze_tvm.graph.evaluate import Executor
@@ -64,8 +64,8 @@ class InsertQDQ:
     bias_correction : bool
         Subtract from each bias the mean error that the rounded weights cause on the samples (Nagel et al.,
         "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019).
-    executor : callable, optional
-        Runs the float network; see :func:`nnfuze_tvm.passes.compress.calibration.prepare` for the default.
+    executor : callable
+        Runs the float network; by default with NumPy.
 
     Raises
     ------
@@ -79,7 +79,7 @@ class InsertQDQ:
         policy: Policy,
         method: CalibrationMethod = "minmax",
         bias_correction: bool = False,
-        executor: Executor | None = None,
+        executor: Executor = evaluate.executor,
     ) -> None:
         if method not in CALIBRATION_METHODS:
             raise InputError(

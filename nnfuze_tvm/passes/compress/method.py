@@ -14,6 +14,7 @@ import numpy as np
 import tvm
 
 from nnfuze_tvm.errors import InputError
+from nnfuze_tvm.graph import evaluate
 from nnfuze_tvm.graph.evaluate import Executor
 
 if TYPE_CHECKING:
@@ -127,14 +128,14 @@ class Inputs:
         Checked calibration data: ``[N, ...]`` by input.
     options : dict
         Values of the methods' options by name; those that are missing have their defaults.
-    executor : callable, optional
-        Runs the float network where a pass wants to know its values; see `calibration.prepare`.
+    executor : callable
+        Runs the float network where a pass wants to know its values; see `graph.evaluate.Executor`.
     """
 
     policy: Policy
     samples: Mapping[str, np.ndarray] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
-    executor: Executor | None = None
+    executor: Executor = evaluate.executor
 
     def value(self, option: Option) -> Any:
         """Return the value of an option."""

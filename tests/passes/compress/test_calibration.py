@@ -12,8 +12,9 @@ from tvm.script import relax as R
 
 from nnfuze_tvm.deploy.executor import host_executor
 from nnfuze_tvm.errors import InputError
+from nnfuze_tvm.graph import evaluate
 from nnfuze_tvm.graph.dataflow import bindings
-from nnfuze_tvm.passes.compress.calibration import Range, collect_ranges, load_calibration, prepare
+from nnfuze_tvm.passes.compress.calibration import Range, collect_ranges, load_calibration
 from tests.helpers import run_module
 
 
@@ -105,12 +106,12 @@ def test_ranges_of_inputs_and_inner_tensors():
     np.testing.assert_allclose(ranges[relu].mean, np.maximum(data["image"], 0).mean((0, 2)), rtol=1e-6)
 
 
-def test_the_default_executor_runs_the_network():
+def test_both_executors_run_the_network():
     data = {name: array[: len(array) // 3] for name, array in good().items()}
     expected = run_module(Network, data)
     mod = tvm.IRModule({"main": Network["main"]})
-    for executor in (None, host_executor):
-        for result, wanted in zip(prepare(mod, executor)(data), expected, strict=True):
+    for executor in (evaluate.executor, host_executor):
+        for result, wanted in zip(executor(mod)(data), expected, strict=True):
             np.testing.assert_allclose(result, wanted)
 
 

@@ -15,11 +15,11 @@ from tvm.ir import Call
 from tvm.ir.transform import PassContext, module_pass
 
 from nnfuze_tvm.errors import InputError
-from nnfuze_tvm.graph import ir, ops
+from nnfuze_tvm.graph import evaluate, ir, ops
 from nnfuze_tvm.graph.channels import CoupledLayer, Labels, Removal
 from nnfuze_tvm.graph.dataflow import Emitter, Value, substitute
 from nnfuze_tvm.graph.evaluate import Executor
-from nnfuze_tvm.passes.compress.calibration import batches, load_calibration, prepare
+from nnfuze_tvm.passes.compress.calibration import batches, load_calibration
 from nnfuze_tvm.passes.compress.method import Inputs, Method, Option, PolicyField
 from nnfuze_tvm.passes.compress.prune.channel_groups import ChannelGroup, CoupledFunction
 
@@ -61,8 +61,8 @@ class PruneChannels:
             Models", ICLR 2024), per channel instead of per weight.
     calibration : path of an ``.npz`` file, mapping of input name to ``[N, ...]``, or None
         Needed by ``activation``; at most 32 batches are used.
-    executor : callable, optional
-        Runs the float network for ``activation``; see :func:`nnfuze_tvm.passes.compress.calibration.prepare`.
+    executor : callable
+        Runs the float network for ``activation``; by default with NumPy.
 
     Raises
     ------
@@ -77,7 +77,7 @@ class PruneChannels:
         policy: Policy,
         criterion: Criterion = "l1",
         calibration: Calibration | None = None,
-        executor: Executor | None = None,
+        executor: Executor = evaluate.executor,
     ) -> None:
         if criterion not in get_args(Criterion):
             raise InputError(f"pruning criterion {criterion!r}: there are l1, l2 and activation")
@@ -159,7 +159,7 @@ def input_norms(layer: CoupledLayer) -> np.ndarray:
 
 
 def mean_magnitudes(
-    coupling: CoupledFunction, samples: Mapping[str, np.ndarray], executor: Executor | None = None
+    coupling: CoupledFunction, samples: Mapping[str, np.ndarray], executor: Executor = evaluate.executor
 ) -> dict[str, np.ndarray]:
     """Return ``mean |x|`` per channel of what each layer reads, for layers that mix removable channels.
 
@@ -179,7 +179,7 @@ def mean_magnitudes(
         magnitude = emitter.emit(relax.op.abs(done[layer.data]))
         observed.append(emitter.emit(relax.op.mean(magnitude, others) if others else magnitude))
     main = emitter.finish(coupling.func.params, observed).with_attr("global_symbol", "main")
-    run = prepare(tvm.IRModule({"main": main}), executor)
+    run = executor(tvm.IRModule({"main": main}))
     totals = [np.zeros(len(layer.inputs)) for layer in layers]
     used = 0
     for batch in islice(batches(samples, coupling.func), _MOST_BATCHES):
