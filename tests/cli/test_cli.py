@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -46,22 +47,41 @@ def sample(tmp_path: Path) -> str:
     return f"x={tmp_path / 'x.npy'}"
 
 
-@pytest.mark.parametrize("verb", [None, "run", "deploy", "devices"])
-def test_help_is_quick(verb: str | None) -> None:
-    script = f"import sys, nnfuze_tvm.cli as c; c.main({[verb, '-h'] if verb else ['-h']}); print('tvm' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert "Usage: nnfuze" in done.stdout
-    assert done.stdout.strip().endswith("False")
+def shown_without_tvm(arguments: list[str], cache: Path) -> tuple[str, bool]:
+    """What a fresh process prints, and whether it did without TVM."""
+    script = f"import sys, nnfuze_tvm.cli as c; c.main({arguments}); print('tvm' in sys.modules)"
+    env = {**os.environ, "XDG_CACHE_HOME": str(cache), "COLUMNS": "120"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=env)
+    return done.stdout + done.stderr, done.stdout.strip().endswith("False")
 
 
-def test_help_has_examples_and_the_methods_options(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("arguments", [["-h"], ["run", "-h"], ["deploy", "-h"], ["devices", "-h"], ["run", "--wobble"]])
+def test_help_is_quick(arguments: list[str], tmp_path: Path) -> None:
+    shown, quick = shown_without_tvm(arguments, tmp_path)
+    assert "nnfuze" in shown and quick
+
+
+def test_help_has_examples_and_the_methods_options(tmp_path: Path) -> None:
+    first, _ = shown_without_tvm(["compile", "-h"], tmp_path)
+    again, quick = shown_without_tvm(["compile", "-h"], tmp_path)
+    assert quick and again.splitlines()[:-1] == first.splitlines()[:-1]
+    assert "nnfuze compile keyword.onnx" in again
+    assert all(f"--{name.replace('_', '-')} " in again for name in method.options(pipeline.METHODS))
+    (kept,) = (tmp_path / "nnfuze" / "options").iterdir()
+    kept.write_text('[{"name": "damaged"}]')
+    assert shown_without_tvm(["compile", "-h"], tmp_path) == (first, False)
+    assert shown_without_tvm(["compile", "-h"], Path("/proc")) == (first, False)
+
+
+def test_a_method_brings_its_options(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    option = method.Option("sharpness", int, None, "How sharp.")
+    sharpen = method.Method("sharp", "sharpening", lambda _: [], wants=lambda _: False, options=(option,))
+    monkeypatch.setattr(pipeline, "METHODS", (*pipeline.METHODS, sharpen))
     monkeypatch.setenv("COLUMNS", "120")
-    assert cli.main(["compile", "-h"]) == 0
-    shown = capsys.readouterr().out
-    assert "nnfuze compile keyword.onnx" in shown
-    assert all(f"--{name.replace('_', '-')} " in shown for name in method.options(pipeline.METHODS))
+    assert cli.main(["tune", "-h"]) == 0
+    assert "--sharpness" in capsys.readouterr().out
+    assert cli.main(["tune", "a.onnx", "--sharpness", "high"]) == 2
+    assert "--sharpness" in capsys.readouterr().err
 
 
 def test_a_new_verb_is_one_file(
