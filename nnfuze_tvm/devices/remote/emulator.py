@@ -41,7 +41,11 @@ _START_SECONDS = 120.0
 # Not `sys.stderr`, which may be no file.
 _STDERR = 2
 _PR_SET_PDEATHSIG = 1
-_SERVE = "import sys; from nnfuze_tvm.devices.remote import server; server.start((sys.argv[1], int(sys.argv[2])), sys.argv[3])"
+_SERVE = """
+import sys
+from nnfuze_tvm.devices.remote import server
+server.start((sys.argv[1], int(sys.argv[2])), sys.argv[3])
+"""
 
 
 def folder(announce: Callable[[str], None] = lambda _: None) -> Path:
