@@ -33,12 +33,11 @@ from nnfuze_tvm.devices.hardware import Hardware
 from nnfuze_tvm.devices.remote import tracker
 from nnfuze_tvm.devices.toolchain import export_library
 from nnfuze_tvm.schedules.intrinsics import dot_product
+from nnfuze_tvm.schedules.loops import STACK_BYTES
 
 # Each measurement is the best of this many repeats of about this many seconds.
 _REPEATS = 20
 _REPEAT_SECONDS = 2e-3
-# Buffers below this size stay in registers when TVM allocates them on the stack.
-_STACK_BYTES = 1023
 # Reads that come from memory run over a buffer of four times the last cache, within these bounds.
 _MEMORY_BYTES = (32 << 20, 128 << 20)
 FMA_STEPS = 4096
@@ -182,7 +181,7 @@ def _multiply_adds(hw: Hardware, threads: int) -> tirx.PrimFunc:
     a product that stays the same would be computed before the loop.
     """
     lanes = hw.lanes("float32")
-    count = min(hw.registers * 3 // 4, _STACK_BYTES // hw.vector_bytes)
+    count = min(hw.registers * 3 // 4, STACK_BYTES // hw.vector_bytes)
 
     @T.prim_func(s_tir=True)
     def fp32(factor: T.Buffer((lanes,), "float32"), out: T.Buffer((threads, count, lanes), "float32")) -> None:

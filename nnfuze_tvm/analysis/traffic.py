@@ -27,9 +27,7 @@ from tvm.ir import TensorLoad
 from tvm.target import Target
 
 from nnfuze_tvm.devices.hardware import Hardware
-
-# Smaller buffers live on the stack, and LLVM takes them into registers.
-_STACK_BYTES = 1023
+from nnfuze_tvm.schedules.loops import STACK_BYTES
 
 # The smallest and the largest value of an index; None where that isn't known.
 _Range = tuple[int, int] | None
@@ -87,7 +85,7 @@ def loop_tree(func: tirx.PrimFunc, target: Target) -> Loop:
     with target:
         body = tvm.transform.Sequential(phases)(tvm.IRModule({"main": func.with_attr("target", target)}))["main"].body
     root = Loop(None, 1, 1, "serial")
-    in_registers = {node.buffer for node in _find(body, tirx.AllocBuffer) if _bytes(node.buffer) <= _STACK_BYTES}
+    in_registers = {node.buffer for node in _find(body, tirx.AllocBuffer) if _bytes(node.buffer) <= STACK_BYTES}
     bound = {node.var: node.value for node in _find(body, tirx.Bind)}
     _collect(body, root.body, in_registers, bound, {})
     return root

@@ -10,14 +10,21 @@ from tvm.target import Target
 from nnfuze_tvm.devices.hardware import Hardware
 from nnfuze_tvm.passes import pipeline
 from nnfuze_tvm.schedules.fold_kernels import FoldKernels
-from nnfuze_tvm.schedules.intrinsics import bytes_are_fast
+from nnfuze_tvm.schedules.intrinsics import bytes_are_fast, rounding
 from nnfuze_tvm.schedules.schedule_kernels import ScheduleKernels
 
 
 def fuse(mod: tvm.IRModule, target: Target) -> tvm.IRModule:
     """Return the module of fused, unscheduled kernels (phases 5 to 9): what tuning extracts its tasks from."""
+    return pipeline.fused_module(mod, target, machine(target))
+
+
+def machine(target: Target) -> pipeline.Machine:
+    """Return what the passes must know of a target."""
     hw = Hardware.of(target)
-    return pipeline.fused_module(mod, target, not bytes_are_fast(hw.features), hw.far_macs)
+    aarch64 = str(target.attrs.get("mtriple", "")).startswith("aarch64")
+    nearest = rounding.fcvtns if aarch64 else rounding.lrint if str(target.kind) == "llvm" else None
+    return pipeline.Machine(not bytes_are_fast(hw.features), hw.far_macs, nearest, saturating=aarch64)
 
 
 def lower(mod: tvm.IRModule, target: Target, database: ms.Database | None = None) -> tvm.IRModule:
@@ -37,14 +44,17 @@ def lower(mod: tvm.IRModule, target: Target, database: ms.Database | None = None
 
 def schedule(fused: tvm.IRModule, target: Target, database: ms.Database | None = None) -> tvm.IRModule:
     """Return a module of fused kernels with every kernel scheduled and its weights packed (phase 10)."""
-    phase_10 = [
-        ScheduleKernels(target, database),
+    with target:
+        return tvm.transform.Sequential([ScheduleKernels(target, database), *packing_phases()])(fused)
+
+
+def packing_phases() -> list[tvm.transform.Pass]:
+    """Return the rest of phase 10: what scheduled kernels say of the layout of constants is carried out."""
+    return [
         relax.transform.SplitLayoutRewritePreproc(),
         FoldKernels(),
         relax.transform.DeadCodeElimination(),
     ]
-    with target:
-        return tvm.transform.Sequential(phase_10)(fused)
 
 
 def generate(lowered: tvm.IRModule, target: Target) -> relax.VMExecutable:

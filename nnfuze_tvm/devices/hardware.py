@@ -11,6 +11,9 @@ from tvm.target import Target
 from nnfuze_tvm.devices import boards
 from nnfuze_tvm.devices.targets import llvm_features
 
+# Bytes of a cache line, on every CPU that this package has kernels for.
+LINE_BYTES = 64
+
 
 @dataclass(frozen=True)
 class Hardware:
@@ -45,7 +48,7 @@ class Hardware:
 
     def lanes(self, dtype: str) -> int:
         """Return how many elements of ``dtype`` one vector register holds."""
-        bits = int("".join(c for c in dtype if c.isdigit()))
+        bits = 8 if dtype == "bool" else int("".join(c for c in dtype if c.isdigit()))
         return self.vector_bytes * 8 // bits
 
     @staticmethod

@@ -17,9 +17,6 @@ SHARED_INPUTS_ATTR = "nnfuze.shared_inputs"
 # What stands between the layers' names in the name of a Var that holds the result of several of them.
 JOINED = "+"
 
-# The operator of PrimFuncs for AArch64 that turns a float32 into the nearest (even) int32.
-NEAREST = "tirx.nnfuze_nearest"
-
 
 @dataclass(frozen=True)
 class TaskOutput:

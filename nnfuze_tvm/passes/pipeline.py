@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import tvm
 from tvm import relax
@@ -13,8 +14,9 @@ from nnfuze_tvm.passes.lower.batching.batch_branches import BatchBranches
 from nnfuze_tvm.passes.lower.fuse_layers import FuseLayers
 from nnfuze_tvm.passes.lower.integer.realize_integer import RealizeInteger
 from nnfuze_tvm.passes.lower.layout import ToNHWC
-from nnfuze_tvm.passes.lower.round_to_integer import RoundToInteger
+from nnfuze_tvm.passes.lower.round_to_integer import Rounding, RoundToInteger
 from nnfuze_tvm.passes.lower.row_convolutions import RowConvolutions
+from nnfuze_tvm.passes.lower.transposed_convolutions import TransposedConvolutions
 from nnfuze_tvm.passes.lower.winograd.winograd import Winograd
 from nnfuze_tvm.passes.merge.merge_tasks import MergeTasks
 from nnfuze_tvm.passes.merge.share_trunk import ShareTrunk
@@ -41,15 +43,33 @@ def merge_phases(shared_inputs: Sequence[str] | None = None) -> list[tvm.transfo
     ]
 
 
-def lowering_phases(integer_winograd: bool, far_macs: float) -> list[tvm.transform.Pass]:
-    """Return phases 5 to 9: from a merged (and perhaps quantized) graph to one PrimFunc per fused kernel.
+@dataclass(frozen=True)
+class Machine:
+    """What the lowering must know of a machine.
 
-    ``integer_winograd`` says whether the machine multiplies int8 no faster than int16, ``far_macs`` how slow its memory
-    is; see ``Winograd``.
+    Attributes
+    ----------
+    integer_winograd : bool
+        It multiplies int8 no faster than int16; see ``Winograd``.
+    far_macs : float
+        How slow its memory is; see ``Winograd``.
+    nearest : callable, optional
+        Its way from float32 to the nearest int32; see ``RoundToInteger``.
+    saturating : bool
+        It narrows integers with saturation in one instruction; see ``RoundToInteger``.
     """
+
+    integer_winograd: bool
+    far_macs: float
+    nearest: Rounding | None
+    saturating: bool
+
+
+def lowering_phases(machine: Machine) -> list[tvm.transform.Pass]:
+    """Return phases 5 to 9: from a merged (and perhaps quantized) graph to one PrimFunc per fused kernel."""
     return [
-        # Phase 5: layout. Activations NHWC, weights OHWI.
-        ToNHWC(),
+        # Phase 5: layout.
+        *layout_phases(),
         # Phase 6: quantize/dequantize islands become integer operators.
         RealizeInteger(),
         # Phase 7: branches of one shape in one kernel, where that pays.
@@ -57,9 +77,21 @@ def lowering_phases(integer_winograd: bool, far_macs: float) -> list[tvm.transfo
         # What still is a convolution of few input channels gets reductions that dot products can take.
         RowConvolutions(),
         # Phase 8: fewer multiplications, where that pays.
-        Winograd(integer_winograd, far_macs),
+        Winograd(machine.integer_winograd, machine.far_macs),
         # Phase 9: one PrimFunc per operator, then one per fused kernel.
-        RoundToInteger(),
+        *kernel_phases(machine),
+    ]
+
+
+def layout_phases() -> list[tvm.transform.Pass]:
+    """Return phase 5: convolutions only, activations NHWC, weights OHWI."""
+    return [TransposedConvolutions(), ToNHWC()]
+
+
+def kernel_phases(machine: Machine) -> list[tvm.transform.Pass]:
+    """Return phase 9: from operators to one PrimFunc per fused kernel."""
+    return [
+        RoundToInteger(machine.nearest, machine.saturating),
         relax.transform.LegalizeOps(),
         relax.transform.AnnotateTIROpPattern(),
         FuseLayers(),
@@ -72,7 +104,7 @@ def lowering_phases(integer_winograd: bool, far_macs: float) -> list[tvm.transfo
     ]
 
 
-def fused_module(mod: tvm.IRModule, target: tvm.target.Target, integer_winograd: bool, far_macs: float) -> tvm.IRModule:
+def fused_module(mod: tvm.IRModule, target: tvm.target.Target, machine: Machine) -> tvm.IRModule:
     """Return the module of fused, unscheduled kernels: what tuning extracts its tasks from."""
     with target:
-        return tvm.transform.Sequential(lowering_phases(integer_winograd, far_macs))(mod)
+        return tvm.transform.Sequential(lowering_phases(machine))(mod)

@@ -1,9 +1,4 @@
-"""How one fused kernel becomes loops: a rule per operator family, tried in the order of ``RULES``.
-
-A rule is a module with ``apply(sch, hw, tunable) -> bool``: it schedules the PrimFunc ``main`` of ``sch`` in
-place and returns True, or returns False before it has changed anything. Default knobs come from the hardware
-model; with ``tunable=True`` the same knobs are sampled, so a tuning space is the template itself.
-"""
+"""How one fused kernel becomes loops: a rule per operator family (`families`), tried in the order of ``RULES``."""
 
 from __future__ import annotations
 
@@ -11,18 +6,9 @@ from tvm import s_tir, tirx
 from tvm.target import Target
 
 from nnfuze_tvm.devices.hardware import Hardware
-from nnfuze_tvm.schedules.base import note
-from nnfuze_tvm.schedules.families import (
-    conv2d,
-    dense,
-    depthwise,
-    elementwise,
-    fallback,
-    pooling,
-    reduction,
-    winograd,
-)
+from nnfuze_tvm.schedules.families import RULES
 from nnfuze_tvm.schedules.intrinsics.words import multiply_words
+from nnfuze_tvm.schedules.knobs import record_knobs
 from nnfuze_tvm.schedules.rewrites.bias import start_from_bias
 from nnfuze_tvm.schedules.rewrites.overlap import overlap_tiles
 from nnfuze_tvm.schedules.rewrites.partial_sums import sum_in_parts
@@ -30,8 +16,6 @@ from nnfuze_tvm.schedules.rewrites.peel import peel_loops
 from nnfuze_tvm.schedules.rewrites.prefetch import prefetch_weights
 from nnfuze_tvm.schedules.rewrites.row_pairs import pair_rows
 from nnfuze_tvm.schedules.rewrites.squares import vectorize_squares
-
-RULES = (winograd, conv2d, depthwise, dense, pooling, reduction, elementwise, fallback)
 
 
 def apply(sch: s_tir.Schedule, target: Target, tunable: bool = False) -> str:
@@ -54,13 +38,12 @@ def apply(sch: s_tir.Schedule, target: Target, tunable: bool = False) -> str:
     hw = Hardware.of(target)
     for rule in RULES:
         if rule.apply(sch, hw, tunable):
-            name = rule.__name__.rsplit(".", 1)[-1]
-            note(sch, rule=name)
-            return name
+            record_knobs(sch, rule=rule.name)
+            return rule.name
     raise AssertionError("the fallback rule takes every kernel")
 
 
-def finished(func: tirx.PrimFunc) -> tirx.PrimFunc:
+def apply_rewrites(func: tirx.PrimFunc) -> tirx.PrimFunc:
     """Return a scheduled kernel as it can be compiled: what rules mark and no schedule primitive can express."""
     passes = (
         overlap_tiles,

@@ -12,8 +12,9 @@ from tvm.target import Target
 
 from nnfuze_tvm import schedules
 from nnfuze_tvm.devices.hardware import Hardware
-from nnfuze_tvm.schedules.base import statements, take_notes
+from nnfuze_tvm.schedules.blocks import statements
 from nnfuze_tvm.schedules.families import fallback
+from nnfuze_tvm.schedules.knobs import take_knobs
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ class ScheduleKernels:
             if "tirx.is_scheduled" not in func.attrs:
                 mod.update_func(gvar, schedule_kernel(gvar.name_hint, func, self.target))
             elif "nnfuze.rule" not in func.attrs:
-                mod.update_func(gvar, _with_notes(schedules.finished(func), "database"))
+                mod.update_func(gvar, _with_knobs(schedules.apply_rewrites(func), "database"))
         return mod
 
 
@@ -71,14 +72,15 @@ def schedule_kernel(name: str, func: tirx.PrimFunc, target: Target) -> tirx.Prim
         sch = s_tir.Schedule(mod, error_render_level="fast")
         fallback.apply(sch, Hardware.of(target), False)
         rule = "fallback"
-    scheduled = _with_notes(schedules.finished(fallback.with_block(sch)), rule).with_attr("tirx.is_scheduled", True)
+    rewritten = schedules.apply_rewrites(fallback.with_block(sch))
+    scheduled = _with_knobs(rewritten, rule).with_attr("tirx.is_scheduled", True)
     if "global_symbol" in func.attrs:
         return scheduled.with_attr("global_symbol", func.attrs["global_symbol"])
     return scheduled.without_attr("global_symbol")
 
 
-def _with_notes(func: tirx.PrimFunc, rule: str) -> tirx.PrimFunc:
-    """Return a scheduled kernel with what its rule noted as attributes; ``rule`` is for one without notes."""
-    func, notes = take_notes(func)
-    named = str(notes.pop("rule", rule))
-    return func.with_attr({"nnfuze.rule": named, "nnfuze.knobs": notes})
+def _with_knobs(func: tirx.PrimFunc, rule: str) -> tirx.PrimFunc:
+    """Return a scheduled kernel with what its rule recorded as attributes; ``rule`` is for one without a record."""
+    func, knobs = take_knobs(func)
+    named = str(knobs.pop("rule", rule))
+    return func.with_attr({"nnfuze.rule": named, "nnfuze.knobs": knobs})

@@ -13,8 +13,8 @@ from nnfuze_tvm import schedules
 from nnfuze_tvm.deploy import build
 from nnfuze_tvm.devices.targets import resolve
 from nnfuze_tvm.errors import DeviceError
-from nnfuze_tvm.schedules.base import take_notes
-from nnfuze_tvm.schedules.families import conv2d
+from nnfuze_tvm.schedules.knobs import take_knobs
+from nnfuze_tvm.schedules.rule import Rule
 from nnfuze_tvm.schedules.schedule_kernels import ScheduleKernels, schedule_kernel
 
 HOST = resolve("host")
@@ -71,7 +71,8 @@ def test_rule_that_fails_costs_speed_and_not_the_compilation(monkeypatch, caplog
     def broken(sch, hw, tunable):
         raise s_tir.ScheduleError("not this one")
 
-    monkeypatch.setattr(conv2d, "apply", broken)
+    rules = [Rule(rule.name, broken) if rule.name == "conv2d" else rule for rule in schedules.RULES]
+    monkeypatch.setattr(schedules, "RULES", rules)
     with caplog.at_level(logging.WARNING):
         lowered = build.lower(small_network(), HOST)
     assert "not this one" in caplog.text
@@ -92,7 +93,7 @@ def test_record_of_the_database_goes_before_the_rule():
     database.commit_tuning_record(s_tir.meta_schedule.database.TuningRecord(sch.trace, workload, [1e-6], HOST))
     scheduled = ScheduleKernels(HOST, database)(fused)
     tuned = [f for g, f in scheduled.functions_items() if isinstance(f, tvm.tirx.PrimFunc) and "conv2d" in g.name_hint]
-    expected, notes = take_notes(schedules.finished(sch.mod["main"]))
+    expected, notes = take_knobs(schedules.apply_rewrites(sch.mod["main"]))
     tvm.ir.assert_structural_equal(tuned[0].body, expected.body, map_free_vars=True)
     assert notes.pop("rule") == tuned[0].attrs["nnfuze.rule"] == "conv2d"
     assert notes == dict(tuned[0].attrs["nnfuze.knobs"])

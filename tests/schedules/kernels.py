@@ -11,9 +11,12 @@ from tvm import relax, s_tir, tirx
 from tvm.target import Target
 
 from nnfuze_tvm import schedules
+from nnfuze_tvm.deploy import build
+from nnfuze_tvm.devices.targets import resolve
+from nnfuze_tvm.passes import pipeline
 from nnfuze_tvm.schedules.families import fallback
 
-_LAYOUTS = {"relax.nn.conv2d": ["NHWC", "OHWI"]}
+HOST = resolve("host")
 
 
 @dataclass(frozen=True)
@@ -33,35 +36,25 @@ def single_function(
     variables = [relax.Var(name, relax.TensorType(shape, dtype)) for name, (shape, dtype) in params.items()]
     with builder.function("main", variables):
         with builder.dataflow():
-            result = builder.emit_output(body(builder, variables))
+            value = body(builder, variables)
+            if isinstance(value.ty, tvm.ir.TupleType):
+                value = relax.Tuple([builder.emit(relax.TupleGetItem(value, i)) for i in range(len(value.ty.fields))])
+            result = builder.emit_output(value)
         builder.emit_func_output(result)
     return builder.get()
 
 
-def fuse(mod: tvm.IRModule) -> tvm.IRModule:
-    """Bring a Relax module to fused NHWC PrimFuncs, without any schedule."""
-    transform = relax.transform
-    return tvm.transform.Sequential(
-        [
-            transform.ConvertLayout(_LAYOUTS),
-            transform.FoldConstant(),
-            transform.LegalizeOps(),
-            transform.AnnotateTIROpPattern(),
-            transform.FoldConstant(),
-            transform.FuseOps(),
-            transform.FuseTIR(),
-            transform.DeadCodeElimination(),
-            transform.AttachAttrLayoutFreeBuffers(),
-            transform.AttachAttrLayoutFreeBuffers(),
-        ]
-    )(mod)
+def fuse(mod: tvm.IRModule, target: Target) -> tvm.IRModule:
+    """Bring a Relax module to fused NHWC PrimFuncs, each of one operator's own form, without any schedule."""
+    machine = build.machine(target)
+    return tvm.transform.Sequential([*pipeline.layout_phases(), *pipeline.kernel_phases(machine)])(mod)
 
 
-def fused_kernels(mod: tvm.IRModule) -> dict[str, tvm.IRModule]:
+def fused_kernels(mod: tvm.IRModule, target: Target = HOST) -> dict[str, tvm.IRModule]:
     """Return each fused PrimFunc of a Relax module by its name, as a module whose only function is ``main``."""
     return {
         gv.name_hint: tvm.IRModule({"main": func.with_attr("global_symbol", "main")})
-        for gv, func in fuse(mod).functions.items()
+        for gv, func in fuse(mod, target).functions.items()
         if isinstance(func, tirx.PrimFunc)
     }
 
@@ -70,22 +63,15 @@ def schedule(
     mod: tvm.IRModule, target: Target, tunable: bool = False, seed: int = 1
 ) -> tuple[tvm.IRModule, dict[str, str]]:
     """Fuse a Relax module and schedule each kernel; return it with the rules' names by kernel."""
-    fused = fuse(mod)
+    fused = fuse(mod, target)
     rules = {}
     for gv, func in list(fused.functions.items()):
         if not isinstance(func, tirx.PrimFunc):
             continue
         sch = s_tir.Schedule(tvm.IRModule({"main": func.with_attr("global_symbol", "main")}), seed=seed)
         rules[gv.name_hint] = schedules.apply(sch, target, tunable)
-        fused[gv] = schedules.finished(fallback.with_block(sch)).without_attr("global_symbol")
-    packed = tvm.transform.Sequential(
-        [
-            relax.transform.SplitLayoutRewritePreproc(),
-            relax.transform.FoldConstant(),
-            relax.transform.DeadCodeElimination(),
-        ]
-    )(fused)
-    return packed, rules
+        fused[gv] = schedules.apply_rewrites(fallback.with_block(sch)).without_attr("global_symbol")
+    return tvm.transform.Sequential(build.packing_phases())(fused), rules
 
 
 def run(mod: tvm.IRModule, target: Target, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -123,14 +109,14 @@ def schedule_and_run(
 
 def assembly_of(sch: s_tir.Schedule, target: Target) -> str:
     """Return the assembly of a scheduled kernel whose weights are packed already."""
-    whole = tvm.IRModule({"main": schedules.finished(sch.mod["main"])})
+    whole = tvm.IRModule({"main": schedules.apply_rewrites(sch.mod["main"])})
     built = tvm.s_tir.transform.RemoveWeightLayoutRewriteBlock(skip_tensor_rewrite=True)(whole)
     return tvm.compile(built, target=target).mod.inspect_source("asm")
 
 
 def assembly(mod: tvm.IRModule, target: Target) -> str:
     """Return the assembly of the only kernel of a Relax module, scheduled for ``target``."""
-    (kernel,) = fused_kernels(mod).values()
+    (kernel,) = fused_kernels(mod, target).values()
     sch = s_tir.Schedule(kernel)
     schedules.apply(sch, target)
     return assembly_of(sch, target)

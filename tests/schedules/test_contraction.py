@@ -14,7 +14,7 @@ from nnfuze_tvm import schedules
 from nnfuze_tvm.devices.hardware import Hardware
 from nnfuze_tvm.devices.targets import resolve
 from nnfuze_tvm.schedules import contraction
-from nnfuze_tvm.schedules.contraction import Work, tiles
+from nnfuze_tvm.schedules.register_tile import Work, tiles
 from tests.schedules.kernels import assembly_of, fused_kernels, schedule_and_run, single_function
 
 HOST = resolve("host")

@@ -26,7 +26,7 @@ from nnfuze_tvm.devices import toolchain
 from nnfuze_tvm.devices.remote import server, tracker
 from nnfuze_tvm.errors import DeviceError
 from nnfuze_tvm.jobs.tuning.search import Decisions
-from nnfuze_tvm.schedules.base import statements
+from nnfuze_tvm.schedules.blocks import statements
 
 Space = Callable[..., str]
 # A library's path, and shape and dtype of every operand of its function.
@@ -165,7 +165,7 @@ def _compile(
     candidate.trace = plain(sch.trace.as_json())
     # What the database will do with the record; better a failed candidate now than a failed build later.
     s_tir.Trace.apply_json_to_schedule(candidate.trace, s_tir.Schedule(mod))
-    whole = tvm.IRModule({"main": schedules.finished(sch.mod["main"])})
+    whole = tvm.IRModule({"main": schedules.apply_rewrites(sch.mod["main"])})
     lowered = s_tir.transform.RemoveWeightLayoutRewriteBlock(skip_tensor_rewrite=True)(whole)
     candidate.args = [
         (tuple(int(dim) for dim in info.shape), str(info.dtype))

@@ -1,6 +1,8 @@
-"""Activations to NHWC and convolution weights to OHWI, with the transposes moved out of the way."""
+"""Channels last in activations and convolution weights, with the transposes moved out of the way."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import tvm
@@ -9,18 +11,28 @@ from tvm.ir import Call, GenericConst, Var
 from tvm.ir.transform import PassContext, module_pass
 
 from nnfuze_tvm.graph import ops
-from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, op_name, output_fields
+from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, op_name, output_fields, substitute
 from nnfuze_tvm.graph.ir import static_shape
 
 # Poolings follow their input; to name them here is an error.
-DESIRED_LAYOUTS = {"relax.nn.conv2d": ["NHWC", "OHWI"]}
+DESIRED_LAYOUTS = {
+    "relax.nn.conv1d": ["NWC", "OWI"],
+    "relax.nn.conv2d": ["NHWC", "OHWI"],
+    "relax.nn.conv3d": ["NDHWC", "ODHWI"],
+}
 
 Axes = tuple[int, ...]
+
+# TVM's builders make an underscore of a dot in a name. No name of a layer has this character (`ir.clean_name`).
+_DOT = "|"
+
+# Poolings of fewer channels stay as they are: vectors would be too short.
+_LEAST_CHANNELS = 4
 
 
 @module_pass(opt_level=0, name="ToNHWC")
 class ToNHWC:
-    """Convert 2-d convolutions and poolings to NHWC/OHWI and cancel the transposes in between.
+    """Convert convolutions and poolings to NHWC/OHWI (of any rank) and cancel the transposes in between.
 
     ``relax.transform.ConvertLayout`` puts a transpose on both sides of every operator that it knows nothing
     about, quantize and dequantize among them. Those are moved through and cancelled; transposes of constants
@@ -29,11 +41,33 @@ class ToNHWC:
 
     def transform_module(self, mod: tvm.IRModule, _: PassContext) -> tvm.IRModule:
         """Return the module with its functions converted."""
+        mod = mod.clone()
+        for gvar, func in mod.functions_items():
+            if isinstance(func, relax.Function):
+                mod.update_func(gvar, _with_names(func, lambda name: name.replace(".", _DOT)))
         mod = relax.transform.ConvertLayout(DESIRED_LAYOUTS)(mod)
         for gvar, func in mod.functions_items():
             if isinstance(func, relax.Function):
                 mod.update_func(gvar, _TransposeMover().rewrite(func))
         return relax.transform.DeadCodeElimination()(mod)
+
+
+def _with_names(func: relax.Function, rename: Callable[[str], str]) -> relax.Function:
+    """Return ``func`` with its Vars renamed."""
+    emitter, values = Emitter(), dict[Value, Value]()
+    for binding in bindings(func):
+        values[binding.var] = emitter.emit(substitute(binding.value, values), rename(binding.var.name))
+    return emitter.finish(func.params, [substitute(out, values) for out in output_fields(func)], func.attrs)
+
+
+def _names(func: relax.Function) -> dict[Value, str]:
+    """Return other names for Vars: ConvertLayout gave those of layers to transposes behind them."""
+    layers = {b.var for b in bindings(func) if ops.is_layer(b.value)}
+    found: dict[Value, str] = {}
+    for binding in bindings(func):
+        if op_name(binding.value) == "permute_dims" and binding.value.args[0] in layers and "/" in binding.var.name:
+            found |= {binding.value.args[0]: binding.var.name, binding.var: "lv"}
+    return found
 
 
 class _TransposeMover:
@@ -44,9 +78,11 @@ class _TransposeMover:
         self.values: dict[Value, Value] = {}
         self.pending: dict[Value, tuple[Value, Axes]] = {}
         self.bound: dict[Value, Call] = {}
+        self.names: dict[Value, str] = {}
 
     def rewrite(self, func: relax.Function) -> relax.Function:
         """Return ``func`` with its transposes moved."""
+        self.names = _names(func)
         for binding in bindings(func):
             self._bind(binding.var, binding.value)
         outputs = [self._read(field) for field in output_fields(func)]
@@ -68,7 +104,7 @@ class _TransposeMover:
             if isinstance(value.args[0], GenericConst):
                 self.values[var] = relax.const(value.args[0].value.numpy().reshape(static_shape(var)))
                 return
-        if self._move_through(var, value):
+        if self._move_through(var, value) or self._pool(var, value):
             return
         self.values[var] = self._emit(self._read(value), var)
 
@@ -90,6 +126,23 @@ class _TransposeMover:
         if moved is None:
             return False
         self.pending[var] = (self._emit(moved, var), axes)
+        return True
+
+    def _pool(self, var: Var, value: Value) -> bool:
+        """Pool with the channels last, if there are some: windows then read whole vectors."""
+        operator = ops.of(value)
+        if operator is None or not hasattr(value.attrs, "pool_size") or operator.transposed is None:
+            return False
+        shape = static_shape(var)
+        if not str(value.attrs.layout).startswith("NC") or shape[1] < _LEAST_CHANNELS:
+            return False
+        # The result has the axes of the channels-last one in this order.
+        axes = (0, len(shape) - 1, *range(1, len(shape) - 1))
+        source = self._emit(relax.op.permute_dims(self._read(value.args[0]), [0, *range(2, len(shape)), 1]), "lv")
+        pooled = operator.transposed(value, [source], axes)
+        if pooled is None:
+            return False
+        self.pending[var] = (self._emit(pooled, var), axes)
         return True
 
     def _in_order(self, expr: Value, axes: Axes) -> Value | None:
@@ -129,8 +182,9 @@ class _TransposeMover:
             return
         self.pending[var] = (source, axes)
 
-    def _emit(self, value: Value, var: Var) -> Value:
-        emitted = self.emitter.emit(value, var.name)
+    def _emit(self, value: Value, var: Var | str) -> Value:
+        name = var if isinstance(var, str) else self.names.get(var, var.name)
+        emitted = self.emitter.emit(value, name.replace(_DOT, "."))
         if isinstance(value, Call):
             self.bound[emitted] = value
         return emitted

@@ -2,54 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import tvm
 from tvm import relax, te, tirx
 from tvm.ir.transform import PassContext, module_pass
-from tvm.target import Target
 
 from nnfuze_tvm.graph.dataflow import Emitter, bindings, op_name, output_fields, substitute
-from nnfuze_tvm.graph.ir import NEAREST
+
+Rounding = Callable[[tirx.Expr], tirx.Expr]
+"""From a float32 expression to the nearest (even) int32 one."""
 
 
 @module_pass(opt_level=0, name="RoundToInteger")
 class RoundToInteger:
-    """Replace ``astype(round(x), "int32")`` by what LLVM has one instruction for, where the current target is LLVM's.
+    """Replace ``astype(round(x), "int32")`` by what the machine has one instruction for.
 
     All round to the nearest even integer. LLVM has no way of its own from TVM's rounding and a conversion to the
-    instruction that does both. On AArch64, what follows becomes saturating narrowing, too: to int16, then to 8 bits,
-    so that bounds are left to compare with only in 8 bits, sixteen at a time.
+    instruction that does both. Where a machine narrows integers with saturation, what follows becomes that, too: to
+    int16, then to 8 bits, so that bounds are left to compare with only in 8 bits, sixteen at a time.
+
+    Parameters
+    ----------
+    nearest : callable, optional
+        The machine's way from a float32 expression to the nearest int32; without one the graph stays as it is.
+    saturating : bool
+        The machine narrows integers with saturation in one instruction.
     """
+
+    def __init__(self, nearest: Rounding | None, saturating: bool = False) -> None:
+        self.nearest = nearest
+        self.saturating = saturating
 
     def transform_module(self, mod: tvm.IRModule, _: PassContext) -> tvm.IRModule:
         """Rewrite every Relax function of ``mod``."""
-        target = Target.current(allow_none=True)
-        if target is None or str(target.kind) != "llvm":
+        if self.nearest is None:
             return mod
-        arm = str(target.attrs.get("mtriple", "")).startswith("aarch64")
         builder = relax.BlockBuilder(mod)
         for gvar, func in mod.functions_items():
             if isinstance(func, relax.Function):
-                builder.update_func(gvar, _rewrite(func, builder, arm))
+                builder.update_func(gvar, _rewrite(func, builder, self.nearest, self.saturating))
         result = relax.transform.DeadCodeElimination()(builder.get())
         return result.with_attrs(dict(mod.attrs.items())) if mod.attrs is not None else result
 
 
-def _lrint(data: te.Tensor) -> te.Tensor:
-    def element(*index: tirx.Var) -> tirx.PrimExpr:
-        return tirx.call_llvm_pure_intrin("int32", "llvm.lrint", data(*index))
-
-    return te.compute(data.shape, element, name="lrint")
-
-
-def _nearest(data: te.Tensor) -> te.Tensor:
-    def element(*index: tirx.Var) -> tirx.PrimExpr:
-        return tirx.call_intrin("int32", NEAREST, data(*index))
-
-    return te.compute(data.shape, element, name="lrint")
-
-
 def _narrow(data: te.Tensor, low: int, high: int, dtype: str) -> te.Tensor:
-    """Return int32 bounded and in 8 bits, by steps of which each is an instruction of AArch64."""
+    """Return int32 bounded and in 8 bits, by steps of which each is an instruction of a machine that saturates."""
 
     def element(*index: tirx.Var) -> tirx.PrimExpr:
         value = data(*index)
@@ -75,17 +73,19 @@ def _bounds(value: relax.Expr, clipped: dict[relax.Expr, relax.Expr]) -> tuple[r
     return (clip.args[0], low, high, dtype) if least <= low <= high <= most else None
 
 
-def _rewrite(func: relax.Function, builder: relax.BlockBuilder, arm: bool) -> relax.Function:
+def _rewrite(func: relax.Function, builder: relax.BlockBuilder, nearest: Rounding, saturating: bool) -> relax.Function:
+    def lrint(data: te.Tensor) -> te.Tensor:
+        return te.compute(data.shape, lambda *index: nearest(data(*index)), name="lrint")
+
     emitter = Emitter()
     values: dict[relax.Expr, relax.Expr] = {}
     rounded: dict[relax.Expr, relax.Expr] = {}
     clipped: dict[relax.Expr, relax.Expr] = {}
     for binding in bindings(func):
         value = substitute(binding.value, values)
-        bounds = _bounds(value, clipped) if arm else None
+        bounds = _bounds(value, clipped) if saturating else None
         if op_name(value) == "astype" and str(value.attrs.dtype) == "int32" and value.args[0] in rounded:
-            rounding = _nearest if arm else _lrint
-            value = builder.call_te(rounding, rounded[value.args[0]], primfunc_name_hint="lrint")
+            value = builder.call_te(lrint, rounded[value.args[0]], primfunc_name_hint="lrint")
         elif bounds is not None:
             value = builder.call_te(_narrow, *bounds, primfunc_name_hint="narrow")
         new = emitter.emit(value, binding.var.name)

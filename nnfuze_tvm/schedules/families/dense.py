@@ -5,8 +5,9 @@ from __future__ import annotations
 from tvm import s_tir
 
 from nnfuze_tvm.devices.hardware import Hardware
-from nnfuze_tvm.schedules.base import iter_kinds, single_anchor
-from nnfuze_tvm.schedules.contraction import schedule, weights_follow
+from nnfuze_tvm.schedules.blocks import iter_kinds, single_anchor, weights_follow
+from nnfuze_tvm.schedules.contraction import schedule
+from nnfuze_tvm.schedules.rule import Rule
 
 # Per kind of the iterators, which of them index the right-hand side: rows are the reduction, columns the output's.
 _WEIGHTS: dict[str, list[tuple[int, ...]]] = {
@@ -17,7 +18,7 @@ _WEIGHTS: dict[str, list[tuple[int, ...]]] = {
 
 
 def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
-    """Schedule a matrix product; see the package's docstring for the contract."""
+    """Schedule a matrix product; see `Rule` for the contract."""
     block = single_anchor(sch)
     if block is None:
         return False
@@ -25,3 +26,6 @@ def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
     if not any(weights_follow(sch, block, order) for order in orders):
         return False
     return schedule(sch, block, hw, tunable, pixel_axes=1, groups=1)
+
+
+RULE = Rule("dense", apply)

@@ -16,8 +16,9 @@ from tvm import s_tir
 from tvm.s_tir.schedule import SBlockRV
 
 from nnfuze_tvm.devices.hardware import Hardware
-from nnfuze_tvm.schedules.base import PARALLEL_MIN_OPS, choose, extents, inline_around
-from nnfuze_tvm.schedules.contraction import layout_free
+from nnfuze_tvm.schedules.blocks import extents, inline_around, layout_free
+from nnfuze_tvm.schedules.knobs import choose
+from nnfuze_tvm.schedules.loops import PARALLEL_MIN_OPS
 from nnfuze_tvm.schedules.rewrites import bias, peel
 
 _LANES = 4
@@ -30,16 +31,16 @@ _OVERHEAD = 6
 
 
 @dataclass(frozen=True)
-class Tile:
+class ColumnTile:
     """``rows`` × ``cols`` of output pixels, four channels each."""
 
     rows: int
     cols: int
 
 
-def tiles(shape: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int], registers: int) -> list[Tile]:
+def tiles(shape: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int], registers: int) -> list[ColumnTile]:
     """Return tiles of an output of ``shape`` (rows, columns), best first by the vectors that are loaded for it."""
-    found: list[tuple[float, Tile]] = []
+    found: list[tuple[float, ColumnTile]] = []
     taps = prod(kernel)
     for rows, cols in product(range(1, min(4, shape[0]) + 1), range(1, min(_MAX_COLS, shape[1]) + 1)):
         height = (rows - 1) * stride[0] + kernel[0]
@@ -49,7 +50,7 @@ def tiles(shape: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, in
         for own_rows, own_cols in product(_sizes(shape[0], rows), _sizes(shape[1], cols)):
             data = ((own_rows[0] - 1) * stride[0] + kernel[0]) * ((own_cols[0] - 1) * stride[1] + kernel[1])
             cost += own_rows[1] * own_cols[1] * (data + taps / 2 + _OVERHEAD)
-        found.append((cost, Tile(rows, cols)))
+        found.append((cost, ColumnTile(rows, cols)))
     found.sort(key=lambda item: item[0])
     return [tile for _, tile in found]
 

@@ -14,23 +14,17 @@ from tvm import s_tir, tirx
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from nnfuze_tvm.devices.hardware import Hardware
-from nnfuze_tvm.schedules.base import (
-    PARALLEL_MIN_OPS,
-    blocks,
-    choose,
-    divisors,
-    extents,
-    has_one_output,
-    iter_kinds,
-    uses,
-)
+from nnfuze_tvm.schedules.blocks import blocks, extents, has_one_output, iter_kinds, uses
+from nnfuze_tvm.schedules.knobs import choose
+from nnfuze_tvm.schedules.loops import PARALLEL_MIN_OPS, divisors
+from nnfuze_tvm.schedules.rule import Rule
 
 # More copies of the innermost loop than this are no longer worth their code.
 _UNROLLED_SEGMENTS = 16
 
 
 def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
-    """Schedule a kernel of spatial blocks with one result; see the package's docstring for the contract."""
+    """Schedule a kernel of spatial blocks with one result; see `Rule` for the contract."""
     everything = blocks(sch)
     if not everything or any(set(iter_kinds(sch, block)) != {"S"} for block in everything):
         return False
@@ -157,3 +151,6 @@ def _constants(node: tirx.PrimExpr) -> list[int]:
     if isinstance(node, tirx.IntImm):
         return [int(node)]
     return [c for side in ("a", "b") if hasattr(node, side) for c in _constants(getattr(node, side))]
+
+
+RULE = Rule("elementwise", apply)

@@ -14,11 +14,13 @@ from tvm import s_tir, tirx
 from tvm.s_tir.schedule import SBlockRV
 
 from nnfuze_tvm.devices.hardware import Hardware
-from nnfuze_tvm.schedules.base import PARALLEL_MIN_OPS, blocks, inline_spatial, iter_kinds, vectorize_inner
+from nnfuze_tvm.schedules.blocks import blocks, inline_spatial, iter_kinds
+from nnfuze_tvm.schedules.loops import PARALLEL_MIN_OPS, vectorize_inner
+from nnfuze_tvm.schedules.rule import Rule
 
 
 def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
-    """Schedule any PrimFunc; see the package's docstring for the contract."""
+    """Schedule any PrimFunc; see `Rule` for the contract."""
     everything = blocks(sch)
     if everything:
         # What several blocks read is not worth computing several times.
@@ -72,3 +74,6 @@ def _schedule(sch: s_tir.Schedule, block: SBlockRV, hw: Hardware) -> None:
             outer_loop, spatial[-1] = sch.split(spatial[-1], [hw.cores, None])
             attempt(lambda: sch.parallel(outer_loop))
     attempt(lambda: vectorize_inner(sch, spatial[-1], str(body.writes[0].source.dtype), hw))
+
+
+RULE = Rule("fallback", apply)

@@ -17,16 +17,11 @@ from tvm import s_tir, tirx
 from tvm.s_tir.schedule import SBlockRV
 
 from nnfuze_tvm.devices.hardware import Hardware
-from nnfuze_tvm.schedules.base import PARALLEL_MIN_OPS, choose, divisors, extents, inline_around
-from nnfuze_tvm.schedules.contraction import (
-    flatten_pixels,
-    is_padding,
-    layout_free,
-    pack_weights,
-    prefetch_next,
-    unroll_tile,
-)
-from nnfuze_tvm.schedules.rewrites import bias, peel, squares
+from nnfuze_tvm.schedules.blocks import extents, inline_around, is_padding, layout_free
+from nnfuze_tvm.schedules.contraction import flatten_pixels, pack_weights
+from nnfuze_tvm.schedules.knobs import choose
+from nnfuze_tvm.schedules.loops import PARALLEL_MIN_OPS, divisors, unroll_tile
+from nnfuze_tvm.schedules.rewrites import bias, peel, prefetch, squares
 
 _PIXELS = _LANES = 4
 # Pixels from which it pays that the last quad has fewer.
@@ -37,20 +32,20 @@ _REGISTERS = 32
 
 
 @dataclass(frozen=True)
-class Tile:
+class QuadTile:
     """``quads`` of four pixels × ``vectors`` of four channels."""
 
     quads: int
     vectors: int
 
 
-def tiles(quads: int, channels: int) -> list[Tile]:
+def tiles(quads: int, channels: int) -> list[QuadTile]:
     """Return register tiles for a band of ``quads`` of pixels, best first by the instructions per product.
 
     A pair of vectors, of data or of weights, is one load.
     """
-    found: list[tuple[float, Tile]] = []
-    for tile in (Tile(q, v) for q in range(1, 8) for v in range(1, 8)):
+    found: list[tuple[float, QuadTile]] = []
+    for tile in (QuadTile(q, v) for q in range(1, 8) for v in range(1, 8)):
         accumulators = _LANES * tile.quads * tile.vectors
         # Beside the sums, the weights of two steps and one quad's data of both.
         if channels % (_LANES * tile.vectors) or accumulators + 2 * tile.vectors + 2 >= _REGISTERS:
@@ -84,27 +79,10 @@ def _place(quad: tirx.PrimExpr, band: int, size: int, depth_block: tirx.PrimExpr
 
 def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool) -> bool:
     """Schedule a convolution (n, y, x, f, ky, kx, c), or return False, and nothing changed, if it doesn't fit."""
-    node = sch.get(anchor)
-    _, height, width, channels, *window, depth = extents(sch, anchor)
-    pixels = height * width
-    dtypes = {str(region.source.dtype) for region in (*node.reads, *node.writes)}
-    constants = {param.name for param in layout_free(sch)}
-    if (
-        hw.isa != "arm"
-        or "neon" not in hw.features
-        or hw.registers < _REGISTERS
-        or dtypes != {"float32"}
-        or window != [1, 1]
-        or int(node.reads[0].source.ty.shape[-1]) != depth
-        or any(is_padding(sch, block) for block in sch.get_producers(anchor))
-        or (pixels % _PIXELS and pixels < _MIN_PIXELS)
-        or channels % _LANES
-        or channels < _MIN_CHANNELS
-        or depth % _LANES
-        or depth == _LANES
-        or node.reads[1].source.name not in constants
-    ):
+    if not _fits(sch, anchor, hw):
         return False
+    _, height, width, channels, *_, depth = extents(sch, anchor)
+    pixels = height * width
     quads = -(-pixels // _PIXELS)
     whole = pixels % _PIXELS == 0
     band = choose(sch, bands(quads, depth, channels, hw) if whole else [quads], tunable, "band")
@@ -126,18 +104,7 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool)
     sch.reorder(image, band_loop, vector, quad, row, lane)
     if whole:
         sch.compute_at(copy, band_loop, preserve_unit_loops=True)
-    # What one step of a tile needs stands close together.
-    sch.transform_layout(
-        copy,
-        ("write", 0),
-        lambda n, p, c: (n, *_place(p // _PIXELS, band, tile.quads, c // _LANES), c % _LANES, p % _PIXELS),
-        assume_injective_transform=True,
-    )
-    copied_pixel, copied_channel = sch.get_loops(copy)[-2:]
-    copied_row = sch.split(copied_pixel, [None, _PIXELS], disable_predication=True)[1]
-    copied_vector, copied_lane = sch.split(copied_channel, [None, _LANES])
-    sch.reorder(copied_vector, copied_row, copied_lane)
-    squares.mark(sch, copied_row)
+    _transpose(sch, copy, band, tile.quads)
     # Nor on the quads of the last tile: it will be cut.
     tiled, quad = sch.split(quad, [None, tile.quads], disable_predication=True)
     block, vector = sch.split(vector, [None, tile.vectors])
@@ -146,10 +113,9 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool)
     sch.reorder(block, tiled, steps, pair, quad, step, vector, row, lane)
     for loop in (pair, quad, step, vector):
         sch.unroll(loop)
-    count = -(-band // tile.quads)
     weight_bytes = channels * depth * 4
-    if count > 1 and weight_bytes > hw.l2_bytes // 2:
-        prefetch_next(sch, packed, tiled, [steps], weight_bytes // (channels // (tile.vectors * _LANES)))
+    if band > tile.quads and weight_bytes > hw.l2_bytes // 2:
+        prefetch.mark(sch, tiled, [steps], packed, weight_bytes // (channels // (tile.vectors * _LANES)))
 
     sch.reverse_compute_at(out, tiled, preserve_unit_loops=True)
     out_pixel, out_channel = sch.get_loops(out)[-2:]
@@ -165,3 +131,42 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool)
     if band % tile.quads or not whole:
         peel.mark(sch, tiled, "quads", [quad, init_quad, out_quad], band % tile.quads)
     return True
+
+
+def _fits(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware) -> bool:
+    """Tell whether a convolution is pointwise, of float32, for AArch64, and large enough."""
+    node = sch.get(anchor)
+    _, height, width, channels, *window, depth = extents(sch, anchor)
+    pixels = height * width
+    dtypes = {str(region.source.dtype) for region in (*node.reads, *node.writes)}
+    constants = {param.name for param in layout_free(sch)}
+    return (
+        hw.isa == "arm"
+        and "neon" in hw.features
+        and hw.registers >= _REGISTERS
+        and dtypes == {"float32"}
+        and window == [1, 1]
+        and int(node.reads[0].source.ty.shape[-1]) == depth
+        and not any(is_padding(sch, block) for block in sch.get_producers(anchor))
+        and (pixels % _PIXELS == 0 or pixels >= _MIN_PIXELS)
+        and channels % _LANES == 0
+        and channels >= _MIN_CHANNELS
+        and depth % _LANES == 0
+        and depth > _LANES
+        and node.reads[1].source.name in constants
+    )
+
+
+def _transpose(sch: s_tir.Schedule, copy: SBlockRV, band: int, size: int) -> None:
+    """Place and schedule the transposed copy: what one step of a tile of ``size`` quads needs stands close together."""
+    sch.transform_layout(
+        copy,
+        ("write", 0),
+        lambda n, p, c: (n, *_place(p // _PIXELS, band, size, c // _LANES), c % _LANES, p % _PIXELS),
+        assume_injective_transform=True,
+    )
+    copied_pixel, copied_channel = sch.get_loops(copy)[-2:]
+    copied_row = sch.split(copied_pixel, [None, _PIXELS], disable_predication=True)[1]
+    copied_vector, copied_lane = sch.split(copied_channel, [None, _LANES])
+    sch.reorder(copied_vector, copied_row, copied_lane)
+    squares.mark(sch, copied_row)

@@ -13,16 +13,10 @@ from tvm import s_tir
 from tvm.s_tir.schedule import SBlockRV
 
 from nnfuze_tvm.devices.hardware import Hardware
-from nnfuze_tvm.schedules.base import (
-    PARALLEL_MIN_OPS,
-    choose,
-    divisors,
-    extents,
-    inline_around,
-    iter_kinds,
-    single_anchor,
-    uses,
-)
+from nnfuze_tvm.schedules.blocks import extents, inline_around, iter_kinds, single_anchor, uses
+from nnfuze_tvm.schedules.knobs import choose
+from nnfuze_tvm.schedules.loops import PARALLEL_MIN_OPS, divisors
+from nnfuze_tvm.schedules.rule import Rule
 
 _UNROLLED_TAPS = 9
 
@@ -46,7 +40,7 @@ def _keeps_channels(sch: s_tir.Schedule, block: SBlockRV) -> bool:
 
 
 def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
-    """Schedule a reduction over other axes than the last; see the package's docstring for the contract."""
+    """Schedule a reduction over other axes than the last; see `Rule` for the contract."""
     pool = single_anchor(sch)
     if pool is None or not _keeps_channels(sch, pool):
         return False
@@ -78,3 +72,6 @@ def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
     sch.unroll(init_vector)
     sch.vectorize(init_lane)
     return True
+
+
+RULE = Rule("pooling", apply)

@@ -12,18 +12,18 @@ from tvm import s_tir
 from tvm.s_tir.schedule import SBlockRV
 
 from nnfuze_tvm.devices.hardware import Hardware
-from nnfuze_tvm.schedules.base import (
-    PARALLEL_MIN_OPS,
+from nnfuze_tvm.schedules.blocks import (
     blocks,
-    choose,
     extents,
     has_one_output,
     inline_spatial,
     is_reduction,
     iter_kinds,
     uses,
-    vectorize_inner,
 )
+from nnfuze_tvm.schedules.knobs import choose
+from nnfuze_tvm.schedules.loops import PARALLEL_MIN_OPS, vectorize_inner
+from nnfuze_tvm.schedules.rule import Rule
 
 # Partial results that are combined one by one at the end.
 _LAST_LANES = 4
@@ -71,7 +71,7 @@ def _trim(shape: list[int]) -> list[int]:
 
 
 def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
-    """Schedule stages that share their row axes; see the package's docstring for the contract."""
+    """Schedule stages that share their row axes; see `Rule` for the contract."""
     rows = _rows(sch)
     if rows is None:
         return False
@@ -132,3 +132,6 @@ def _split_lanes(sch: s_tir.Schedule, block: SBlockRV, hw: Hardware, vectors: in
         _, lane = sch.split(sch.get_loops(block)[-1], [None, _LAST_LANES])
         partials.append(sch.rfactor(lane, factor_axis=axis))
     return partials
+
+
+RULE = Rule("reduction", apply)

@@ -58,3 +58,9 @@ def bytes_are_fast(features: frozenset[str]) -> bool:
     """Tell whether a CPU multiplies more pairs of int8 per instruction than of int16."""
     best = dot_product(features)
     return best is not None and best.multiplies == 1
+
+
+def fitting(known: list[Dot], channels: int, depth: int) -> list[Dot]:
+    """Return the best of the known intrinsics that divides so many channels and products, for several steps or one."""
+    found = [dot for dot in known if channels % dot.lanes == 0 and depth % (dot.steps * dot.depth) == 0]
+    return [dot for dot in found if (dot.lanes, dot.depth) == (found[0].lanes, found[0].depth)]

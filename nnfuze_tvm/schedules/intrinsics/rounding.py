@@ -1,7 +1,8 @@
-"""Float32 to the nearest int32 by AArch64's one instruction for it, ``fcvtns``.
+"""Float32 to the nearest (even) int32 by the one instruction that a CPU has for it.
 
-LLVM has no generic operation that becomes this instruction in vectors, and takes the instruction's own intrinsic for
-whole registers only. So the operator here is vectorized by TVM to any number of lanes, and then taken apart.
+For AArch64's ``fcvtns`` LLVM has no generic operation that becomes this instruction in vectors, and takes the
+instruction's own intrinsic for whole registers only. So the operator here is vectorized by TVM to any number of lanes,
+and then taken apart.
 """
 
 from __future__ import annotations
@@ -9,10 +10,19 @@ from __future__ import annotations
 import tvm
 from tvm import tirx
 
-from nnfuze_tvm.graph.ir import NEAREST
-
+_NEAREST = "tirx.nnfuze_nearest"
 _LANES = 4
 _PURE = 1
+
+
+def lrint(x: tirx.PrimExpr) -> tirx.PrimExpr:
+    """Return the nearest int32 to a float32, by LLVM's own operation."""
+    return tirx.call_llvm_pure_intrin("int32", "llvm.lrint", x)
+
+
+def fcvtns(x: tirx.PrimExpr) -> tirx.PrimExpr:
+    """Return the nearest int32 to a float32, by AArch64's instruction."""
+    return tirx.call_intrin("int32", _NEAREST, x)
 
 
 def _lower(call: tvm.ir.Call) -> tirx.PrimExpr:
@@ -34,6 +44,6 @@ def _lower(call: tvm.ir.Call) -> tirx.PrimExpr:
 
 def install() -> None:
     """Register the operator with TVM."""
-    tvm.ir.register_op_attr(NEAREST, "TCallEffectKind", _PURE)
-    tvm.ir.register_op_attr(NEAREST, "TVectorizable", True)
-    tirx.register_intrin_lowering(NEAREST, target="llvm", f=_lower)
+    tvm.ir.register_op_attr(_NEAREST, "TCallEffectKind", _PURE)
+    tvm.ir.register_op_attr(_NEAREST, "TVectorizable", True)
+    tirx.register_intrin_lowering(_NEAREST, target="llvm", f=_lower)

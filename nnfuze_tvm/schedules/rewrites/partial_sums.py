@@ -15,7 +15,8 @@ import tvm_ffi
 from tvm import s_tir, tirx
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
-from nnfuze_tvm.schedules.base import divisors, with_buffers
+from nnfuze_tvm.schedules.blocks import with_buffers
+from nnfuze_tvm.schedules.loops import divisors
 
 # About as many products are summed in float16.
 _PRODUCTS = 128

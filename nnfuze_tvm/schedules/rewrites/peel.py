@@ -16,7 +16,7 @@ from tvm import s_tir, tirx
 from tvm.ir import TensorLoad
 from tvm.s_tir.schedule import LoopRV
 
-from nnfuze_tvm.schedules.base import with_buffers
+from nnfuze_tvm.schedules.blocks import with_buffers
 
 _TILES = "nnfuze.peel"
 _FIRST = "nnfuze.peel_first"

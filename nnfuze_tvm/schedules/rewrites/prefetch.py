@@ -8,24 +8,49 @@ into every iteration of the latter the prefetch of a few lines of the next block
 
 from __future__ import annotations
 
+from math import prod
+
 import tvm
 import tvm_ffi
 from tvm import s_tir, sym, tirx
 from tvm.s_tir.schedule import LoopRV
 
+from nnfuze_tvm.devices.hardware import LINE_BYTES
+from nnfuze_tvm.schedules.loops import divisors
+
 _WEIGHTS = "nnfuze.prefetch_weights"
 _LINES = "nnfuze.prefetch_lines"
-LINE_BYTES = 64
 _READ, _TO_L2, _DATA_CACHE = 0, 2, 1
 
 
-def mark(sch: s_tir.Schedule, tiles: LoopRV, inside: LoopRV, weights: str, lines: int) -> None:
-    """Mark the loop over the tiles of a channel block, and the loop whose iterations prefetch ``lines`` each.
+def mark(sch: s_tir.Schedule, tiles: LoopRV, reduction: list[LoopRV], weights: str, block_bytes: int) -> list[LoopRV]:
+    """Mark the loop over the tiles of a channel block, and a loop inside whose iterations prefetch the next block.
 
-    ``weights`` is the name of the packed weights' buffer, whose first axis counts the channel blocks.
+    Returns the loops of the reduction, of which the last one has become two.
+
+    Parameters
+    ----------
+    sch : tvm.s_tir.Schedule
+        The schedule.
+    tiles : LoopRV
+        The loop over the tiles.
+    reduction : list of LoopRV
+        The loops of the reduction inside of it.
+    weights : str
+        Name of the packed weights' buffer, whose first axis counts the channel blocks.
+    block_bytes : int
+        Bytes of one channel block's weights, whose prefetches are spread evenly over the tiles.
     """
+    count = int(sch.get(tiles).extent)
+    window = prod(int(sch.get(loop).extent) for loop in reduction[:-1])
+    steps = int(sch.get(reduction[-1]).extent)
+    lines = -(-block_bytes // (LINE_BYTES * count * window))
+    # In bursts of a few lines, which the load buffers hold.
+    groups = next((n for n in reversed(divisors(steps, steps)) if lines <= 4 * n), steps)
+    inside, rest = sch.split(reduction[-1], [groups, None])
     sch.annotate(tiles, _WEIGHTS, weights)
-    sch.annotate(inside, _LINES, lines)
+    sch.annotate(inside, _LINES, -(-lines // groups))
+    return [*reduction[:-1], inside, rest]
 
 
 def prefetch_weights(func: tirx.PrimFunc) -> tirx.PrimFunc:

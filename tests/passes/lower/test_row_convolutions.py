@@ -10,7 +10,6 @@ from tvm.relax import op
 
 from nnfuze_tvm.devices.targets import resolve
 from nnfuze_tvm.graph.dataflow import bindings, op_name
-from nnfuze_tvm.passes.lower.round_to_integer import RoundToInteger
 from nnfuze_tvm.passes.lower.row_convolutions import RowConvolutions
 from tests import integer_reference as reference
 from tests.schedules import kernels
@@ -76,8 +75,7 @@ def test_any_convolution_is_bit_identical_to_numpy(
         dilation=[dilation, 1],
     )
     target = resolve("host")
-    with target:
-        rows = RoundToInteger()(RowConvolutions()(mod))
+    rows = RowConvolutions()(mod)
     assert not any(op_name(b.value) == "nn.conv2d" for b in bindings(rows["main"]))
     got = kernels.schedule_and_run(rows, target, inputs)
     assert set(got.rules.values()) == {"conv2d"}
@@ -114,9 +112,6 @@ def test_a_stem_takes_dot_products(target, dtype, instruction):
 )
 def test_requantization_rounds_and_converts_at_once(target, instruction):
     mod, *_ = convolution((1, 8, 8, 16), 16, (3, 3))
-    cpu = resolve(target)
-    with cpu:
-        mod = RoundToInteger()(mod)
-    assembly = kernels.assembly(mod, cpu)
+    assembly = kernels.assembly(mod, resolve(target))
     assert f"\t{instruction}\t" in assembly
     assert "vroundps" not in assembly

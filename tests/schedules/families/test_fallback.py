@@ -60,7 +60,7 @@ def test_whatever_the_rules_do_with_it_the_result_stays(name):
 
 @pytest.mark.parametrize("name", sorted(KERNELS))
 def test_the_fallback_itself_takes_everything(name, monkeypatch):
-    monkeypatch.setattr("nnfuze_tvm.schedules.RULES", (fallback,))
+    monkeypatch.setattr("nnfuze_tvm.schedules.RULES", (fallback.RULE,))
     mod, x = module(name)
     target = resolve("host")
     got = kernels.schedule_and_run(mod, target, {"x": x})
