@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 from nnfuze_tvm import passes
@@ -37,6 +38,7 @@ LINES_OF_A_FILE = 400
 LINES_OF_A_FUNCTION = 60
 
 
+@lru_cache
 def trees() -> dict[str, ast.Module]:
     return {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
 
@@ -84,12 +86,11 @@ def for_types_only(tree: ast.Module) -> set[int]:
 
 def test_no_module_needs_itself() -> None:
     """Late imports count, those for types don't; nor do those of a package's ``__init__`` for its own modules."""
-    needs = {
-        module: {name for name, line in imported(tree) if line not in for_types_only(tree) and name != module}
-        for module, tree in trees().items()
-    }
-    for module, names in needs.items():
-        names -= {name for name in names if module.startswith(f"{name}.")}
+    needs = {}
+    for module, tree in trees().items():
+        unread = for_types_only(tree)
+        names = {name for name, line in imported(tree) if line not in unread and name != module}
+        needs[module] = {name for name in names if not module.startswith(f"{name}.")}
     done: set[str] = set()
 
     def visit(module: str, path: tuple[str, ...]) -> None:

@@ -9,6 +9,7 @@ from nnfuze_tvm.passes.lower.integer.realize_integer import RealizeInteger
 from nnfuze_tvm.passes.lower.layout import ToNHWC
 from nnfuze_tvm.passes.lower.round_to_integer import RoundToInteger
 from nnfuze_tvm.passes.lower.row_convolutions import RowConvolutions
+from nnfuze_tvm.passes.lower.transposed_convolutions import TransposedConvolutions
 from nnfuze_tvm.passes.lower.winograd.winograd import Winograd
 from nnfuze_tvm.passes.merge.merge_tasks import MergeTasks
 from nnfuze_tvm.passes.merge.share_trunk import ShareTrunk
@@ -29,5 +30,6 @@ __all__ = [
     "RowConvolutions",
     "ShareTrunk",
     "ToNHWC",
+    "TransposedConvolutions",
     "Winograd",
 ]
