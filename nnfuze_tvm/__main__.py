@@ -1,5 +1,7 @@
 """``python -m nnfuze_tvm`` is ``nnfuze``."""
 
+import sys
+
 from nnfuze_tvm.cli import main
 
-main()
+sys.exit(main())

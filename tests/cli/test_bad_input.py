@@ -23,7 +23,7 @@ from nnfuze_tvm import cli
 from nnfuze_tvm.deploy.bundle import read_manifest
 from nnfuze_tvm.deploy.manifest import TargetRecord
 from nnfuze_tvm.devices.remote.tracker import EmbeddedTracker
-from nnfuze_tvm.jobs import job
+from nnfuze_tvm.jobs import compile as compiling
 from tests.tiny_networks import classifier, samples, save_pair
 
 Fails = Callable[..., str]
@@ -37,7 +37,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.fixture(scope="module")
 def bundle(models: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("bundle") / "out"
-    assert cli.run(["compile", *models, "-o", str(out), "--no-compare", "--json"]) == 0
+    assert cli.main(["compile", *models, "-o", str(out), "--no-compare", "--json"]) == 0
     return out
 
 
@@ -47,7 +47,7 @@ def fails(capfd: pytest.CaptureFixture[str]) -> Fails:
 
     def run(*arguments: str | Path) -> str:
         capfd.readouterr()
-        code = cli.run([str(argument) for argument in arguments])
+        code = cli.main([str(argument) for argument in arguments])
         captured = capfd.readouterr()
         assert code == 2, captured.err
         return one_line(captured.err)
@@ -276,7 +276,7 @@ class TestOutput:
         def full(*_: object) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr(job, "seal", full)
+        monkeypatch.setattr(compiling, "seal", full)
         assert "No space left on device" in fails("compile", *models, "--no-compare", "-o", out)
 
     def test_disk_is_full(self, fails: Fails, models: list[str], tmp_path: Path) -> None:
@@ -295,7 +295,7 @@ class TestOutput:
         def exhausted(*_: object, **__: object) -> None:
             raise MemoryError
 
-        monkeypatch.setattr(job, "Graphs", exhausted)
+        monkeypatch.setattr(compiling, "make_graphs", exhausted)
         assert "out of memory" in fails("compile", *models, "-o", out)
 
 
@@ -326,7 +326,7 @@ class TestBundles:
         target = TargetRecord(string="{}", triple="riscv64-linux-gnu", arch="riscv64", cpu="", features=[])
         (copy / "manifest.json").write_text(manifest.model_copy(update={"target": target}).to_json())
         assert "made for riscv64" in fails("run", copy, "--input", sample)
-        assert cli.run(["inspect", str(copy)]) == 0
+        assert cli.main(["inspect", str(copy)]) == 0
 
     def test_inputs(self, fails: Fails, bundle: Path, sample: str, tmp_path: Path) -> None:
         np.save(tmp_path / "two.npy", samples(2))

@@ -16,13 +16,14 @@ import tvm
 from tvm import relax
 
 from nnfuze_tvm.deploy import build, bundle
-from nnfuze_tvm.deploy.bundle import Bundle, write_bundle
+from nnfuze_tvm.deploy.bundle import Bundle
 from nnfuze_tvm.deploy.manifest import Manifest, TargetRecord, describe_target, package_versions, signature_records
 from nnfuze_tvm.deploy.runner import Runner, signature
 from nnfuze_tvm.devices.targets import resolve
 from nnfuze_tvm.errors import BundleError, InputError
 from nnfuze_tvm.frontend import load
 from nnfuze_tvm.passes import pipeline
+from tests.bundles import write_bundle
 from tests.tiny_networks import classifier, samples
 
 
@@ -238,7 +239,7 @@ def test_manifest_schema(copy: Path) -> None:
     fields = json.loads((copy / "manifest.json").read_text())
     assert len(fields["files"]["lib.so"]["sha256"]) == 64
     (copy / "manifest.json").write_text(json.dumps({**fields, "format": 99}))
-    with pytest.raises(BundleError, match="format 99, this version reads 1"):
+    with pytest.raises(BundleError, match="format 99, this version reads 2"):
         Bundle.load(copy)
     for text, message in [("[]", "not a bundle's manifest"), ("{", "can't be read"), ("\xff", "can't be read")]:
         (copy / "manifest.json").write_text(text, encoding="latin-1")

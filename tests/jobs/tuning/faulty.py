@@ -1,6 +1,6 @@
 """Kernels that nap, crash, loop or kill their board, and a job on them that can be run as a program.
 
-As a program: ``python -m tests.tuning.faulty WORK_DIR TRACKER KEY SPACE TRIALS TIMEOUT [TARGET]``.
+As a program: ``python -m tests.jobs.tuning.faulty WORK_DIR TRACKER KEY SPACE TRIALS TIMEOUT [TARGET]``.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ if __name__ == "__main__":
     from tests.jobs.tuning import faulty
 
     work_dir, address, key, space, trials, timeout, *rest = sys.argv[1:]
-    tuning.tune(
+    tuning.tune_kernels(
         kernels(),
         targets.resolve(*rest or ["host"]),
         trials=int(trials),

@@ -17,7 +17,8 @@ from nnfuze_tvm.deploy import build
 from nnfuze_tvm.devices.targets import resolve
 from nnfuze_tvm.errors import InputError
 from nnfuze_tvm.graph.dataflow import Emitter, bindings, op_name
-from nnfuze_tvm.jobs.options import Graphs, Options
+from nnfuze_tvm.jobs.graphs import make_graphs
+from nnfuze_tvm.jobs.request import NetworkRequest
 from nnfuze_tvm.passes.compress.half_precision import HalfPrecision
 from nnfuze_tvm.passes.compress.insert_qdq import InsertQDQ
 from nnfuze_tvm.passes.compress.policy import Policy
@@ -121,6 +122,6 @@ def test_arm_multiplies_eight_at_once():
 def test_asked_for_where_the_cpu_has_it(tmp_path):
     models = save_pair(tmp_path)
     with pytest.raises(InputError, match="doesn't compute in float16"):
-        Graphs(Options.parse(models=models, quantize="fp16", target="aarch64"), lambda _: None)
-    graphs = Graphs(Options.parse(models=models, quantize="fp16", target=ARM), lambda _: None)
+        make_graphs(NetworkRequest.parse(models, {"quantize": "fp16", "target": "aarch64"}))
+    graphs = make_graphs(NetworkRequest.parse(models, {"quantize": "fp16", "target": ARM}))
     assert list(graphs.stages) == ["merged", "fp16"]
