@@ -15,9 +15,12 @@ from nnfuze_tvm.passes.compress.policy import Policy
 from nnfuze_tvm.passes.lower.batching.batch_branches import BatchBranches
 from nnfuze_tvm.passes.lower.fuse_layers import FuseLayers
 from nnfuze_tvm.passes.lower.integer.realize_integer import RealizeInteger
+from nnfuze_tvm.passes.lower.keep_crops import KeepCrops
 from nnfuze_tvm.passes.lower.layout import ToNHWC
 from nnfuze_tvm.passes.lower.round_to_integer import Rounding, RoundToInteger
 from nnfuze_tvm.passes.lower.row_convolutions import RowConvolutions
+from nnfuze_tvm.passes.lower.shuffles import Shuffles
+from nnfuze_tvm.passes.lower.strided_rows import StridedRows
 from nnfuze_tvm.passes.lower.transposed_convolutions import TransposedConvolutions
 from nnfuze_tvm.passes.lower.winograd.winograd import Winograd
 from nnfuze_tvm.passes.merge.merge_tasks import MergeTasks
@@ -88,6 +91,7 @@ def lowering_phases(machine: Machine) -> list[tvm.transform.Pass]:
         *layout_phases(),
         # Phase 6: quantize/dequantize islands become integer operators.
         RealizeInteger(),
+        Shuffles(),
         # Phase 7: branches of one shape in one kernel, where that pays.
         BatchBranches(),
         # What still is a convolution of few input channels gets reductions that dot products can take.
@@ -101,7 +105,7 @@ def lowering_phases(machine: Machine) -> list[tvm.transform.Pass]:
 
 def layout_phases() -> list[tvm.transform.Pass]:
     """Return phase 5: convolutions only, activations NHWC, weights OHWI."""
-    return [TransposedConvolutions(), ToNHWC()]
+    return [TransposedConvolutions(), StridedRows(), ToNHWC()]
 
 
 def kernel_phases(machine: Machine) -> list[tvm.transform.Pass]:
@@ -110,6 +114,7 @@ def kernel_phases(machine: Machine) -> list[tvm.transform.Pass]:
         RoundToInteger(machine.nearest, machine.saturating),
         relax.transform.LegalizeOps(),
         relax.transform.AnnotateTIROpPattern(),
+        KeepCrops(),
         FuseLayers(),
         relax.transform.FuseTIR(),
         # Reshapes that no kernel took in become views; it recognizes them before they are scheduled.

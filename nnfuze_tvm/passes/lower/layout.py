@@ -25,7 +25,9 @@ ELEMENTWISE = {
 }  # fmt: skip
 
 _POOLS = {
-    f"nn.{kind}_pool{rank}d": getattr(relax.op.nn, f"{kind}_pool{rank}d") for kind in ("max", "avg") for rank in (1, 2, 3)
+    f"nn.{kind}_pool{rank}d": getattr(relax.op.nn, f"{kind}_pool{rank}d")
+    for kind in ("max", "avg")
+    for rank in (1, 2, 3)
 }
 _ADAPTIVE_POOLS = {
     f"nn.adaptive_avg_pool{rank}d": getattr(relax.op.nn, f"adaptive_avg_pool{rank}d") for rank in (1, 2, 3)

@@ -10,7 +10,6 @@ from nnfuze_tvm.schedules.contraction import schedule
 from nnfuze_tvm.schedules.families import pixel_lanes
 from nnfuze_tvm.schedules.rule import Rule
 
-
 # The kinds of the iterators with one, two and three spatial axes.
 _KINDS = ("SSSRR", "SSSSRRR", "SSSSSRRRR")
 

@@ -145,7 +145,9 @@ def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
 def _tile(sch: s_tir.Schedule, conv: SBlockRV, hw: Hardware, tunable: bool, overlapping: bool) -> DepthwiseTile:
     ow, oc = extents(sch, conv)[iter_kinds(sch, conv).count("S") - 2 :][:2]
     lanes = hw.lanes(str(sch.get(conv).writes[0].source.dtype))
-    found = tiles(ow, oc, lanes, hw, overlapping) or [DepthwiseTile(divisors(ow, 8)[0], 1, divisors(oc, lanes)[0], False)]
+    found = tiles(ow, oc, lanes, hw, overlapping) or [
+        DepthwiseTile(divisors(ow, 8)[0], 1, divisors(oc, lanes)[0], False)
+    ]
     return choose(sch, found[:8], tunable)
 
 
