@@ -14,8 +14,8 @@ _BROADCAST, _INJECTIVE = 1, 2
 class KeepCrops:
     """Keep TVM from fusing a crop that begins at zero into the convolution in front of it.
 
-    ``AnnotateTIROpPattern`` looks at indices only and finds such a crop to be elementwise. A convolution with one inside
-    has no tile that fits both.
+    ``AnnotateTIROpPattern`` looks at indices only and finds such a crop to be elementwise. A convolution with one
+    inside has no tile that fits both.
     """
 
     def transform_module(self, mod: tvm.IRModule, _: PassContext) -> tvm.IRModule:

@@ -61,15 +61,17 @@ def _chain(
 
     Without a transpose it is a view, which costs nothing but where its result is ``moved`` again.
     """
-    before = _only_source(value, "reshape", bound, uses)
-    first = _only_source(before, "permute_dims", bound, uses) or (before if moved else None)
-    if op_name(first) != "reshape" or not isinstance(first.args[0], Var):
+    first = transpose = _only_source(value, "reshape", bound, uses)
+    split, axes = value.args[0] if first is not None else None, None
+    if op_name(transpose) == "permute_dims":
+        first, split = _only_source(transpose, "permute_dims", bound, uses), transpose.args[0]
+        axes = transpose.attrs.axes or range(len(static_shape(split)))[::-1]
+    elif not moved:
         return None
-    split = value.args[0] if first is before else before.args[0]
+    if first is None or op_name(first) != "reshape" or not isinstance(first.args[0], Var):
+        return None
     shape, source = static_shape(split), first.args[0]
-    axes = tuple(range(len(shape)))
-    if first is not before:
-        axes = tuple(int(axis) % len(shape) for axis in before.attrs.axes or reversed(axes))
+    axes = tuple(range(len(shape)) if axes is None else (int(axis) % len(shape) for axis in axes))
     # The first reshape splits, and the last one joins.
     if _parts(shape, static_shape(source)) is None:
         return None

@@ -31,9 +31,9 @@ class StridedRows:
     """Give a conv1d of few channels (a Fourier transform of short segments, a learned filter bank) long reductions.
 
     Where stride and kernel have a common divisor ``g``, ``g`` neighbours in a row are as many channels of a row of the
-    ``g``-th part: channels last, that is the same memory. Kernel and stride become the ``g``-th part, too. An odd number
-    of output channels (a spectrum has one) gets channels of zero weights, for vectors to be whole; they are cut off
-    behind what follows element by element.
+    ``g``-th part: channels last, that is the same memory. Kernel and stride become the ``g``-th part, too. An odd
+    number of output channels (a spectrum has one) gets channels of zero weights, for vectors to be whole; they are cut
+    off behind what follows element by element.
     """
 
     def transform_module(self, mod: tvm.IRModule, _: PassContext) -> tvm.IRModule:
