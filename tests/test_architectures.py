@@ -23,6 +23,8 @@ from nnfuze_tvm.devices.targets import resolve
 from nnfuze_tvm.graph import ir
 from nnfuze_tvm.graph.dataflow import bindings, op_name
 from nnfuze_tvm.passes import pipeline
+from nnfuze_tvm.passes.compress.insert_qdq import InsertQDQ
+from nnfuze_tvm.passes.compress.method import FLOAT32
 from nnfuze_tvm.passes.compress.policy import Policy
 
 HOST = resolve("host")
@@ -66,7 +68,7 @@ def test_threads_change_no_bit(name, bits):
     data = network_inputs(model, 2)
     mod = merged([model], tasks=[name])
     if bits == 8:
-        mod = tvm.transform.Sequential(pipeline.quantize_phases(data, Policy.uniform(bits=8), "minmax"))(mod)
+        mod = InsertQDQ(data, Policy.uniform(bits=8))(mod)
     executable = build.build(mod, HOST)
     sample = {key: array[:1] for key, array in data.items()}
     one, two = (Runner(executable, *signature(mod), threads=n).run(sample)[name] for n in (1, 2))
@@ -106,9 +108,9 @@ def test_shared_trunk_runs_once():
 def test_shipped_policy_names_layers_of_the_shipped_networks():
     mod = merged([SPEECH / "shared" / f"{task}.onnx" for task in ("keyword", "speaker")])
     policy = Policy.load(SPEECH / "policy.json")
-    policy.validate_layers([layer.name for layer in metrics.layers(mod)], ir.aliases(mod))
+    policy.validate_layers([layer.name for layer in metrics.layers(mod)], ir.lineage(mod))
     assert policy.for_layer("keyword/trunk/stem/Conv").keep == 1.0
-    assert policy.for_layer("speaker/head/Gemm").bits == 32
+    assert policy.for_layer("speaker/head/Gemm").precision == FLOAT32
     assert policy.for_layer("keyword/trunk/block1/conv1/Conv").keep == 0.75
 
 

@@ -13,15 +13,9 @@ import tvm_ffi
 from tvm import relax, tirx
 from tvm.ir import Call, GenericConst
 
-from nnfuze_tvm.graph import ir
+from nnfuze_tvm.graph import ir, ops
 from nnfuze_tvm.graph.dataflow import bindings, op_name, operands, output_fields
 
-_CONVOLUTIONS = {"nn.conv1d", "nn.conv2d", "nn.conv3d"}
-_TRANSPOSED = {"nn.conv1d_transpose", "nn.conv2d_transpose", "nn.conv3d_transpose"}
-LAYER_OPS = frozenset({*_CONVOLUTIONS, *_TRANSPOSED, "matmul"})
-
-# What may stand between a weight's constant and the layer that uses it.
-_WEIGHT_WRAPPERS = {"dequantize", "quantize", "permute_dims", "reshape", "expand_dims", "squeeze", "astype"}
 _INTEGERS = ("int8", "uint8", "int16", "uint16")
 
 
@@ -47,6 +41,8 @@ class Layer:
         Shape of its output.
     depth : int
         Number of layers on the longest way from an input to it.
+    origins : tuple of str
+        The networks' own layers whose work it does, or a part of it (`graph.Lineage.names`).
     """
 
     name: str
@@ -57,6 +53,7 @@ class Layer:
     tasks: tuple[str, ...]
     shape: tuple[int, ...]
     depth: int
+    origins: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -118,6 +115,7 @@ def layers(mod: tvm.IRModule) -> list[Layer]:
     In a module after `InsertQDQ` a layer counts as integer if its input and its weight are dequantized.
     """
     found: list[Layer] = []
+    lineage = ir.lineage(mod)
     for func, owners in _functions(mod):
         bound = {b.var: b.value for b in bindings(func)}
         tasks = _tasks_of(func, owners)
@@ -129,8 +127,8 @@ def layers(mod: tvm.IRModule) -> list[Layer]:
         for binding in bindings(func):
             call = binding.value
             depth = max((depths.get(leaf, 0) for leaf in operands(call)), default=0)
-            depths[binding.var] = depth + (op_name(call) in LAYER_OPS)
-            if op_name(call) in LAYER_OPS:
+            depths[binding.var] = depth + (ops.is_layer(call))
+            if ops.is_layer(call):
                 weight = _constant(call.args[1], bound)
                 size = 0 if weight is None else math.prod(_shape(weight))
                 found.append(
@@ -143,21 +141,17 @@ def layers(mod: tvm.IRModule) -> list[Layer]:
                         tasks=tuple(tasks.get(binding.var, ())),
                         shape=_shape(binding.var),
                         depth=depth,
+                        origins=tuple(lineage.names(binding.var.name)),
                     )
                 )
     return found
 
 
 def macs(call: relax.Expr) -> int:
-    """Return the multiply-accumulates of one call of an operator in `LAYER_OPS`, any layout, any groups."""
-    data, weight, result = _shape(call.args[0]), _shape(call.args[1]), _shape(call)
-    name = op_name(call)
-    if name == "matmul":
-        return math.prod(result) * data[-1]
-    layout = str(call.attrs.kernel_layout)
-    if name in _CONVOLUTIONS:
-        return math.prod(result) * math.prod(weight) // weight[layout.index("O")]
-    return math.prod(data) * math.prod(weight) // weight[layout.index("I")]
+    """Return the multiply-accumulates of one call of a layer's operator, any layout, any groups."""
+    operator = ops.of(call)
+    assert operator is not None and operator.macs is not None
+    return operator.macs(call)
 
 
 def size(mod: tvm.IRModule) -> Size:
@@ -182,7 +176,7 @@ def weight_sparsity(mod: tvm.IRModule) -> float:
     elements = zeros = 0
     for func, _ in _functions(mod):
         bound = {b.var: b.value for b in bindings(func)}
-        weights = [_constant(b.value.args[1], bound) for b in bindings(func) if op_name(b.value) in LAYER_OPS]
+        weights = [_constant(b.value.args[1], bound) for b in bindings(func) if ops.is_layer(b.value)]
         for constant in {w for w in weights if w is not None}:
             array = constant.value.numpy()
             elements += array.size
@@ -297,7 +291,7 @@ def _constant(expr: relax.Expr, bound: dict) -> GenericConst | None:
         value = bound.get(expr, expr)
         if isinstance(value, GenericConst):
             return value
-        if not isinstance(value, Call) or op_name(value) not in _WEIGHT_WRAPPERS:
+        if not isinstance(value, Call) or not _is_wrapper(value):
             return None
         expr = value.args[0]
     return expr
@@ -317,23 +311,29 @@ def _bias_size(var: relax.Var, call: relax.Expr, bound: dict, users: dict) -> in
             if constant is not None and math.prod(_shape(constant)) == channels:
                 return channels
             return 0
-        if op_name(value) not in ("astype", "permute_dims"):
+        if not _is_wrapper(value):
             return 0
         var = consumers[0].var
     return 0
 
 
 def _output_channels(call: relax.Expr) -> int:
-    if op_name(call) == "matmul":
-        return _shape(call)[-1]
-    layout = str(call.attrs.out_layout) or str(call.attrs.data_layout)
-    return _shape(call)[layout.index("C")]
+    operator = ops.of(call)
+    assert operator is not None and operator.layer is not None
+    layer = operator.layer(call)
+    return _shape(call)[-1 if layer is None else layer.result]
+
+
+def _is_wrapper(value: relax.Expr) -> bool:
+    """Tell whether an operator leaves numbers what they are, in another type or place."""
+    operator = ops.of(value)
+    return operator is not None and (operator.effect == "moves" or operator.retypes)
 
 
 def _is_integer(expr: relax.Expr, bound: dict) -> bool:
     if str(expr.ty.dtype) in _INTEGERS:
         return True
-    while (value := bound.get(expr)) is not None and op_name(value) in _WEIGHT_WRAPPERS | {"nn.pad", "nn.relu"}:
+    while (value := bound.get(expr)) is not None and (_is_wrapper(value) or op_name(value) == "nn.relu"):
         if op_name(value) == "dequantize":
             return True
         expr = value.args[0]

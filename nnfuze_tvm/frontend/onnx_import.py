@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from collections.abc import Callable
 
 import numpy as np
 import onnx
@@ -17,13 +16,10 @@ from tvm.relax.frontend.onnx import onnx_frontend
 from nnfuze_tvm.errors import ModelError
 from nnfuze_tvm.frontend.onnx_file import Shape, Source, first_line
 from nnfuze_tvm.frontend.onnx_menders import MENDERS
-from nnfuze_tvm.graph import dataflow, ir
+from nnfuze_tvm.graph import dataflow, ir, ops
+from nnfuze_tvm.graph.constants import constant
 from nnfuze_tvm.graph.dataflow import Value, op_name
-
-ANCHORS = frozenset(f"nn.conv{rank}d{kind}" for rank in (1, 2, 3) for kind in ("", "_transpose")) | frozenset(
-    {"matmul"}
-)
-"""Operators whose result carries a layer's name."""
+from nnfuze_tvm.graph.evaluate import call_of_constants
 
 # Control flow and outputs of unknown shape have no place in a straight-line function with static shapes.
 _REFUSED = frozenset(
@@ -165,7 +161,7 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
             bound = self.bb.lookup_binding(var)
             if bound is None:
                 continue
-            if op_name(bound) in ANCHORS:
+            if ops.is_layer(bound):
                 found.append(var)
             pending.extend(dataflow.operands(bound))
         for var in reversed(found):
@@ -189,46 +185,15 @@ def _evaluate(node: onnx.NodeProto, inputs: list[np.ndarray | None], opset: int)
     return list(ReferenceEvaluator(model).run(None, feeds))
 
 
-def _permute(array: np.ndarray, call: Call) -> np.ndarray:
-    axes = call.attrs.axes
-    return np.ascontiguousarray(np.transpose(array, None if axes is None else [int(axis) for axis in axes]))
-
-
-def _reshape(array: np.ndarray, call: Call) -> np.ndarray:
-    return array.reshape(ir.static_shape(call))
-
-
-def _broadcast(array: np.ndarray, call: Call) -> np.ndarray:
-    return np.ascontiguousarray(np.broadcast_to(array, ir.static_shape(call)))
-
-
-# Folded with numpy: TVM's FoldConstant compiles every PrimFunc with LLVM, which takes longer than the import.
-_UNARY: dict[str, Callable[[np.ndarray, Call], np.ndarray]] = {
-    "permute_dims": _permute,
-    "reshape": _reshape,
-    "squeeze": _reshape,
-    "expand_dims": _reshape,
-    "broadcast_to": _broadcast,
-    "astype": lambda array, call: array.astype(str(call.ty.dtype)),
-    "negative": lambda array, _: -array,
-    "sqrt": lambda array, _: np.sqrt(array),
-    "isnan": lambda array, _: np.isnan(array),
-}
-_BINARY: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-    "add": np.add,
-    "subtract": np.subtract,
-    "multiply": np.multiply,
-}
-
-
 def _fold_call(value: Value) -> Value:
-    """Return the constant that a call of constants makes, or ``value``."""
-    name = op_name(value)
-    if name in _UNARY and isinstance(value.args[0], GenericConst):
-        return relax.const(_UNARY[name](value.args[0].value.numpy(), value))
-    if name in _BINARY and all(isinstance(arg, GenericConst) for arg in value.args):
-        return relax.const(_BINARY[name](*(arg.value.numpy() for arg in value.args)), str(value.ty.dtype))
-    return value
+    """Return the constant that a call of constants makes, or ``value``.
+
+    TVM's FoldConstant compiles every PrimFunc with LLVM, which takes longer than the import.
+    """
+    operator = ops.of(value)
+    # Weights that a file has in 8 bits stay so.
+    result = None if operator is None or operator.family == "quantization" else call_of_constants(value)
+    return value if result is None else constant(result)
 
 
 def _canonicalize(func: relax.Function, layers: dict[Value, str], source: Source) -> relax.Function:

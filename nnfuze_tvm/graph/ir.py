@@ -1,16 +1,17 @@
-"""The conventions every IRModule of this package keeps: task outputs, layer names, aliases."""
+"""The conventions every IRModule of this package keeps: task outputs, layer names, where layers come from."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import tvm
 from tvm import relax
 
 OUTPUTS_ATTR = "nnfuze.outputs"
 ALIASES_ATTR = "nnfuze.aliases"
+ORIGINS_ATTR = "nnfuze.origins"
 SHARED_INPUTS_ATTR = "nnfuze.shared_inputs"
 
 # What stands between the layers' names in the name of a Var that holds the result of several of them.
@@ -45,16 +46,77 @@ def tasks(mod: tvm.IRModule) -> list[str]:
 
 def aliases(mod: tvm.IRModule) -> dict[str, str]:
     """Return layer names that a merge dropped, each with the name of the layer that now does its work."""
-    attrs = mod.attrs
-    if attrs is None or ALIASES_ATTR not in attrs:
-        return {}
-    return {str(k): str(v) for k, v in attrs[ALIASES_ATTR].items()}
+    return _names(mod, ALIASES_ATTR)
 
 
 def with_aliases(mod: tvm.IRModule, mapping: Mapping[str, str]) -> tvm.IRModule:
     """Return ``mod`` with further aliases; chains are resolved."""
     merged = {**aliases(mod), **mapping}
     return mod.with_attr(ALIASES_ATTR, {old: mapping.get(new, new) for old, new in merged.items()})
+
+
+def derive(mod: tvm.IRModule, new: str, origin: str) -> tvm.IRModule:
+    """Return ``mod`` with a note that a pass made the layer ``new`` out of the layer ``origin``.
+
+    What a policy says of ``origin`` then holds for ``new``. ``origin`` may be a derived layer itself, may have aliases,
+    and need not be there any more.
+
+    Parameters
+    ----------
+    new
+        The name of the new layer's Var (`dataflow.Emitter` may have made it unique).
+    origin
+        The name of the layer that it comes from.
+    """
+    if new == origin:
+        return mod
+    return mod.with_attr(ORIGINS_ATTR, {**_names(mod, ORIGINS_ATTR), new: origin})
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Where the layers of a module come from.
+
+    Attributes
+    ----------
+    aliases
+        Names that a merge dropped → the layer that does their work now.
+    origins
+        Layers that a pass made → the layer that they were made out of.
+    """
+
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    origins: Mapping[str, str] = field(default_factory=dict)
+
+    def names(self, layer: str) -> list[str]:
+        """Return the names of the networks' own layers that ``layer`` does the work of, or a part of it."""
+        found: dict[str, None] = {}
+        self._collect(layer, found, set())
+        return list(found)
+
+    def _collect(self, layer: str, found: dict[str, None], seen: set[str]) -> None:
+        if layer in seen:
+            return
+        seen.add(layer)
+        if layer in self.origins:
+            self._collect(self.origins[layer], found, seen)
+        else:
+            found[layer] = None
+        for old, heir in self.aliases.items():
+            if heir == layer:
+                self._collect(old, found, seen)
+
+
+def lineage(mod: tvm.IRModule) -> Lineage:
+    """Return where the layers of a module come from."""
+    return Lineage(aliases(mod), _names(mod, ORIGINS_ATTR))
+
+
+def _names(mod: tvm.IRModule, attribute: str) -> dict[str, str]:
+    attrs = mod.attrs
+    if attrs is None or attribute not in attrs:
+        return {}
+    return {str(k): str(v) for k, v in attrs[attribute].items()}
 
 
 def clean_name(text: str) -> str:

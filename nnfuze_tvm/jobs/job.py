@@ -348,6 +348,7 @@ def _layers(mod: tvm.IRModule) -> list[LayerUse]:
             integer=layer.integer,
             tasks=list(layer.tasks),
             depth=layer.depth,
+            origins=list(layer.origins),
         )
         for layer in metrics.layers(mod)
     ]

@@ -13,11 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tvm import relax
 
 from nnfuze_tvm.analysis import metrics
+from nnfuze_tvm.deploy.executor import host_executor
 from nnfuze_tvm.devices.targets import llvm_features, resolve
 from nnfuze_tvm.errors import InputError
 from nnfuze_tvm.frontend import load
 from nnfuze_tvm.graph import ir
 from nnfuze_tvm.passes import pipeline
+from nnfuze_tvm.passes.compress import method
 from nnfuze_tvm.passes.compress.policy import LayerPolicy, Policy
 
 Announce = Callable[[str], None]
@@ -99,10 +101,8 @@ class Options(BaseModel):
             first = error.errors()[0]
             name = str(first["loc"][0]).replace("_", "-") if first["loc"] else "options"
             raise InputError(f"--{name} {first['input']}: {first['msg'].lower()}") from None
-        if options.quantize == "int8" and not options.calibration:
-            raise InputError("--quantize int8: needs sample inputs; give --calibration samples.npz")
-        if options.criterion == "activation" and not options.calibration:
-            raise InputError("--criterion activation: needs sample inputs; give --calibration samples.npz")
+        if not options.calibration:
+            method.check_samples(pipeline.METHODS, options.model_dump())
         if options.tracker and not options.key:
             raise InputError(f"--tracker {options.tracker}: give the --key of the devices to use, too")
         if options.key and not options.tracker:
@@ -140,22 +140,15 @@ class Graphs:
         }
         self.policy = _policy(options)
         layers = [layer.name for layer in metrics.layers(merged)]
-        aliases = ir.aliases(merged)
-        self.policy.validate_layers(layers, aliases)
-        chosen = [self.policy.for_layer(name, aliases) for name in layers]
+        lineage = ir.lineage(merged)
+        self.policy.validate_layers(layers, lineage)
+        chosen = [self.policy.for_layer(name, lineage) for name in layers]
         self.calibration = self._calibration(options, merged, chosen)
-        if any(layer.keep < 1 for layer in chosen):
-            announce("pruning")
-            phases = pipeline.prune_phases(self.policy, options.criterion, self.calibration)
-            self.stages["pruned"] = _run(phases, self.last)
-        if any(layer.bits == 8 for layer in chosen):
-            announce("quantizing")
-            assert self.calibration is not None
-            phases = pipeline.quantize_phases(self.calibration, self.policy, options.calibration_method)
-            self.stages["int8"] = _run(phases, self.last)
-        if any(layer.bits == 16 for layer in chosen):
-            _require_half(options.target)
-            self.stages["fp16"] = _run(pipeline.half_phases(self.policy), self.last)
+        inputs = method.Inputs(self.policy, self.calibration, options.model_dump(), host_executor)
+        for way in method.asked(pipeline.METHODS, chosen):
+            way.check_features(llvm_features(resolve(options.target)), options.target)
+            announce(way.activity)
+            self.stages[way.name] = _run(way.passes(inputs), self.last)
 
     @property
     def last(self) -> tvm.IRModule:
@@ -180,10 +173,8 @@ class Graphs:
             from nnfuze_tvm.passes.compress.calibration import load_calibration
 
             return load_calibration(options.calibration, merged)
-        if any(layer.bits == 8 for layer in chosen):
-            raise InputError(
-                f"{options.policy}: asks for 8 bits, which needs sample inputs; give --calibration samples.npz"
-            )
+        for way in method.asked(pipeline.METHODS, chosen):
+            way.check_samples(str(options.policy))
         return None
 
 
@@ -222,21 +213,8 @@ def check_names(arrays: Mapping[str, np.ndarray], known: Sequence[str], path: st
 
 
 def _policy(options: Options) -> Policy:
-    keep = 1.0 if options.prune is None else options.prune
-    bits = {None: 32, "fp16": 16, "int8": 8}[options.quantize]
-    if options.policy is None:
-        return Policy.uniform(keep=keep, bits=bits)
-    policy = Policy.load(options.policy)
-    stated = policy.default.model_dump(exclude_unset=True)
-    return policy.model_copy(update={"default": LayerPolicy.model_validate({"keep": keep, "bits": bits, **stated})})
-
-
-def _require_half(target: str) -> None:
-    if not {"fullfp16", "avx512fp16"} & llvm_features(resolve(target)):
-        raise InputError(
-            f"--target {target}: this CPU doesn't compute in float16 (Cortex-A76 and later do), so 16 bits are slower "
-            "than 32; take int8 or float32"
-        )
+    settings = method.settings(pipeline.METHODS, options.model_dump())
+    return (Policy.load(options.policy) if options.policy else Policy()).with_default(settings)
 
 
 def _run(phases: Sequence[tvm.transform.Pass], mod: tvm.IRModule) -> tvm.IRModule:

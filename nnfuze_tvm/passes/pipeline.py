@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import tvm
 from tvm import relax
 
-from nnfuze_tvm.passes.compress.calibration import Method
-from nnfuze_tvm.passes.compress.half_precision import HalfPrecision
-from nnfuze_tvm.passes.compress.policy import Policy
+from nnfuze_tvm.passes.compress import half_precision, insert_qdq
+from nnfuze_tvm.passes.compress.prune import prune_channels
 from nnfuze_tvm.passes.lower.batching.batch_branches import BatchBranches
 from nnfuze_tvm.passes.lower.fuse_layers import FuseLayers
 from nnfuze_tvm.passes.lower.integer.realize_integer import RealizeInteger
@@ -28,7 +26,12 @@ from nnfuze_tvm.passes.merge.share_trunk import ShareTrunk
 from nnfuze_tvm.passes.simplify.fold_batch_norm import FoldBatchNorm
 from nnfuze_tvm.passes.simplify.fuse_gelu import FuseGelu
 
-Arrays = Mapping[str, np.ndarray]
+# Phases 3 and 4: what is removed, then what the rest computes in. Each runs if the policy of a layer asks for it.
+METHODS = (
+    prune_channels.METHOD,
+    insert_qdq.METHOD,
+    half_precision.METHOD,
+)
 
 
 def merge_phases(shared_inputs: Sequence[str] | None = None) -> list[tvm.transform.Pass]:
@@ -41,25 +44,6 @@ def merge_phases(shared_inputs: Sequence[str] | None = None) -> list[tvm.transfo
         FoldBatchNorm(),
         FuseGelu(),
     ]
-
-
-def prune_phases(policy: Policy, criterion: str, calibration: Arrays | None) -> list[tvm.transform.Pass]:
-    """Return phase 3: channels removed as the policy says."""
-    from nnfuze_tvm.passes.compress.prune.prune_channels import PruneChannels
-
-    return [PruneChannels(policy, criterion=criterion, calibration=calibration)]
-
-
-def quantize_phases(calibration: Arrays, policy: Policy, method: Method) -> list[tvm.transform.Pass]:
-    """Return phase 4: what the policy gives 8 bits, in QDQ form."""
-    from nnfuze_tvm.passes.compress.insert_qdq import InsertQDQ
-
-    return [InsertQDQ(calibration, policy, method=method)]
-
-
-def half_phases(policy: Policy) -> list[tvm.transform.Pass]:
-    """Return the rest of phase 4: what the policy gives 16 bits, in float16."""
-    return [HalfPrecision(policy)]
 
 
 @dataclass(frozen=True)

@@ -226,7 +226,9 @@ def _layer(
     # Darker: more work. Never so light that a layer looks absent.
     opacity = 0.35 + 0.65 * math.sqrt(layer.macs / heaviest)
     kind = "int8" if layer.integer else "float"
-    hint = f"{layer.name}: {layer.op}, {text.count(layer.macs)} MACs, {kind}, for {', '.join(layer.tasks)}"
+    made = bool(layer.origins) and layer.name not in layer.origins
+    name = f"{layer.name} (of {', '.join(layer.origins)})" if made else layer.name
+    hint = f"{name}: {layer.op}, {text.count(layer.macs)} MACs, {kind}, for {', '.join(layer.tasks)}"
     dashes = "" if layer.integer else ' stroke-dasharray="3 2" stroke="#0f172a" stroke-opacity=".55"'
     return (
         f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" rx="3" fill="{fill}" '

@@ -70,7 +70,11 @@ class KernelTime(_Record):
 
 
 class LayerUse(_Record):
-    """One layer of the final stage: its cost, how it computes, and for which tasks."""
+    """One layer of the final stage: its cost, how it computes, for which tasks, and whose work it does.
+
+    ``origins`` are layers of the networks as they were given: several where a merge shares one, and the layer that was
+    taken apart where a pass made this one.
+    """
 
     name: str
     op: str
@@ -79,6 +83,7 @@ class LayerUse(_Record):
     integer: bool
     tasks: list[str]
     depth: int
+    origins: list[str] = Field(default_factory=list)
 
 
 class Report(_Record):

@@ -16,6 +16,8 @@ from nnfuze_tvm.devices.targets import resolve
 from nnfuze_tvm.errors import InputError
 from nnfuze_tvm.frontend import load
 from nnfuze_tvm.passes import pipeline
+from nnfuze_tvm.passes.compress.insert_qdq import InsertQDQ
+from nnfuze_tvm.passes.compress.policy import Policy
 from tests.tiny_networks import classifier, samples
 
 
@@ -92,10 +94,7 @@ def test_unmerged_modules_count_every_task() -> None:
 
 
 def test_integer_layers_and_their_bytes() -> None:
-    policy = pipeline.Policy.uniform(bits=8)
-    quantized = tvm.transform.Sequential(pipeline.quantize_phases({"x": samples()}, policy, "minmax"))(
-        merged(classifier(), tasks=["one"])
-    )
+    quantized = InsertQDQ({"x": samples()}, Policy.uniform(bits=8))(merged(classifier(), tasks=["one"]))
     layers = by_name(quantized)
     assert all(layer.integer for layer in layers.values())
     assert layers["one/conv"].macs == 36 * 8 * 18

@@ -22,6 +22,8 @@ from nnfuze_tvm.devices.boards import BOARDS
 from nnfuze_tvm.devices.targets import resolve
 from nnfuze_tvm.devices.toolchain import export_library
 from nnfuze_tvm.passes import pipeline
+from nnfuze_tvm.passes.compress.half_precision import HalfPrecision
+from nnfuze_tvm.passes.compress.insert_qdq import InsertQDQ
 from nnfuze_tvm.passes.compress.policy import Policy
 
 SPEECH = Path(__file__).parents[2] / "examples" / "speech"
@@ -61,8 +63,8 @@ def reference(name: str) -> Reference:
     fp32 = run_passes(pipeline.merge_phases(), mod)
     (parameter,) = fp32["main"].params
     calibration = {parameter.name: samples}
-    fp16 = run_passes(pipeline.half_phases(Policy.uniform(bits=16)), fp32)
-    int8 = run_passes(pipeline.quantize_phases(calibration, Policy.uniform(bits=8), "minmax"), fp32)
+    fp16 = run_passes([HalfPrecision(Policy.uniform(bits=16))], fp32)
+    int8 = run_passes([InsertQDQ(calibration, Policy.uniform(bits=8))], fp32)
     data = samples[:1]
     exact = []
     for model in sessions:

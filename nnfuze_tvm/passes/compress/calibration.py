@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import tvm
 from tvm import relax
 
 from nnfuze_tvm.errors import InputError
+from nnfuze_tvm.graph import evaluate
 from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, substitute
+from nnfuze_tvm.graph.evaluate import Executor
 from nnfuze_tvm.graph.ir import static_shape
 
-Method = Literal["minmax", "percentile", "mse"]
-Run = Callable[[Mapping[str, np.ndarray]], Sequence[np.ndarray]]
-"""One inference: arrays by input name → outputs in tuple order."""
-Executor = Callable[[tvm.IRModule], Run]
-"""Builds a module with one function ``main`` for this machine."""
-
-METHODS: tuple[Method, ...] = ("minmax", "percentile", "mse")
+CalibrationMethod = Literal["minmax", "percentile", "mse"]
+"""How the range of an activation follows from its samples."""
+CALIBRATION_METHODS: tuple[CalibrationMethod, ...] = get_args(CalibrationMethod)
 
 # What the percentile method keeps of the absolute values; the rest saturates.
 _KEPT = 0.9999
@@ -149,7 +147,7 @@ class Range:
         """Largest absolute value."""
         return max(abs(self.low), abs(self.high))
 
-    def limit(self, method: Method, levels: int = 127) -> float:
+    def limit(self, method: CalibrationMethod, levels: int = 127) -> float:
         """Return the absolute value that becomes the largest code."""
         if method == "minmax" or self.largest == 0:
             return self.largest
@@ -170,7 +168,7 @@ def collect_ranges(
     func: relax.Function,
     tensors: Mapping[Value, int],
     samples: Mapping[str, np.ndarray],
-    executor: Executor | None = None,
+    executor: Executor = evaluate.executor,
 ) -> dict[Value, Range]:
     """Run a float function over samples and return what was seen of some of its tensors.
 
@@ -183,11 +181,11 @@ def collect_ranges(
     samples
         Checked samples, see :func:`load_calibration`.
     executor
-        Builds and runs the function; by default with this package's own schedules on this machine.
+        Runs the function; by default with NumPy.
     """
     ranges = {tensor: Range(axis) for tensor, axis in tensors.items()}
     inner = [tensor for tensor in ranges if tensor not in set(func.params)]
-    run = (executor or host_executor)(observing(func, inner)) if inner else None
+    run = executor(observing(func, inner)) if inner else None
     for batch in batches(samples, func):
         for param in func.params:
             if param in ranges:
@@ -206,22 +204,6 @@ def observing(func: relax.Function, tensors: Sequence[Value]) -> tvm.IRModule:
         values[binding.var] = emitter.emit(substitute(binding.value, values), binding.var.name)
     main = emitter.finish(func.params, [values[tensor] for tensor in tensors])
     return tvm.IRModule({"main": main.with_attr("global_symbol", "main")})
-
-
-def host_executor(mod: tvm.IRModule) -> Run:
-    """Build ``mod`` for this machine with the package's own schedules."""
-    # Here, because the lowering imports the passes, and a pass imports this module.
-    from nnfuze_tvm.deploy import build
-    from nnfuze_tvm.devices import targets
-
-    machine = relax.VirtualMachine(build.build(mod, targets.resolve("host")), tvm.cpu())
-    names = [param.name for param in mod["main"].params]
-
-    def run(inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        outputs = machine["main"](*(tvm.runtime.tensor(np.ascontiguousarray(inputs[name])) for name in names))
-        return [output.numpy() for output in outputs]
-
-    return run
 
 
 def _relax_functions(mod: tvm.IRModule) -> list[tuple[tvm.ir.GlobalVar, relax.Function]]:

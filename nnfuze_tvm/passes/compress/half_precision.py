@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import tvm
 from tvm import relax
@@ -10,18 +11,16 @@ from tvm.ir import Call, GenericConst
 from tvm.ir.transform import PassContext, module_pass
 from tvm.relax import op
 
+from nnfuze_tvm.graph import ops
 from nnfuze_tvm.graph.constants import array
-from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, op_name, operands, output_fields, substitute
-from nnfuze_tvm.graph.ir import aliases
-from nnfuze_tvm.passes.compress.policy import Policy
+from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, operands, output_fields, substitute
+from nnfuze_tvm.graph.ir import lineage
+from nnfuze_tvm.passes.compress.method import Features, Method, Precision
 
-LAYERS = {"nn.conv1d", "nn.conv2d", "nn.conv1d_transpose", "nn.conv2d_transpose", "matmul"}
-# Computed in float16 where what they read is: one operation per value, or none.
-_FOLLOWERS = {
-    "add", "subtract", "multiply", "maximum", "minimum", "clip", "negative", "abs",
-    "nn.relu", "nn.relu6", "nn.leakyrelu", "nn.max_pool1d", "nn.max_pool2d", "nn.pad", "concat",
-    "reshape", "permute_dims", "squeeze", "expand_dims", "flatten", "nn.batch_flatten", "strided_slice",
-}  # fmt: skip
+if TYPE_CHECKING:
+    from nnfuze_tvm.passes.compress.policy import Policy
+
+FLOAT16 = Precision(16, 16, "float")
 _LARGEST = 65504.0
 
 
@@ -45,11 +44,11 @@ class HalfPrecision:
     def transform_module(self, mod: tvm.IRModule, _: PassContext) -> tvm.IRModule:
         """Return the module with its functions rewritten."""
         result = mod.clone()
-        renamed = aliases(mod)
+        origins = lineage(mod)
         for gvar, func in mod.functions_items():
             if isinstance(func, relax.Function):
-                names = {b.var.name for b in bindings(func) if op_name(b.value) in LAYERS}
-                chosen = {name for name in names if self.policy.for_layer(name, renamed).bits == 16}
+                names = {b.var.name for b in bindings(func) if _computes_in_half(b.value) and ops.is_layer(b.value)}
+                chosen = {name for name in names if self.policy.for_layer(name, origins).precision == FLOAT16}
                 if chosen:
                     result.update_func(gvar, _rewrite(func, chosen))
         return result
@@ -69,7 +68,7 @@ def _rewrite(func: relax.Function, chosen: set[str]) -> relax.Function:
         return halves[value]
 
     def follows(value: Value) -> bool:
-        if op_name(value) not in _FOLLOWERS or not _is_float(value):
+        if not _computes_in_half(value) or ops.is_layer(value) or not _is_float(value):
             return False
         data = [leaf for leaf in operands(value) if _is_float(leaf)]
         return all(leaf in halves or _fits(leaf) for leaf in data) and any(leaf in halves for leaf in data)
@@ -77,7 +76,7 @@ def _rewrite(func: relax.Function, chosen: set[str]) -> relax.Function:
     for binding in bindings(func):
         value = substitute(binding.value, values)
         name = binding.var.name
-        is_layer = name in chosen and op_name(value) in LAYERS and all(map(_may_be_half, value.args))
+        is_layer = name in chosen and ops.is_layer(value) and all(map(_may_be_half, value.args))
         if not is_layer and not follows(value):
             values[binding.var] = emitter.emit(value, name)
             continue
@@ -87,6 +86,11 @@ def _rewrite(func: relax.Function, chosen: set[str]) -> relax.Function:
         values[binding.var] = wide
         halves[wide] = narrow
     return emitter.finish(func.params, [substitute(out, values) for out in output_fields(func)], func.attrs)
+
+
+def _computes_in_half(value: Value) -> bool:
+    operator = ops.of(value)
+    return operator is not None and operator.half
 
 
 def _with(arg: Value, half: Callable[[Value], Value]) -> Value:
@@ -106,3 +110,17 @@ def _fits(value: Value) -> bool:
 
 def _may_be_half(arg: Value) -> bool:
     return _is_float(arg) and (not isinstance(arg, GenericConst) or _fits(arg))
+
+
+METHOD = Method(
+    name="fp16",
+    activity="converting to float16",
+    passes=lambda inputs: [HalfPrecision(inputs.policy)],
+    precision=FLOAT16,
+    remark="where the CPU computes in it",
+    features=Features(
+        frozenset({"fullfp16", "avx512fp16"}),
+        "this CPU doesn't compute in float16 (Cortex-A76 and later do), so 16 bits are slower than 32; take int8 or "
+        "float32",
+    ),
+)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tvm
@@ -13,22 +14,27 @@ from tvm.ir.transform import PassContext, module_pass
 from tvm.relax import op
 
 from nnfuze_tvm.errors import InputError
+from nnfuze_tvm.graph import evaluate, ops
 from nnfuze_tvm.graph.constants import array
 from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, op_name, operands, output_fields, substitute
-from nnfuze_tvm.graph.ir import aliases, static_shape
-from nnfuze_tvm.passes.compress.calibration import METHODS, Executor, Method, Range, collect_ranges, load_calibration
-from nnfuze_tvm.passes.compress.policy import Policy
+from nnfuze_tvm.graph.evaluate import Executor
+from nnfuze_tvm.graph.ir import lineage, static_shape
+from nnfuze_tvm.passes.compress.calibration import (
+    CALIBRATION_METHODS,
+    CalibrationMethod,
+    Range,
+    collect_ranges,
+    load_calibration,
+)
+from nnfuze_tvm.passes.compress.method import Inputs, Method, Option, Precision
 
-LAYERS = {"nn.conv1d", "nn.conv2d", "matmul"}
-# Same numbers in another place: one scale in front and behind.
-MOVES = {
-    "reshape", "permute_dims", "squeeze", "expand_dims", "flatten", "nn.batch_flatten", "strided_slice",
-    "split", "nn.max_pool1d", "nn.max_pool2d", "nn.pad",
-}  # fmt: skip
-AVERAGES = {"mean", "nn.avg_pool1d", "nn.avg_pool2d", "nn.adaptive_avg_pool2d"}
-# What a layer's kernel does with its sums before they become 8 bits.
-_EPILOGUES = {"nn.relu", "nn.relu6", "clip", "maximum", "minimum"}
+if TYPE_CHECKING:
+    from nnfuze_tvm.passes.compress.policy import Policy
 
+# What is computed from codes and gives codes: values are moved, put side by side, or averaged.
+_NARROW = ("moves", "joins", "averages")
+
+INT8 = Precision(8, 8, "int")
 _LEVELS = 127
 # A bias is at most this large in units of the accumulator, and the scales of one layer differ at most so
 # much: the scale of a channel that is almost off is raised, which nobody can see at its output.
@@ -38,7 +44,7 @@ _SCALE_SPREAD = 2**14
 
 @module_pass(opt_level=0, name="InsertQDQ")
 class InsertQDQ:
-    """Quantize the layers that a policy gives 8 bits.
+    """Quantize the layers that a policy gives 8 bits for weights and activations.
 
     Weights become symmetric int8 constants per output channel, activations symmetric int8 per tensor; both
     keep float semantics through a dequantize, so that the module still runs as it is and simulates what
@@ -58,8 +64,8 @@ class InsertQDQ:
     bias_correction : bool
         Subtract from each bias the mean error that the rounded weights cause on the samples (Nagel et al.,
         "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019).
-    executor : callable, optional
-        Builds and runs the float network; by default the package's own build on this machine.
+    executor : callable
+        Runs the float network; by default with NumPy.
 
     Raises
     ------
@@ -71,12 +77,14 @@ class InsertQDQ:
         self,
         calibration: str | Mapping[str, np.ndarray],
         policy: Policy,
-        method: Method = "minmax",
+        method: CalibrationMethod = "minmax",
         bias_correction: bool = False,
-        executor: Executor | None = None,
+        executor: Executor = evaluate.executor,
     ) -> None:
-        if method not in METHODS:
-            raise InputError(f"calibration method {method!r} is unknown; choose one of: {', '.join(METHODS)}")
+        if method not in CALIBRATION_METHODS:
+            raise InputError(
+                f"calibration method {method!r} is unknown; choose one of: {', '.join(CALIBRATION_METHODS)}"
+            )
         self.calibration, self.policy, self.method = calibration, policy, method
         self.bias_correction, self.executor = bias_correction, executor
 
@@ -84,30 +92,43 @@ class InsertQDQ:
         """Return the module with its functions quantized."""
         samples = load_calibration(self.calibration, mod)
         result = mod.clone()
-        renamed = aliases(mod)
+        origins = lineage(mod)
         for gvar, func in mod.functions_items():
             if not isinstance(func, relax.Function):
                 continue
-            plan = _Plan(func, {name for name in _layers(func) if self._wants(name, renamed)})
+            plan = _Plan(func, {n for n in _layers(func) if self.policy.for_layer(n, origins).precision == INT8})
             if not plan.layers:
                 continue
             ranges = collect_ranges(func, plan.observed(), samples, self.executor)
             result.update_func(gvar, _Writer(plan, ranges, self.method, self.bias_correction).rewrite(func))
         return result
 
-    def _wants(self, layer: str, renamed: Mapping[str, str]) -> bool:
-        return self.policy.for_layer(layer, renamed).bits == 8
-
 
 def _layers(func: relax.Function) -> list[str]:
     """Return the layers that can be quantized: those with constant weights."""
-    return [b.var.name for b in bindings(func) if op_name(b.value) in LAYERS and _is_layer(b.value)]
+    return [b.var.name for b in bindings(func) if _is_layer(b.value)]
 
 
-def _is_layer(call: Call) -> bool:
-    return isinstance(call.args[1], GenericConst) and (
-        op_name(call) != "matmul" or len(static_shape(call.args[1])) == 2
-    )
+def _is_layer(value: Value) -> bool:
+    operator = ops.of(value)
+    return operator is not None and operator.quantizes and ops.layer(value) is not None
+
+
+def _layer(call: Call) -> ops.Layer:
+    found = ops.layer(call)
+    assert found is not None
+    return found
+
+
+def _effect(value: Value | None) -> str:
+    operator = None if value is None else ops.of(value)
+    return "" if operator is None else operator.effect
+
+
+def _follows(value: Value) -> bool:
+    """Tell whether an operator's result is made of 8 bits where all that it reads is."""
+    operator = ops.of(value)
+    return operator is not None and (operator.effect in _NARROW or operator.bounds or op_name(value) == "add")
 
 
 @dataclass
@@ -136,11 +157,7 @@ class _Plan:
             for leaf in operands(value):
                 self.readers.setdefault(leaf, []).append(var)
         self.outputs = {leaf for out in output_fields(self.func) for leaf in operands(out)}
-        self.layers = {
-            var: value
-            for var, value in self.made_by.items()
-            if op_name(value) in LAYERS and var.name in self.names and _is_layer(value)
-        }
+        self.layers = {var: value for var, value in self.made_by.items() if var.name in self.names and _is_layer(value)}
         self._same: dict[Value, Value] = {}
         integer = self._integer()
         for var in self.made_by:
@@ -152,8 +169,7 @@ class _Plan:
         """Return the tensors whose ranges are needed, each with its channel axis."""
         wanted = dict.fromkeys(self.points, 0)
         for call in self.layers.values():
-            data = call.args[0]
-            wanted[data] = len(static_shape(data)) - 1 if op_name(call) == "matmul" else 1
+            wanted[call.args[0]] = _layer(call).data
         return wanted
 
     def bias(self, layer: Var) -> tuple[Var, GenericConst] | None:
@@ -174,7 +190,7 @@ class _Plan:
             known = [leaf in found for leaf in tensors]
             if (
                 var in self.layers
-                or (name in _EPILOGUES | MOVES | AVERAGES | {"add", "concat"} and known and all(known))
+                or (_follows(value) and known and all(known))
                 or (isinstance(value, relax.TupleGetItem) and all(known))
                 or (name == "multiply" and len(tensors) == 2 and any(known))
                 or (name == "multiply" and len(tensors) == 1 and all(known))
@@ -186,9 +202,9 @@ class _Plan:
         """Note what an integer operator wants of its operands."""
         name = op_name(value)
         tensors = [leaf for leaf in operands(value) if isinstance(leaf, Var)]
-        if var in self.layers or name in AVERAGES:
+        if var in self.layers or _effect(value) == "averages":
             self._quantize(tensors[0])
-        elif name == "concat":
+        elif _effect(value) == "joins":
             for tensor in tensors:
                 self._quantize(tensor)
                 self._join(self._source(tensors[0]), self._source(tensor))
@@ -223,7 +239,7 @@ class _Plan:
     def _source(self, tensor: Value) -> Value:
         """Return the tensor whose numbers these are, before they were moved about."""
         value = self.made_by.get(tensor)
-        while op_name(value) in MOVES or isinstance(value, relax.TupleGetItem) or op_name(value) == "concat":
+        while _effect(value) in ("moves", "joins") or isinstance(value, relax.TupleGetItem):
             tensor = next(leaf for leaf in operands(value) if isinstance(leaf, Var))
             value = self.made_by.get(tensor)
         return tensor
@@ -231,12 +247,12 @@ class _Plan:
     def _quantize(self, tensor: Value) -> None:
         """Make a tensor 8 bits: at its source, and for a concatenation at all of its sources."""
         value = self.made_by.get(tensor)
-        if op_name(value) == "concat":
+        if _effect(value) == "joins":
             leaves = [leaf for leaf in operands(value) if isinstance(leaf, Var)]
             for leaf in leaves:
                 self._quantize(leaf)
                 self._join(self._source(leaves[0]), self._source(leaf))
-        elif op_name(value) in MOVES or isinstance(value, relax.TupleGetItem):
+        elif _effect(value) == "moves" or isinstance(value, relax.TupleGetItem):
             self._quantize(next(leaf for leaf in operands(value) if isinstance(leaf, Var)))
         else:
             self.points.setdefault(tensor, tensor)
@@ -255,7 +271,7 @@ class _Plan:
 class _Writer:
     """Writes a plan into its function."""
 
-    def __init__(self, plan: _Plan, ranges: Mapping[Value, Range], method: Method, correct: bool) -> None:
+    def __init__(self, plan: _Plan, ranges: Mapping[Value, Range], method: CalibrationMethod, correct: bool) -> None:
         self.plan, self.ranges, self.correct = plan, ranges, correct
         limits: dict[Value, float] = {}
         for tensor, key in plan.points.items():
@@ -281,7 +297,7 @@ class _Writer:
                     args = [bias if arg.same_as(old) else arg for arg in value.args]
                     value = Call(value.op, args, value.attrs, value.ty_args, value.span)
                 # A float operator reads the caller's own numbers; of an inner one only the 8 bits are kept.
-                wide = op_name(value) not in MOVES | AVERAGES | {"add", "multiply", "concat"}
+                wide = _effect(value) not in _NARROW and op_name(value) not in ("add", "multiply")
                 reads = {k: v for k, v in quantized.items() if not (wide and k in func.params)}
                 new = self.emitter.emit(substitute(value, {**self.values, **reads}), binding.var.name)
             self.values[binding.var] = new
@@ -297,51 +313,73 @@ class _Writer:
         return self.emitter.emit(op.dequantize(codes, scale, zero, axis=0, out_dtype="float32"))
 
     def _layer(self, layer: Var, call: Call, quantized: Mapping[Value, Value]) -> Value:
-        weight = array(call.args[1]).astype("float64")
-        axis = 1 if op_name(call) == "matmul" else call.attrs.kernel_layout.index("O")
-        source = self.plan._source(call.args[0])
-        bias = self.plan.bias(layer)
-        rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
-        offsets = np.zeros(len(rows))
-        if bias is not None and array(bias[1]).size in (1, len(rows)):
+        weight, where = array(call.args[1]).astype("float64"), _layer(call)
+        filters, source, bias = where.filters, self.plan._source(call.args[0]), self.plan.bias(layer)
+        # One scale per index of the weights' output axis: of a transposed convolution, the groups share them.
+        count = weight.shape[filters.outer]
+        rows = np.moveaxis(weight, filters.outer, 0).reshape(count, -1)
+        outputs = count * filters.groups if filters.transposed else count
+        offsets = np.zeros(outputs)
+        if bias is not None and array(bias[1]).size in (1, outputs):
             offsets = offsets + array(bias[1]).astype("float64").ravel()
-        scale = np.abs(rows).max(1) / _LEVELS
-        scale = np.maximum(scale, max(scale.max(), 1e-30) / _SCALE_SPREAD)
-        scale = np.maximum(scale, np.abs(offsets) / (self.scales[source] * _LARGEST_BIAS)).astype("float32")
-        along = [-1 if k == axis else 1 for k in range(weight.ndim)]
-        codes = np.clip(np.rint(weight / scale.astype("float64").reshape(along)), -_LEVELS, _LEVELS)
+        scale = self._weight_scale(rows, np.abs(offsets).reshape(-1, count).max(0), source)
+        along = [-1 if k == filters.outer else 1 for k in range(weight.ndim)]
+        wide = scale.astype("float64").reshape(along)
+        codes = np.clip(np.rint(weight / wide), -_LEVELS, _LEVELS)
         constant = op.dequantize(
             relax.const(codes.astype("int8")),
             relax.const(scale),
-            relax.const(np.zeros(len(rows), "int8")),
-            axis=axis,
+            relax.const(np.zeros(count, "int8")),
+            axis=filters.outer,
             out_dtype="float32",
         )
         data = {**self.values, **quantized}.get(call.args[0], call.args[0])
         new = Call(call.op, [data, self.emitter.emit(constant)], call.attrs, call.ty_args, call.span)
         result = self.emitter.emit(new, layer.name)
-        error = np.zeros(len(rows))
-        if self.correct:
-            error = self._mean_error(call, codes * scale.astype("float64").reshape(along) - weight)
+        error = self._mean_error(call, codes * wide - weight) if self.correct else np.zeros(outputs)
         # The bias as the integers will have it, so that the simulation and they round alike.
-        unit = scale.astype("float64") * self.scales[source]
+        unit = np.tile(scale.astype("float64") * self.scales[source], outputs // count)
         shift = (np.rint((offsets - error) / unit) * unit).astype("float32")
-        if bias is not None and array(bias[1]).size == len(rows):
+        if bias is not None and array(bias[1]).size == outputs:
             self.biases[bias[0]] = (bias[1], relax.const(shift.reshape(array(bias[1]).shape)))
         elif self.correct and bias is None:
-            channel = 1 if op_name(call) != "matmul" else len(static_shape(layer)) - 1
-            shape = [len(rows) if k == channel else 1 for k in range(len(static_shape(layer)))]
+            shape = [outputs if k == where.result else 1 for k in range(len(static_shape(layer)))]
             return self.emitter.emit(op.add(result, relax.const(shift.reshape(shape))))
         return result
 
+    def _weight_scale(self, rows: np.ndarray, offsets: np.ndarray, source: Value) -> np.ndarray:
+        """Return the scale of each row of weights, float32, large enough for its bias to fit the sums."""
+        scale = np.abs(rows).max(1) / _LEVELS
+        scale = np.maximum(scale, max(scale.max(), 1e-30) / _SCALE_SPREAD)
+        return np.maximum(scale, offsets / (self.scales[source] * _LARGEST_BIAS)).astype("float32")
+
     def _mean_error(self, call: Call, difference: np.ndarray) -> np.ndarray:
         """Return the mean error of each output channel for a change of the weights."""
-        mean = self.ranges[call.args[0]].mean
-        if op_name(call) == "matmul":
-            return mean @ difference
-        layout = call.attrs.kernel_layout
-        moved = np.moveaxis(difference, (layout.index("O"), layout.index("I")), (0, 1))
-        per_input = moved.reshape(*moved.shape[:2], -1).sum(2)
-        groups = int(call.attrs.groups)
-        inputs = mean.reshape(groups, 1, -1)
-        return (per_input.reshape(groups, -1, per_input.shape[1]) * inputs).sum(2).ravel()
+        filters = _layer(call).filters
+        common = filters.unpack(difference)
+        per_input = common.reshape(*common.shape[:3], -1).sum(3)
+        return (per_input * self.ranges[call.args[0]].mean.reshape(filters.groups, 1, -1)).sum(2).ravel()
+
+
+_CALIBRATION_METHOD = Option(
+    name="calibration_method",
+    type=CalibrationMethod,
+    default="minmax",
+    help="Ranges from samples: minmax, percentile or mse.",
+)
+
+
+def _passes(inputs: Inputs) -> list[tvm.transform.Pass]:
+    assert inputs.samples is not None
+    method = inputs.value(_CALIBRATION_METHOD)
+    return [InsertQDQ(inputs.samples, inputs.policy, method=method, executor=inputs.executor)]
+
+
+METHOD = Method(
+    name="int8",
+    activity="quantizing",
+    passes=_passes,
+    precision=INT8,
+    options=(_CALIBRATION_METHOD,),
+    samples="8 bits",
+)

@@ -9,10 +9,10 @@ import numpy as np
 from tvm import relax
 from tvm.ir import Call, GenericConst, Var
 
+from nnfuze_tvm.graph import ops
 from nnfuze_tvm.graph.constants import constant
 from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, op_name, operands, output_fields, substitute
 from nnfuze_tvm.graph.ir import static_shape
-from nnfuze_tvm.passes.lower.layout import ELEMENTWISE
 from nnfuze_tvm.passes.lower.weights import known_values
 
 
@@ -73,11 +73,11 @@ class Rewriter:
 
     def _element_by_element(self, var: Var, value: Value) -> tuple[Call, Form] | None:
         """Return an operator of each element in the form of its operands, if it can be computed there."""
-        name = op_name(value)
-        if name not in ELEMENTWISE and name not in ("quantize", "dequantize"):
+        operator, pending = ops.of(value), [leaf for leaf in operands(value) if leaf in self.pending]
+        if operator is None or operator.effect != "maps" or not pending:
             return None
-        form = next((self.pending[leaf][1] for leaf in operands(value) if leaf in self.pending), None)
-        if form is None:
+        shape, form = static_shape(var), self.pending[pending[0]][1]
+        if any(static_shape(leaf) != shape for leaf in pending):
             return None
         args: list[Value] = []
         for arg in value.args:
@@ -85,7 +85,7 @@ class Rewriter:
                 args.append(self.pending[arg][0])
             elif isinstance(arg, Var | GenericConst):
                 values = known_values(arg, self.bound)
-                own = _in_channels(values, form, value, len(static_shape(var))) if values is not None else None
+                own = _in_channels(values, form, value, shape) if values is not None else None
                 if own is None:
                     return None
                 args.append(own)
@@ -102,13 +102,13 @@ class Rewriter:
         return substitute(expr, self.values)
 
 
-def _in_channels(values: np.ndarray, form: Form, call: Call, rank: int) -> GenericConst | None:
+def _in_channels(values: np.ndarray, form: Form, call: Call, result: tuple[int, ...]) -> GenericConst | None:
     """Return a constant operand of a call in a form, or None where it is not the same for a whole channel."""
     if values.size == 1:
         return constant(values)
     if op_name(call) in ("quantize", "dequantize"):  # one number per channel, which is no broadcast
-        return constant(form.along_channels(values)) if int(call.attrs.axis) % rank == 1 else None
-    shape = (1,) * (rank - values.ndim) + values.shape
-    if values.size != shape[1]:
+        return constant(form.along_channels(values)) if int(call.attrs.axis) % len(result) == 1 else None
+    rank = len(result)
+    if values.size != result[1] or ((1,) * (rank - values.ndim) + values.shape)[1] != result[1]:
         return None
     return constant(form.along_channels(values.reshape(-1)).reshape([-1 if i == 1 else 1 for i in range(rank)]))

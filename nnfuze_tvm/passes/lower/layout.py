@@ -8,6 +8,7 @@ from tvm import relax
 from tvm.ir import Call, GenericConst, Var
 from tvm.ir.transform import PassContext, module_pass
 
+from nnfuze_tvm.graph import ops
 from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, op_name, output_fields
 from nnfuze_tvm.graph.ir import static_shape
 
@@ -16,21 +17,6 @@ DESIRED_LAYOUTS = {
     "relax.nn.conv1d": ["NWC", "OWI"],
     "relax.nn.conv2d": ["NHWC", "OHWI"],
     "relax.nn.conv3d": ["NDHWC", "ODHWI"],
-}
-
-# Computed element by element, so that the axes may come in any order.
-ELEMENTWISE = {
-    "add", "subtract", "multiply", "divide", "maximum", "minimum", "clip", "nn.relu", "nn.relu6",
-    "nn.leakyrelu", "nn.silu", "nn.gelu", "sigmoid", "tanh", "exp", "sqrt", "abs", "negative", "astype",
-}  # fmt: skip
-
-_POOLS = {
-    f"nn.{kind}_pool{rank}d": getattr(relax.op.nn, f"{kind}_pool{rank}d")
-    for kind in ("max", "avg")
-    for rank in (1, 2, 3)
-}
-_ADAPTIVE_POOLS = {
-    f"nn.adaptive_avg_pool{rank}d": getattr(relax.op.nn, f"adaptive_avg_pool{rank}d") for rank in (1, 2, 3)
 }
 
 Axes = tuple[int, ...]
@@ -78,13 +64,6 @@ class _TransposeMover:
         if name == "permute_dims":
             self._permute(var, value)
             return
-        if name in ("quantize", "dequantize") and value.args[0] in self.pending:
-            source, axes = self.pending[value.args[0]]
-            op = relax.op.quantize if name == "quantize" else relax.op.dequantize
-            scale, zero = (self._read(arg) for arg in value.args[1:3])
-            axis = axes[int(value.attrs.axis)]
-            self.pending[var] = (self._emit(op(source, scale, zero, axis, value.attrs.out_dtype), var), axes)
-            return
         if name == "reshape":
             source, axes = self.pending.get(value.args[0], (None, ()))
             if source is not None and _moves_only_unit_axes(static_shape(source), axes):
@@ -93,47 +72,28 @@ class _TransposeMover:
             if isinstance(value.args[0], GenericConst):
                 self.values[var] = relax.const(value.args[0].value.numpy().reshape(static_shape(var)))
                 return
-        if self._move_through(var, value, name):
+        if self._move_through(var, value):
             return
         self.values[var] = self._emit(self._read(value), var)
 
-    def _move_through(self, var: Var, value: Value, name: str) -> bool:
+    def _move_through(self, var: Var, value: Value) -> bool:
         """Compute ``value`` from operands that still have their old order of axes, if it can be."""
-        operands = value.args[0].fields if name == "concat" and isinstance(value.args[0], relax.Tuple) else ()
-        if name in ELEMENTWISE:
-            operands = [arg for arg in value.args if isinstance(arg, Var | GenericConst)]
-        elif name in ("mean", *_ADAPTIVE_POOLS, *_POOLS):
-            operands = value.args[:1]
+        operator = ops.of(value)
+        if operator is None or operator.transposed is None:
+            return False
+        operands = operator.operands(value)
         axes = next((self.pending[arg][1] for arg in operands if arg in self.pending), None)
         if axes is None:
             return False
         sources = [self._in_order(arg, axes) for arg in operands]
         if any(source is None for source in sources):
             return False
-        if name == "concat":
-            axis = int(value.attrs.axis) % len(axes)
-            self.pending[var] = (self._emit(relax.op.concat(sources, axes[axis]), var), axes)
-        elif name == "mean":
-            if not value.attrs.keepdims or value.attrs.axis is None:
-                return False
-            reduced = sorted(axes[int(axis)] for axis in value.attrs.axis)
-            self.pending[var] = (self._emit(relax.op.mean(sources[0], reduced, keepdims=True), var), axes)
-        elif name in _POOLS or name in _ADAPTIVE_POOLS:
-            attrs = value.attrs
-            layout = "".join(attrs.layout[axes.index(axis)] for axis in range(len(axes)))
-            if attrs.out_layout != attrs.layout:
-                return False
-            if name in _POOLS:
-                sizes = (attrs.pool_size, attrs.strides, attrs.padding, attrs.dilation)
-                modes = (attrs.ceil_mode, attrs.count_include_pad)
-                pooled = _POOLS[name](sources[0], *sizes, *modes, layout=layout)
-            else:
-                pooled = _ADAPTIVE_POOLS[name](sources[0], attrs.output_size, layout)
-            self.pending[var] = (self._emit(pooled, var), axes)
-        else:
-            args = [*sources, *value.args[len(sources) :]]
-            call = Call(value.op, args, value.attrs, value.ty_args, value.span)
-            self.pending[var] = (self._emit(call, var), axes)
+        others = [arg for arg in value.args if isinstance(arg, Var) and not any(arg.same_as(each) for each in operands)]
+        rest = [self._read(arg) if any(arg.same_as(each) for each in others) else arg for arg in value.args]
+        moved = operator.transposed(Call(value.op, rest, value.attrs, value.ty_args, value.span), sources, axes)
+        if moved is None:
+            return False
+        self.pending[var] = (self._emit(moved, var), axes)
         return True
 
     def _in_order(self, expr: Value, axes: Axes) -> Value | None:

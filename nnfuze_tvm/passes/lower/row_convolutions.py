@@ -12,8 +12,8 @@ from tvm.ir.transform import PassContext, module_pass
 
 from nnfuze_tvm.graph.constants import array
 from nnfuze_tvm.graph.dataflow import Emitter, bindings, op_name, output_fields, substitute
+from nnfuze_tvm.graph.integers.sums import OUT_ELEMENTWISE_FUSABLE
 from nnfuze_tvm.graph.ir import static_shape
-from nnfuze_tvm.passes.lower.integer.integer_sums import OUT_ELEMENTWISE_FUSABLE
 
 # The annotation of a block that copies data: so many numbers of the last axis are all padding or all data.
 SEGMENT = "nnfuze.segment"

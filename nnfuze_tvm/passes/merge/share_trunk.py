@@ -11,10 +11,7 @@ from tvm import relax
 from tvm.ir import Call, GenericConst
 from tvm_ffi import StructuralKey
 
-from nnfuze_tvm.graph import dataflow, ir
-
-# Operators that claim to be pure, and of which two calls still are two values: the callee may be random.
-_OPAQUE = ("call_pure_packed", "call_dps_packed", "invoke_pure_closure", "nn.dropout")
+from nnfuze_tvm.graph import dataflow, ir, ops
 
 
 @tvm.transform.module_pass(opt_level=0, name="ShareTrunk")
@@ -76,7 +73,8 @@ class _Numbering:
         if isinstance(value, Call):
             if not isinstance(value.op, tvm.ir.Op) or not value.op.get_attr("FPurity"):
                 return None
-            if dataflow.op_name(value) in _OPAQUE:
+            operator = ops.of(value)
+            if operator is not None and operator.opaque:
                 return None
             return (
                 value.op.name,

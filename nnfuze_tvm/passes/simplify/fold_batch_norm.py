@@ -11,18 +11,11 @@ from tvm import relax
 from tvm.ir import Call, GenericConst
 from tvm.ir.transform import PassContext, module_pass
 
-from nnfuze_tvm.graph.constants import array, constant, folded
+from nnfuze_tvm.graph import ops
+from nnfuze_tvm.graph.constants import array, constant
 from nnfuze_tvm.graph.dataflow import Emitter, Value, op_name, operands, substitute
+from nnfuze_tvm.graph.folding import folded
 from nnfuze_tvm.graph.ir import static_shape
-
-_CONVOLUTIONS = {
-    "nn.conv1d",
-    "nn.conv2d",
-    "nn.conv3d",
-    "nn.conv1d_transpose",
-    "nn.conv2d_transpose",
-    "nn.conv3d_transpose",
-}
 
 
 @module_pass(opt_level=0, name="FoldBatchNorm")
@@ -134,27 +127,16 @@ class _Folder:
             if source in chains and self.uses[source] == 1 and call.attrs.axis == chains[source].axis:
                 return source, norm
             return None, None
-        if op_name(value) not in ("add", "subtract", "multiply", "divide"):
+        operator = ops.of(value)
+        if operator is None or operator.affine is None:
             return None, None
         left, right = value.args
         source, const, swapped = (right, left, True) if isinstance(left, GenericConst) else (left, right, False)
         if not isinstance(const, GenericConst) or source not in chains or self.uses[source] != 1:
             return None, None
         vector = _per_channel(array(const), static_shape(source), chains[source].axis)
-        if vector is None:
-            return None, None
-        match op_name(value), swapped:
-            case "add", _:
-                return source, _Affine(None, vector)
-            case "multiply", _:
-                return source, _Affine(vector, None)
-            case "subtract", False:
-                return source, _Affine(None, -vector)
-            case "subtract", True:
-                return source, _Affine(-np.ones_like(vector), vector)
-            case "divide", False if np.all(vector != 0):
-                return source, _Affine(1 / vector, None)
-        return None, None
+        affine = None if vector is None else operator.affine(vector, swapped)
+        return (None, None) if affine is None else (source, _Affine(*affine))
 
     def _batch_norm(self, value: Value) -> _Affine | None:
         """Return the affine map when ``value`` is field 0 of a batch norm in inference form."""
@@ -204,19 +186,11 @@ class _Folder:
 
 def _channel_axis(value: Value) -> int | None:
     """Return the axis of the output channels if ``value`` is a floating-point layer with constant weights."""
-    name = op_name(value)
-    if name not in _CONVOLUTIONS and name != "matmul":
+    layer = ops.layer(value)
+    if layer is None:
         return None
-    data, weight = value.args
-    if isinstance(data, GenericConst) or not isinstance(weight, GenericConst):
-        return None
-    if array(weight).dtype.kind != "f" or data.ty.dtype != weight.ty.dtype:
-        return None
-    if name == "matmul":
-        return len(static_shape(value)) - 1 if len(static_shape(weight)) == 2 else None
-    layouts = (str(value.attrs.out_layout), str(value.attrs.kernel_layout))
-    # A packed layout such as NCHW4c has no single channel axis.
-    return layouts[0].index("C") if all(layout.isalpha() and layout.isupper() for layout in layouts) else None
+    data, weight = value.args[:2]
+    return layer.result if array(weight).dtype.kind == "f" and data.ty.dtype == weight.ty.dtype else None
 
 
 def _per_channel(value: np.ndarray, shape: tuple[int, ...], axis: int) -> np.ndarray | None:
@@ -231,17 +205,8 @@ def _per_channel(value: np.ndarray, shape: tuple[int, ...], axis: int) -> np.nda
 
 def _scaled(call: Call, weight: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """Return the weights of a layer whose output channels are multiplied by ``scale``."""
-    if op_name(call) == "matmul":
-        return (weight * scale).astype(weight.dtype)
-    layout = str(call.attrs.kernel_layout)
-    outer, inner = layout.index("O"), layout.index("I")
-    view = np.moveaxis(weight.astype("float64"), (outer, inner), (0, 1))
-    spatial = (1,) * (weight.ndim - 2)
-    if op_name(call).endswith("_transpose"):
-        # [output channels of one group, input channels of all groups, ...]
-        groups = int(call.attrs.groups)
-        factors = np.repeat(scale.reshape(groups, -1).T, weight.shape[inner] // groups, axis=1)
-        view = view * factors.reshape(*factors.shape, *spatial)
-    else:
-        view = view * scale.reshape(-1, 1, *spatial)
-    return np.moveaxis(view, (0, 1), (outer, inner)).astype(weight.dtype)
+    layer = ops.layer(call)
+    assert layer is not None
+    filters = layer.filters.unpack(weight.astype("float64"))
+    factors = scale.reshape(*filters.shape[:2], *[1] * (filters.ndim - 2))
+    return layer.filters.pack(filters * factors).astype(weight.dtype)

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from tvm.script import ir as I
 from tvm.script import relax as R
 
+from nnfuze_tvm.deploy.executor import host_executor
 from nnfuze_tvm.errors import InputError
+from nnfuze_tvm.graph import evaluate
 from nnfuze_tvm.graph.dataflow import bindings
-from nnfuze_tvm.passes.compress.calibration import Range, collect_ranges, host_executor, load_calibration
+from nnfuze_tvm.passes.compress.calibration import Range, collect_ranges, load_calibration
 from tests.helpers import run_module
 
 
@@ -104,12 +106,13 @@ def test_ranges_of_inputs_and_inner_tensors():
     np.testing.assert_allclose(ranges[relu].mean, np.maximum(data["image"], 0).mean((0, 2)), rtol=1e-6)
 
 
-def test_the_default_executor_builds_for_this_machine():
+def test_both_executors_run_the_network():
     data = {name: array[: len(array) // 3] for name, array in good().items()}
     expected = run_module(Network, data)
     mod = tvm.IRModule({"main": Network["main"]})
-    for result, wanted in zip(host_executor(mod)(data), expected, strict=True):
-        np.testing.assert_allclose(result, wanted)
+    for executor in (evaluate.executor, host_executor):
+        for result, wanted in zip(executor(mod)(data), expected, strict=True):
+            np.testing.assert_allclose(result, wanted)
 
 
 @settings(max_examples=30, deadline=None)

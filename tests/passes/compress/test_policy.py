@@ -4,6 +4,8 @@ import os
 import pytest
 
 from nnfuze_tvm.errors import PolicyError
+from nnfuze_tvm.graph import Lineage
+from nnfuze_tvm.passes.compress.method import Precision
 from nnfuze_tvm.passes.compress.policy import LayerPolicy, Policy
 
 
@@ -29,7 +31,7 @@ def test_load_and_look_up(tmp_path):
     assert policy.for_layer("kw/conv1") == LayerPolicy(keep=0.75, bits=32)
     assert policy.for_layer("kw/l1") == LayerPolicy(keep=1.0, bits=32)
     assert policy.for_layer("speaker/x") == LayerPolicy(keep=0.5, bits=8)
-    assert policy.states_keep("kw/conv1") and not policy.states_keep("kw/other")
+    assert policy.states("kw/conv1", "keep") and not policy.states("kw/other", "keep")
 
 
 def test_exact_name_beats_pattern_and_later_pattern_beats_earlier():
@@ -41,10 +43,10 @@ def test_exact_name_beats_pattern_and_later_pattern_beats_earlier():
 
 def test_alias_largest_wins():
     policy = Policy.parse({"default": {"keep": 0.1}, "layers": {"b/conv": {"keep": 0.5}, "c/conv": {"keep": 0.7}}})
-    aliases = {"b/conv": "a/conv", "c/conv": "a/conv"}
-    assert policy.for_layer("a/conv", aliases).keep == 0.7
+    lineage = Lineage(aliases={"b/conv": "a/conv", "c/conv": "a/conv"})
+    assert policy.for_layer("a/conv", lineage).keep == 0.7
     assert policy.for_layer("a/conv").keep == 0.1
-    policy.validate_layers(["a/conv"], aliases)
+    policy.validate_layers(["a/conv"], lineage)
 
 
 @pytest.mark.parametrize("layer_count", [0, 2])
@@ -91,8 +93,14 @@ def test_uniform():
         ({"layers": {"a": {"keep": "0.5"}}}, r"layers\.a\.keep"),
         ({"layers": {"a": {"keep": True}}}, r"layers\.a\.keep"),
         ('{"default": {"keep": NaN}}', r"default\.keep"),
-        ({"default": {"bits": 4}}, r"default\.bits"),
+        ({"default": {"bits": 4}}, r"'default\.bits' 4: no method takes it; there are 8, 16 and 32"),
         ({"default": {"bits": 12}}, r"default\.bits"),
+        ({"layers": {"a": {"weights": 4}}}, r"'layers\.a\.weights' 4: no method takes it; there are 8, 16 and 32"),
+        ({"layers": {"a": {"format": "posit"}}}, r"'layers\.a\.format' 'posit': no method takes it; there are 'int'"),
+        ({"layers": {"a": {"weights": True}}}, r"layers\.a\.weights"),
+        ({"default": {"activations": None}}, r"default\.activations"),
+        ({"layers": {"a": {"bits": 8, "weights": 16}}}, r"'layers\.a\.weights' is 16, but bits 8 means 8"),
+        ({"default": {"bits": 16, "format": "int"}}, r"'default\.format' is 'int', but bits 16 means 'float'"),
         ({"layers": {"a": 3}}, r"layers\.a"),
         ({"layers": []}, "layers"),
     ],
@@ -122,3 +130,96 @@ def test_unknown_layers():
         Policy.parse({"layers": {"kv/*": {}}}).validate_layers(known)
     with pytest.raises(PolicyError, match="no layers"):
         Policy.parse({"layers": {"x": {}}}).validate_layers([])
+
+
+INT8, FLOAT16, FLOAT32 = Precision(8, 8, "int"), Precision(16, 16, "float"), Precision(32, 32, "float")
+
+
+@pytest.mark.parametrize(
+    ("entry", "precision"),
+    [
+        ({"bits": 8}, INT8),
+        ({"weights": 8, "activations": 8}, INT8),
+        ({"weights": 8, "activations": 8, "format": "int"}, INT8),
+        ({"bits": 8, "weights": 8, "format": "int"}, INT8),
+        ({"bits": 16}, FLOAT16),
+        ({"weights": 16, "activations": 16}, FLOAT16),
+        ({"bits": 32}, FLOAT32),
+        ({}, FLOAT32),
+    ],
+)
+def test_bits_are_short_for_weights_activations_and_format(entry, precision):
+    assert Policy.parse({"default": entry}).for_layer("a/x").precision == precision
+    assert Policy.parse({"layers": {"a/*": entry}}).for_layer("a/x").precision == precision
+    assert LayerPolicy(**entry).precision == precision
+
+
+@pytest.mark.parametrize(
+    ("default", "pattern", "exact", "precision"),
+    [
+        # What an entry states by ``bits`` and what another states apart are the same fields.
+        ({}, {"bits": 8}, {"weights": 32, "activations": 32}, FLOAT32),
+        ({}, {"weights": 8, "activations": 8}, {"bits": 32}, FLOAT32),
+        ({}, {"weights": 8}, {"activations": 8}, INT8),
+        ({"bits": 8}, {"weights": 16}, {"activations": 16}, FLOAT16),
+        # ``bits`` states the format, too: what is usual for them.
+        ({"weights": 8, "activations": 8, "format": "int"}, {}, {"bits": 32}, FLOAT32),
+        ({}, {"format": "int", "bits": 8}, {"bits": 16}, FLOAT16),
+        ({"bits": 16}, {"bits": 8}, {"keep": 0.5}, INT8),
+        ({"bits": 16}, {"bits": 8}, {"bits": None}, INT8),
+    ],
+)
+def test_the_short_form_and_the_long_one_combine_field_by_field(default, pattern, exact, precision):
+    policy = Policy.parse({"default": default, "layers": {"a/*": pattern, "a/x": exact}})
+    assert policy.for_layer("a/x").precision == precision
+
+
+@pytest.mark.parametrize(
+    ("pattern", "exact", "said"),
+    [
+        ({"bits": 8}, {"weights": 32}, "weights 32 with activations 8: no method takes them; there are weights 8 with"),
+        ({}, {"weights": 8}, r"weights 8 with activations 32: no method takes them"),
+        ({"bits": 8}, {"format": "float"}, r"weights 8 with activations 8 \(float\): no method takes them"),
+    ],
+)
+def test_weights_and_activations_that_no_method_takes_together(pattern, exact, said):
+    policy = Policy.parse({"layers": {"a/*": pattern, "a/x": exact}}, "my.json")
+    with pytest.raises(PolicyError, match=rf"^my\.json: layer 'a/x': {said}"):
+        policy.validate_layers(["a/w", "a/x"])
+    assert policy.for_layer("a/w")
+
+
+def test_names_of_one_layer_combine():
+    lineage = Lineage(aliases={"b/conv": "a/conv"})
+
+    def precision(**entries):
+        return Policy.parse({"layers": {f"{name}/conv": entry for name, entry in entries.items()}}).for_layer(
+            "a/conv", lineage
+        )
+
+    assert precision(a={"bits": 8}, b={"bits": 16}).precision == FLOAT16
+    assert precision(a={"weights": 8, "activations": 8, "format": "int"}, b={"bits": 32}).precision == FLOAT32
+    assert precision(b={"bits": 8}).precision == INT8
+    assert precision(a={"bits": 8}, b={"keep": 0.5}) == LayerPolicy(keep=0.5, bits=8)
+
+
+def test_defaults_from_elsewhere_hold_where_the_document_states_nothing():
+    policy = Policy.parse({"default": {"keep": 0.5}, "layers": {"a": {"bits": 32}}}, "my.json")
+    wider = policy.with_default({"keep": 0.25, "weights": 8, "activations": 8, "format": None})
+    assert wider.for_layer("b") == LayerPolicy(keep=0.5, bits=8)
+    assert wider.for_layer("a") == LayerPolicy(keep=0.5, bits=32)
+    stated = Policy.parse({"default": {"bits": 16}}).with_default({"weights": 8, "activations": 8, "format": "int"})
+    assert stated.for_layer("b").precision == FLOAT16
+    with pytest.raises(PolicyError, match=r"my\.json: unknown layer"):
+        wider.validate_layers(["b"])
+
+
+def test_a_layers_policy_names_what_is_wrong():
+    with pytest.raises(PolicyError, match="unknown field 'kep'"):
+        LayerPolicy(kep=1)
+    with pytest.raises(PolicyError, match="'keep' should be less than or equal to 1"):
+        LayerPolicy(keep=2.0)
+    with pytest.raises(PolicyError, match="no method takes them"):
+        LayerPolicy(weights=8)
+    assert repr(LayerPolicy(bits=8)) == "LayerPolicy(keep=1.0, weights=8, activations=8, format='int')"
+    assert len({LayerPolicy(bits=8), LayerPolicy(weights=8, activations=8)}) == 1

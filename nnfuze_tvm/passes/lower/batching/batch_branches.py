@@ -14,10 +14,9 @@ from tvm import relax
 from tvm.ir import Call, GenericConst
 from tvm_ffi import StructuralKey
 
-from nnfuze_tvm.graph import dataflow, ir
+from nnfuze_tvm.graph import dataflow, ir, ops
+from nnfuze_tvm.graph.batching import Join, JoinedCall, size_in_bytes
 from nnfuze_tvm.graph.dataflow import Value, op_name, operands
-from nnfuze_tvm.passes.lower.batching import batch_rules
-from nnfuze_tvm.passes.lower.batching.batch_rules import Join, Plan, size_in_bytes
 from nnfuze_tvm.passes.merge.share_trunk import ShareTrunk
 
 
@@ -50,7 +49,7 @@ class Costs:
         return cls.KERNEL + 2 * size / cls.BYTES
 
     @classmethod
-    def saved(cls, plan: Plan) -> float:
+    def saved(cls, plan: JoinedCall) -> float:
         """Return what the joined call saves against one call per branch."""
         if plan.fuses:
             return 0.0
@@ -96,7 +95,7 @@ class _Batch:
     """Bindings (by index) that one joined call replaces."""
 
     members: list[int]
-    plan: Plan
+    plan: JoinedCall
 
 
 class _Search:
@@ -119,7 +118,7 @@ class _Search:
         self._peers: dict[Any, list[int]] = {}
         depth = [0] * len(self.bindings)
         for i, sources in enumerate(self.reads):
-            is_layer = op_name(self.bindings[i].value) in batch_rules.LAYERS
+            is_layer = ops.is_layer(self.bindings[i].value)
             # Layers of one depth can't depend on one another.
             depth[i] = max((depth[source] for source in sources), default=0) + is_layer
             if is_layer and self._signatures[i] is not None:
@@ -151,7 +150,8 @@ class _Search:
         """Return what calls must have in common to be batched; None if the operator has no rule."""
         value = self.bindings[i].value
         name = op_name(value)
-        if name not in batch_rules.RULES or not isinstance(self.bindings[i].var.ty, relax.TensorType):
+        operator = ops.of(value)
+        if operator is None or operator.batch is None or not isinstance(self.bindings[i].var.ty, relax.TensorType):
             return None
         if any(isinstance(arg, relax.Tuple) for arg in value.args):
             return None
@@ -219,7 +219,9 @@ class _Search:
 
     def _batch(self, members: list[int]) -> _Batch | None:
         calls = [self.bindings[member].value for member in members]
-        plan = batch_rules.plan(calls, [self._joined_axis(calls, arg) for arg in range(len(calls[0].args))])
+        operator = ops.of(calls[0])
+        assert operator is not None and operator.batch is not None
+        plan = operator.batch(calls, [self._joined_axis(calls, arg) for arg in range(len(calls[0].args))])
         if plan is None or self._depends(members):
             return None
         return _Batch(members, plan)
@@ -346,7 +348,7 @@ class _Writer:
         ]
         names = [self.search.bindings[member].var.name for member in batch.members]
         call = batch.plan.build(new)
-        if batch.plan.macs and op_name(call) not in batch_rules.LAYERS:
+        if batch.plan.macs and not ops.is_layer(call):
             # A batched product has reshapes around it: the layer's name belongs to the product.
             call = self._named(call, names[0])
             self.joined[batch.members[0]] = self.emitter.emit(call)
@@ -359,7 +361,7 @@ class _Writer:
         """Bind the layer inside of nested calls under its name."""
         if not isinstance(call, Call):
             return call
-        if op_name(call) in batch_rules.LAYERS:
+        if ops.is_layer(call):
             return self.emitter.emit(call, name)
         args = [self._named(arg, name) for arg in call.args]
         return Call(call.op, args, call.attrs, call.ty_args)

@@ -7,23 +7,12 @@ from tvm import relax
 from tvm.ir import GenericConst
 from tvm.relax import op
 
+from nnfuze_tvm.graph import ops
 from nnfuze_tvm.graph.dataflow import bindings, op_name, operands, output_fields, substitute
-from nnfuze_tvm.passes.lower.integer.integer_rules import MOVES, IntegerRules, Unsupported, dtype_of, number
-from nnfuze_tvm.passes.lower.integer.integer_values import (
-    Codes,
-    Constant,
-    ConstantCodes,
-    Known,
-    Parts,
-    Pieces,
-    Quantized,
-    Sum,
-)
+from nnfuze_tvm.graph.integers.context import Integers, Unsupported, dtype_of
+from nnfuze_tvm.graph.integers.values import Codes, Constant, ConstantCodes, Known, Parts, Pieces, Quantized, Sum
 
 FLOAT_LAYERS_ATTR = "nnfuze.float_layers"
-
-_ANCHORS = {"nn.conv1d", "nn.conv2d", "nn.conv3d", "nn.conv2d_transpose", "nn.conv1d_transpose", "matmul"}
-_NONNEGATIVE = {"nn.relu", "nn.relu6", "sigmoid", "nn.softmax", "exp", "abs", "square"}
 
 
 @tvm.transform.module_pass(opt_level=0, name="RealizeInteger")
@@ -55,7 +44,7 @@ class RealizeInteger:
         return relax.transform.DeadCodeElimination()(result.with_attr(FLOAT_LAYERS_ATTR, notes))
 
 
-class _Realizer(IntegerRules):
+class _Realizer(Integers):
     """One walk over one function: every Var becomes a :data:`Known` value, or stays a float expression."""
 
     def __init__(self, builder: relax.BlockBuilder) -> None:
@@ -67,7 +56,7 @@ class _Realizer(IntegerRules):
         for param in func.params:
             dtype = dtype_of(param)
             if dtype in ("int8", "uint8"):
-                self.known[param] = self.ops.from_original(param, dtype)
+                self.known[param] = self.from_original(param, dtype)
         for binding in bindings(func):
             self.known[binding.var] = self._visit(binding.value, binding.var)
         outputs = [self.as_float(out) for out in output_fields(func)]
@@ -75,27 +64,26 @@ class _Realizer(IntegerRules):
 
     def _visit(self, value: relax.Expr, var: relax.Var) -> Known | relax.Expr:
         if isinstance(value, tvm.ir.Var | GenericConst):
-            return self._value(value)
+            return self.value(value)
         if isinstance(value, relax.TupleGetItem):
-            source = self._value(value.tuple_value)
+            source = self.value(value.tuple_value)
             if isinstance(source, Pieces):
                 return source.fields[value.index]
-        name = op_name(value)
-        if name in self.rules:
+        operator = ops.of(value)
+        if operator is not None and operator.integer is not None:
             try:
-                known = self.rules[name](value, var.name)
+                known = operator.integer(self, value, var.name)
                 if known is not None:
                     return known
             except Unsupported as reason:
                 self.notes.append(f"{var.name}: {reason}")
-        elif name in _ANCHORS:
-            self.notes.append(f"{var.name}: {name} has no integer form")
+        elif ops.is_layer(value):
+            self.notes.append(f"{var.name}: {op_name(value)} has no integer form")
         leaves = {leaf: self.as_float(leaf) for leaf in operands(value)}
         kept = self.emitter.emit(substitute(value, leaves), var.name)
-        if name in _NONNEGATIVE or (name == "clip" and number(value.args[1]) >= 0):
-            self.nonnegative.add(kept)
-        elif name in MOVES and leaves[value.args[0]] in self.nonnegative:
-            self.nonnegative.add(kept)
+        if operator is not None and operator.nonnegative is not None:
+            if operator.nonnegative(value, leaves.get(value.args[0]) in self.nonnegative):
+                self.nonnegative.add(kept)
         return kept
 
     def as_float(self, expr: relax.Expr) -> relax.Expr:
@@ -109,11 +97,11 @@ class _Realizer(IntegerRules):
 
     def _materialize(self, known: Known | relax.Expr) -> relax.Expr:
         if isinstance(known, Quantized):
-            result = self.ops.dequantize(known)
+            result = self.dequantize(known)
         elif isinstance(known, Sum):
-            result = self.ops.float_sum(known)
+            result = self.float_sum(known)
         elif isinstance(known, Codes):
-            return self.ops.original(known)
+            return self.original(known)
         elif isinstance(known, Constant):
             return relax.const(known.values.astype("float32"))
         elif isinstance(known, ConstantCodes):

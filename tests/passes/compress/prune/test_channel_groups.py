@@ -5,8 +5,9 @@ import pytest
 from tvm import relax
 from tvm.relax import op
 
-from nnfuze_tvm.passes.compress.prune.channel_groups import Coupling, Filters
-from nnfuze_tvm.passes.compress.prune.channel_rules import _segments
+from nnfuze_tvm.graph.channels import Filters
+from nnfuze_tvm.graph.ops.moving import segments
+from nnfuze_tvm.passes.compress.prune.channel_groups import CoupledFunction
 
 
 def coupling(shape, build):
@@ -22,7 +23,7 @@ def coupling(shape, build):
         with block.dataflow():
             out = block.emit_output(relax.Tuple([build(block.emit, conv, x)]))
         block.emit_func_output(out)
-    return Coupling(block.get()["main"])
+    return CoupledFunction(block.get()["main"])
 
 
 def groups(shape, build):
@@ -74,7 +75,7 @@ def test_filters_there_and_back(transposed, shape):
 
 
 def test_segments_of_a_reshape():
-    assert list(_segments([1, 8, 4, 4], [1, 128])) == [([1, 2, 3], [1])]
-    assert list(_segments([2, 6, 5], [2, 2, 3, 1, 5])) == [([0], [0]), ([1], [1, 2]), ([2], [4])]
-    assert list(_segments([4, 6], [6, 4])) == [([0, 1], [0, 1])]
-    assert list(_segments([1, 1], [1])) == []
+    assert list(segments([1, 8, 4, 4], [1, 128])) == [([1, 2, 3], [1])]
+    assert list(segments([2, 6, 5], [2, 2, 3, 1, 5])) == [([0], [0]), ([1], [1, 2]), ([2], [4])]
+    assert list(segments([4, 6], [6, 4])) == [([0, 1], [0, 1])]
+    assert list(segments([1, 1], [1])) == []

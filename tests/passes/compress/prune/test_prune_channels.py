@@ -22,8 +22,7 @@ from nnfuze_tvm.graph import ir
 from nnfuze_tvm.graph.constants import constant
 from nnfuze_tvm.graph.dataflow import Emitter, bindings, op_name, substitute
 from nnfuze_tvm.passes.compress.policy import Policy
-from nnfuze_tvm.passes.compress.prune import prune_channels
-from nnfuze_tvm.passes.compress.prune.channel_groups import Coupling
+from nnfuze_tvm.passes.compress.prune.channel_groups import CoupledFunction
 from nnfuze_tvm.passes.compress.prune.prune_channels import PruneChannels, remove, worst
 from nnfuze_tvm.passes.simplify.fold_batch_norm import FoldBatchNorm
 
@@ -157,7 +156,7 @@ def compare(both, x, atol):
 def check_against_masked(mod, keep=0.5, seed=0):
     """Prune every group to ``keep`` by random scores and compare with the masked network."""
     func = mod["main"]
-    coupling = Coupling(func)
+    coupling = CoupledFunction(func)
     rng = np.random.default_rng(seed)
     scores = rng.random(len(coupling.channels.roots()))
     dropped = [worst(g.classes, scores, max(1, round(keep * len(g.classes)))) for g in coupling.groups()]
@@ -338,12 +337,12 @@ def test_before_the_merge_every_function_is_pruned():
         assert ir.static_shape(bindings(new[name])[0].value.args[1]) == (4, 3, 1, 1)
 
 
-def test_zero_channels_go_first(monkeypatch):
+def test_zero_channels_go_first():
     """With exact zeros in what goes, the pruned network computes what the original does."""
     net = Net(1, 3, 4, 4)
     y = net.relu(net.conv(net.x, 8, kernel=3))
     mod = net.module(net.head(net(op.add(y, net.conv(y, 8)))))
-    coupling = Coupling(mod["main"])
+    coupling = CoupledFunction(mod["main"])
     zeros = [1, 2, 5, 7]
     emitter, done = Emitter(), {}
     for binding in coupling.bindings:
@@ -367,9 +366,8 @@ def test_zero_channels_go_first(monkeypatch):
         run = quick_executor(mod)["main"]
         return lambda batch: [y.numpy() for y in run(tvm.runtime.tensor(batch["x"]))]
 
-    monkeypatch.setattr(prune_channels, "host_executor", executor)
     for criterion in ("l1", "l2", "activation"):
-        new = PruneChannels(Policy.uniform(keep=0.5), criterion, {"x": x})(mod)
+        new = PruneChannels(Policy.uniform(keep=0.5), criterion, {"x": x}, executor)(mod)
         assert shapes(new)["conv1"] == (4, 4, 1, 1)
         compare(pair(mod["main"], new["main"]), x[:1], atol=1e-5)
 
@@ -404,7 +402,7 @@ def test_errors():
     with pytest.raises(PolicyError, match="conv0"):
         PruneChannels(Policy.parse({"layers": {"convO": {}}}))(mod)
     with pytest.raises(InputError, match="shape"):
-        PruneChannels(Policy.uniform(0.5), "activation", {"x": np.zeros((1, 3, 4, 5), "float32")})(mod)
+        PruneChannels(Policy.uniform(keep=0.5), "activation", {"x": np.zeros((1, 3, 4, 5), "float32")})(mod)
 
 
 def test_aliases_of_a_shared_trunk():

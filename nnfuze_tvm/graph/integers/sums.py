@@ -15,7 +15,7 @@ from tvm import relax, te, tirx
 from tvm.relax import op
 
 from nnfuze_tvm.graph.dataflow import Emitter
-from nnfuze_tvm.passes.lower.integer.integer_values import INT32_MAX, Codes, Constant, Quantized, Sum
+from nnfuze_tvm.graph.integers.values import INT32_MAX, Codes, Constant, Quantized, Sum
 
 # FuseOps merges element-wise operators into the PrimFunc in front of them when that has this op_pattern.
 OUT_ELEMENTWISE_FUSABLE = 4
@@ -43,14 +43,12 @@ class SumOps:
 
     Parameters
     ----------
-    emitter
-        Receives the bindings.
     builder
         Receives the PrimFuncs of the operators that Relax has no name for.
     """
 
-    def __init__(self, emitter: Emitter, builder: relax.BlockBuilder) -> None:
-        self.emitter = emitter
+    def __init__(self, builder: relax.BlockBuilder) -> None:
+        self.emitter = Emitter()
         self.builder = builder
 
     def emit(self, value: relax.Expr, name: str = "lv") -> relax.Expr:
@@ -61,7 +59,7 @@ class SumOps:
         call = self.builder.call_te(function, *args, primfunc_name_hint=name)
         return self.emit(call)
 
-    def _reduction(self, function: Callable[..., te.Tensor], arg: relax.Expr, name: str) -> relax.Expr:
+    def reduction(self, function: Callable[..., te.Tensor], arg: relax.Expr, name: str) -> relax.Expr:
         """Emit a reduction that takes the operators behind it into its PrimFunc, as a convolution does."""
         call = self.builder.call_te(function, arg, primfunc_name_hint=name)
         gvar = call.args[0]

@@ -1,4 +1,4 @@
-"""What ``RealizeInteger`` knows about a value on its walk over a graph: what its integers mean."""
+"""What is known of a value in an integer graph: what its integers mean."""
 
 from __future__ import annotations
 

@@ -1,0 +1,165 @@
+"""A Relax function computed with NumPy: quick to start, exact in integers, in floats within rounding.
+
+Operators say themselves how they are computed (`ops`). PrimFuncs, and operators that don't say it, are compiled by LLVM
+without optimization, all that a module needs in one library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax, tirx
+from tvm.ir import Call, GenericConst
+
+from nnfuze_tvm.graph import ops
+from nnfuze_tvm.graph.constants import array
+from nnfuze_tvm.graph.dataflow import Value, bindings, op_name, output_fields
+
+Run = Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]
+"""One inference: arrays by input name → outputs in tuple order."""
+Executor = Callable[[tvm.IRModule], Run]
+"""Makes a module with one function ``main`` ready to run on this machine."""
+
+# Each kernel runs a few times, so what LLVM takes to compile it counts, not how good it becomes.
+QUICKLY = {"kind": "llvm", "opt-level": 0}
+
+
+def executor(mod: tvm.IRModule) -> Run:
+    """Return what computes ``main`` of a module.
+
+    Parameters
+    ----------
+    mod : tvm.IRModule
+        One straight-line Relax function ``main`` with static shapes, and the PrimFuncs that it calls.
+
+    Raises
+    ------
+    ValueError
+        When run, if the function has control flow.
+    """
+    library = _library(mod)
+    func = mod["main"]
+
+    def run(inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        return evaluate(func, inputs, library)
+
+    return run
+
+
+def evaluate(
+    func: relax.Function, inputs: Mapping[str, np.ndarray], library: tvm.runtime.Module | None = None
+) -> list[np.ndarray]:
+    """Return the outputs of a straight-line function, in tuple order.
+
+    Parameters
+    ----------
+    func : tvm.relax.Function
+        The function.
+    inputs : mapping of str to np.ndarray
+        One array per parameter, by its name.
+    library : tvm.runtime.Module, optional
+        The PrimFuncs that it calls, by name.
+    """
+    known: dict[Value, Any] = {param: np.asarray(inputs[param.name]) for param in func.params}
+    for binding in bindings(func):
+        known[binding.var] = _value(binding.value, known, library)
+    return [np.asarray(_value(field, known, library)) for field in output_fields(func)]
+
+
+def call_of_constants(value: Value) -> np.ndarray | None:
+    """Return what a call of an operator with a NumPy form makes of constants; None for anything else."""
+    operator = ops.of(value)
+    if operator is None or operator.evaluate is None or operator.opaque or not isinstance(value.ty, relax.TensorType):
+        return None
+    if not all(_is_known(arg) for arg in value.args) or not value.args:
+        return None
+    return _called(value, [_value(arg, {}, None) for arg in value.args])
+
+
+def _is_known(arg: Value) -> bool:
+    if isinstance(arg, relax.Tuple):
+        return all(map(_is_known, arg.fields))
+    return not isinstance(arg, tvm.ir.Var | Call | relax.TupleGetItem)
+
+
+def _value(value: Value, known: Mapping[Value, Any], library: tvm.runtime.Module | None) -> Any:
+    """Return an array for a tensor, a list for a tuple, numbers for scalars and shapes."""
+    if isinstance(value, tvm.ir.Var):
+        return known[value]
+    if isinstance(value, GenericConst):
+        return array(value)
+    if isinstance(value, relax.Tuple):
+        return [_value(field, known, library) for field in value.fields]
+    if isinstance(value, relax.TupleGetItem):
+        return _value(value.tuple_value, known, library)[value.index]
+    if isinstance(value, relax.ShapeExpr):
+        return tuple(int(dim) for dim in value.values)
+    if isinstance(value, Call):
+        if op_name(value) in ("call_tir", "call_tir_inplace"):
+            return _kernel(value, known, library)
+        return _called(value, [_value(arg, known, library) for arg in value.args])
+    return _scalar(value)
+
+
+def _scalar(value: Value) -> Any:
+    inner = getattr(value, "value", value)
+    return getattr(inner, "value", inner)
+
+
+def _called(call: Call, args: Sequence[Any]) -> Any:
+    operator = ops.of(call)
+    if operator is None or operator.evaluate is None:
+        return _compiled(call, args)
+    with np.errstate(all="ignore"):
+        result = operator.evaluate(call, *args)
+    if isinstance(call.ty, relax.TupleType):
+        return [_typed(each, ty) for each, ty in zip(result, call.ty.fields, strict=True)]
+    return _typed(result, call.ty)
+
+
+def _typed(result: np.ndarray, ty: relax.TensorType) -> np.ndarray:
+    return np.asarray(result).astype(str(ty.dtype), copy=False)
+
+
+def _kernel(call: Call, known: Mapping[Value, Any], library: tvm.runtime.Module | None) -> Any:
+    """Run a PrimFunc on arrays."""
+    assert library is not None, "a function that calls PrimFuncs needs their library"
+    given = [tvm.runtime.tensor(np.ascontiguousarray(each)) for each in _value(call.args[1], known, library)]
+    types = call.ty.fields if isinstance(call.ty, relax.TupleType) else [call.ty]
+    results = [tvm.runtime.empty([int(dim) for dim in ty.shape.values], str(ty.dtype)) for ty in types]
+    library[call.args[0].name_hint](*given, *results)
+    arrays = [each.numpy() for each in results]
+    return arrays if isinstance(call.ty, relax.TupleType) else arrays[0]
+
+
+def _library(mod: tvm.IRModule) -> tvm.runtime.Module | None:
+    """Compile all PrimFuncs of a module, as they are."""
+    kernels = {
+        var.name_hint: func.with_attr("global_symbol", var.name_hint)
+        for var, func in mod.functions_items()
+        if isinstance(func, tirx.PrimFunc)
+    }
+    return tvm.tirx.build(tvm.IRModule(kernels), target=tvm.target.Target(QUICKLY)) if kernels else None
+
+
+def _compiled(call: Call, args: Sequence[Any]) -> Any:
+    """Compute one call with TVM's own kernel for it."""
+    tensors = [n for n, arg in enumerate(call.args) if isinstance(arg.ty, relax.TensorType)]
+    params = [relax.Var(f"x{n}", call.args[n].ty) for n in tensors]
+    builder = relax.BlockBuilder()
+    with builder.function("main", params):
+        mine = iter(params)
+        own = [next(mine) if n in tensors else arg for n, arg in enumerate(call.args)]
+        with builder.dataflow():
+            result = builder.emit_output(Call(call.op, own, call.attrs, call.ty_args))
+        builder.emit_func_output(result)
+    with tvm.target.Target(QUICKLY):
+        legalize = [relax.backend.DispatchSortScan(), relax.transform.LegalizeOps()]
+        lowered = tvm.transform.Sequential(legalize)(builder.get())
+    if any(op_name(b.value) == op_name(call) for b in bindings(lowered["main"])):
+        raise ValueError(f"{op_name(call)}: there is neither a NumPy form nor a kernel of it")
+    results = executor(lowered)({f"x{n}": args[n] for n in tensors})
+    return results if isinstance(call.ty, relax.TupleType) else results[0]

@@ -1,0 +1,186 @@
+"""What an operator's integer form is made with: what is known of its operands, and what emits sums."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from tvm import relax
+from tvm.ir import Call, GenericConst
+from tvm.relax import op
+
+from nnfuze_tvm.graph.constants import array
+from nnfuze_tvm.graph.integers.sums import SumOps
+from nnfuze_tvm.graph.integers.values import (
+    INT32_MAX,
+    Codes,
+    Constant,
+    ConstantCodes,
+    Known,
+    Parts,
+    Quantized,
+    Sum,
+)
+
+
+class Unsupported(Exception):
+    """An operator that can't be an integer one here; the message is the reason that is reported."""
+
+
+class Integers(SumOps):
+    """One walk over one function: what is known of its values so far.
+
+    Attributes
+    ----------
+    known : dict
+        What each Var holds: a `Known` value, or an expression of the float graph.
+    nonnegative : set
+        Float expressions that are never negative.
+    """
+
+    def __init__(self, builder: relax.BlockBuilder) -> None:
+        super().__init__(builder)
+        self.known: dict[relax.Expr, Known | relax.Expr] = {}
+        self.nonnegative: set[relax.Expr] = set()
+
+    def value(self, expr: relax.Expr) -> Known | relax.Expr:
+        """Return what is known of an operand."""
+        if isinstance(expr, GenericConst):
+            data = array(expr)
+            if data.dtype == np.float32:
+                return Constant(data.astype("float64"))
+            return ConstantCodes(data.astype("int64"), str(data.dtype)) if data.dtype.kind in "iu" else expr
+        return self.known.get(expr, expr)
+
+    def as_float(self, expr: relax.Expr) -> relax.Expr:
+        """Return an operand as the float graph has it."""
+        raise NotImplementedError
+
+    def quantized(self, expr: relax.Expr) -> Quantized:
+        """Return what is known of a layer's input, or refuse the layer."""
+        data = self.value(expr)
+        if not isinstance(data, Quantized):
+            raise Unsupported("its input is not quantized")
+        return data
+
+    def weight(self, expr: relax.Expr, axis: int) -> Constant:
+        """Return int8 weights, of one scale or one per index of ``axis``, or refuse the layer."""
+        weight = self.value(expr)
+        if not isinstance(weight, Constant) or weight.codes is None or weight.scale is None:
+            raise Unsupported("its weights are not quantized")
+        if weight.codes.min(initial=0) < -128 or weight.codes.max(initial=0) > 127:
+            raise Unsupported("its weights have a zero point that does not fit int8")
+        if weight.scale.size not in (1, weight.scale.shape[axis]):
+            raise Unsupported("its weights are quantized along another axis than the output channels")
+        return weight
+
+    def contraction(self, result: relax.Expr, data: Quantized, weight: Constant, axis: int, out_axis: int) -> Sum:
+        """Return what int32 sums of products mean.
+
+        Parameters
+        ----------
+        result : relax.Expr
+            The sums.
+        data, weight
+            What was multiplied.
+        axis, out_axis : int
+            The axis of the output channels in the weights and in the result.
+        """
+        assert weight.codes is not None and weight.scale is not None
+        codes = np.moveaxis(weight.codes, axis, 0).reshape(weight.codes.shape[axis], -1).astype("int64")
+        shape = [1] * len(data.shape)
+        shape[out_axis] = codes.shape[0]
+        scale = np.broadcast_to(weight.scale.reshape(-1), (codes.shape[0],)) * data.scale
+        bias = -data.zero_point * codes.sum(1)
+        largest = max(abs(data.codes.lo), abs(data.codes.hi))
+        bound = np.abs(codes).sum(1) * largest + np.abs(bias)
+        return checked(Sum(result, scale.reshape(shape), bias.reshape(shape), bound.reshape(shape).astype("float64")))
+
+    def with_expr(self, value: Codes | Quantized, build: Callable[[relax.Expr], relax.Expr]) -> Codes | Quantized:
+        """Return codes that ``build`` moves to other places."""
+        codes = value.codes if isinstance(value, Quantized) else value
+        moved = Codes(self.emit(build(codes.expr)), codes.lo, codes.hi, codes.offset, codes.dtype)
+        return Quantized(moved, value.scale, value.zero_point) if isinstance(value, Quantized) else moved
+
+    def concat(self, codes: Sequence[Codes], axis: int) -> Codes:
+        """Concatenate codes of one meaning."""
+        lo, hi = min(part.lo for part in codes), max(part.hi for part in codes)
+        kinds = [str(part.expr.ty.dtype.dtype) for part in codes]
+        kind = kinds[0] if len(set(kinds)) == 1 else "int8"  # uint8 holds 0..127, so int8 holds it too.
+        exprs = [
+            part.expr if own == kind else self.emit(op.astype(part.expr, kind))
+            for part, own in zip(codes, kinds, strict=True)
+        ]
+        joined = self.emit(op.concat(exprs, axis))
+        return Codes(joined, lo, hi, codes[0].offset, codes[0].dtype)
+
+    def requantize_parts(self, value: Parts, scale: float, zero_point: int, dtype: str) -> Codes:
+        """Bring every part of a concatenation to one scale and concatenate."""
+        codes = []
+        for part in value.parts:
+            total = self.widen(part) if isinstance(part, Quantized) else part
+            codes.append(self.requantize(total, scale, zero_point, dtype))
+        return self.concat(codes, value.axis)
+
+    def clamp(self, source: relax.Expr, lo: float, hi: float) -> Known | None:
+        """Bound a value; sums keep the bounds until they are requantized."""
+        value = self.value(source)
+        if isinstance(value, Quantized):
+            real = [(code - value.zero_point) * value.scale for code in (value.codes.lo, value.codes.hi)]
+            if lo <= real[0] and real[1] <= hi:
+                return value
+            value = self.widen(value)
+        if isinstance(value, Sum):
+            return value.clamp(lo, hi)
+        return None
+
+
+IntegerForm = Callable[[Integers, Call, str], Known | None]
+"""How a call becomes an integer one, given its layer's name; None leaves it in float."""
+
+
+def checked(value: Sum) -> Sum:
+    """Return a sum that fits int32, or refuse its operator."""
+    if np.max(value.bound) > INT32_MAX:
+        raise Unsupported("its sums do not fit int32")
+    return value
+
+
+def scaled(value: Sum, factor: float | np.ndarray) -> Sum:
+    """Return a sum whose real value is ``factor`` times as large."""
+    return replace(value, scale=value.scale * factor)
+
+
+def weight_constant(codes: np.ndarray) -> relax.Expr:
+    """Return weights as the integer graph holds them: int8 in [-127, 127], what reaches -128 as int16.
+
+    Signed data reach -128, too, and two such products exceed int16, where CPUs without dot products add them.
+    """
+    return relax.const(codes.astype("int16" if codes.min(initial=0) == -128 else "int8"))
+
+
+def dtype_of(expr: relax.Expr) -> str:
+    """Return the dtype of a tensor expression."""
+    dtype = getattr(expr.ty, "dtype", None)
+    return "" if dtype is None else str(dtype.dtype)
+
+
+def along(values: np.ndarray, axis: int, rank: int) -> np.ndarray:
+    """Return a scalar or per-channel parameter with ``rank`` dimensions."""
+    shape = [1] * rank
+    if values.size > 1:
+        shape[axis % rank] = values.size
+    return values.reshape(shape)
+
+
+def rebuilt(call: Call, data: relax.Expr) -> Call:
+    """Return ``call`` with another first operand, whose type may differ."""
+    return Call(call.op, [data, *call.args[1:]], call.attrs, call.ty_args, call.span)
+
+
+def number(expr: Any) -> float:
+    """Return the value of a scalar operand."""
+    value = getattr(expr, "value", expr)
+    return float(getattr(value, "value", value))

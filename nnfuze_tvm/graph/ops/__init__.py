@@ -1,0 +1,54 @@
+"""What is known of operators: one file per family, each with its ``OPERATORS``. No other file lists any.
+
+A file in this folder is a family: a mapping from the names of Relax operators, without ``relax.``, to what
+`operator.Operator` wants to know of each. Everything that treats operators asks here.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib import import_module
+from types import MappingProxyType
+
+from tvm.ir import GenericConst
+
+from nnfuze_tvm.graph.dataflow import Value, op_name
+from nnfuze_tvm.graph.ops.operator import Layer, Operator
+
+
+def _read() -> dict[str, Operator]:
+    found: dict[str, Operator] = {}
+    for module in sorted(info.name for info in pkgutil.iter_modules(__path__)):
+        family = getattr(import_module(f"{__name__}.{module}"), "OPERATORS", {})
+        twice = found.keys() & family.keys()
+        assert not twice, f"two families have {', '.join(sorted(twice))}"
+        found.update({name: replace(operator, family=module) for name, operator in family.items()})
+    return found
+
+
+OPERATORS: Mapping[str, Operator] = MappingProxyType(_read())
+"""All operators by name, family by family."""
+
+
+def of(value: Value) -> Operator | None:
+    """Return what is known of the operator that a bound value calls, if anything is."""
+    return OPERATORS.get(op_name(value))
+
+
+def is_layer(value: Value) -> bool:
+    """Tell whether a bound value is a call of an operator with weights: what carries a layer's name."""
+    operator = of(value)
+    return operator is not None and operator.effect == "layer"
+
+
+def layer(value: Value) -> Layer | None:
+    """Return where a layer with constant weights has its channels; None for whatever is no such layer."""
+    operator = of(value)
+    if operator is None or operator.layer is None:
+        return None
+    data, weights = value.args[:2]
+    if isinstance(data, GenericConst) or not isinstance(weights, GenericConst):
+        return None
+    return operator.layer(value)

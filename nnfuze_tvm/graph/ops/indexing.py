@@ -1,0 +1,93 @@
+"""Operators that pick, order, repeat or accumulate values; channels that they touch stay whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from tvm.ir import Call
+from tvm.relax import op
+
+from nnfuze_tvm.graph.ir import static_shape
+from nnfuze_tvm.graph.ops.operator import Example, Operator
+
+
+def _take(call: Call, data: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    axis = None if call.attrs.axis is None else int(call.attrs.axis)
+    return np.take(data, indices, axis, mode="clip" if str(call.attrs.mode) == "clip" else "raise")
+
+
+def _gather_elements(call: Call, data: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    return np.take_along_axis(data, indices, int(call.attrs.axis))
+
+
+def _flip(call: Call, data: np.ndarray) -> np.ndarray:
+    return np.flip(data, int(call.attrs.axis))
+
+
+def _tile(call: Call, data: np.ndarray) -> np.ndarray:
+    return np.tile(data, [int(each) for each in call.attrs.repeats])
+
+
+def _repeat(call: Call, data: np.ndarray) -> np.ndarray:
+    return np.repeat(data, int(call.attrs.repeats), None if call.attrs.axis is None else int(call.attrs.axis))
+
+
+def _accumulated(function: Callable[..., np.ndarray], start: float) -> Callable[..., np.ndarray]:
+    def evaluate(call: Call, data: np.ndarray) -> np.ndarray:
+        axis = None if call.attrs.axis is None else int(call.attrs.axis)
+        data = data.ravel() if axis is None else data
+        total = function(data, axis=axis or 0)
+        if not int(call.attrs.exclusive):
+            return total
+        first = np.full_like(total.take([0], axis or 0), start)
+        return np.concatenate([first, total.take(range(total.shape[axis or 0] - 1), axis or 0)], axis or 0)
+
+    return evaluate
+
+
+def _ordered(call: Call, data: np.ndarray) -> np.ndarray:
+    ordered = np.sort(data, int(call.attrs.axis))
+    return np.flip(ordered, int(call.attrs.axis)) if call.attrs.descending else ordered
+
+
+def _triangle(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+    def evaluate(_: Call, data: np.ndarray, offset: int) -> np.ndarray:
+        return function(data, offset)
+
+    return evaluate
+
+
+def _filled(call: Call, *_: Any) -> np.ndarray:
+    return np.full(static_shape(call), 1 if call.op.name.endswith(("ones", "ones_like")) else 0)
+
+
+def _full(call: Call, *values: Any) -> np.ndarray:
+    return np.full(static_shape(call), values[1])
+
+
+def _operator(evaluate: Any, *examples: Example) -> Operator:
+    return Operator(effect="mixes", evaluate=evaluate, examples=examples, kernels=("elementwise", "fallback"))
+
+
+_DATA = ((2, 8, 6),)
+
+OPERATORS = {
+    "take": _operator(_take),
+    "gather_elements": _operator(_gather_elements),
+    "flip": _operator(_flip, Example(_DATA, lambda x: op.flip(x, 1))),
+    "tile": _operator(_tile, Example(_DATA, lambda x: op.tile(x, (2, 1, 3)))),
+    "repeat": _operator(_repeat, Example(_DATA, lambda x: op.repeat(x, 2, 1))),
+    "cumsum": _operator(_accumulated(np.cumsum, 0), Example(_DATA, lambda x: op.cumsum(x, 1))),
+    "cumprod": _operator(_accumulated(np.cumprod, 1), Example(_DATA, lambda x: op.cumprod(x, 1))),
+    "sort": _operator(_ordered, Example(_DATA, lambda x: op.sort(x, -1))),
+    "tril": _operator(_triangle(np.tril), Example(_DATA, lambda x: op.tril(x, 0))),
+    "triu": _operator(_triangle(np.triu), Example(_DATA, lambda x: op.triu(x, 1))),
+    "zeros": _operator(_filled),
+    "ones": _operator(_filled),
+    "zeros_like": _operator(_filled),
+    "ones_like": _operator(_filled),
+    "full": _operator(_full),
+    "full_like": _operator(_full),
+}

@@ -1,0 +1,91 @@
+"""Tensors side by side in one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import tvm
+from tvm import relax
+from tvm.ir import Call
+from tvm.relax import op
+
+from nnfuze_tvm.graph.channels import Coupling, Labels
+from nnfuze_tvm.graph.dataflow import Value
+from nnfuze_tvm.graph.integers.context import Integers
+from nnfuze_tvm.graph.integers.values import Codes, Known, Parts, Quantized, Sum
+from nnfuze_tvm.graph.ops.operator import Example, Operator
+
+
+def _evaluate(call: Call, parts: list[np.ndarray]) -> np.ndarray:
+    axis = call.attrs.axis
+    return np.concatenate([part.ravel() for part in parts] if axis is None else parts, 0 if axis is None else int(axis))
+
+
+def _stacked(call: Call, parts: list[np.ndarray]) -> np.ndarray:
+    return np.stack(parts, int(call.attrs.axis))
+
+
+def _couple(coupling: Coupling, _: tvm.ir.Var, call: Call) -> Labels | None:
+    parts = coupling.of(call.args[0])
+    if not isinstance(parts, tuple) or call.attrs.axis is None:
+        return None
+    along = int(call.attrs.axis) % len(parts[0])
+    result = []
+    for axis in range(len(parts[0])):
+        if axis == along:
+            result.append(np.concatenate([labels[axis] for labels in parts]))
+            continue
+        for labels in parts[1:]:
+            coupling.channels.tie(parts[0][axis], labels[axis])
+        result.append(parts[0][axis])
+    return result
+
+
+def _integer(context: Integers, call: Call, _: str) -> Known | None:
+    if not isinstance(call.args[0], relax.Tuple):
+        return None
+    parts = [context.value(part) for part in call.args[0].fields]
+    axis = int(call.attrs.axis) if call.attrs.axis is not None else 0
+    if all(isinstance(part, Codes) for part in parts):
+        codes = [part for part in parts if isinstance(part, Codes)]
+        same = len({(part.offset, part.dtype) for part in codes}) == 1
+        return context.concat(codes, axis) if same else None
+    known = tuple(part for part in parts if isinstance(part, Quantized | Sum))
+    if len(known) < len(parts):
+        return None
+    quantized = [part for part in known if isinstance(part, Quantized)]
+    meanings = {(part.scale, part.zero_point, part.codes.offset, part.codes.dtype) for part in quantized}
+    if len(quantized) == len(known) and len(meanings) == 1:
+        joined = context.concat([part.codes for part in quantized], axis)
+        return Quantized(joined, quantized[0].scale, quantized[0].zero_point)
+    return Parts(known, axis)
+
+
+def _parts(call: Call) -> Sequence[Value]:
+    return call.args[0].fields if isinstance(call.args[0], relax.Tuple) else ()
+
+
+def _transposed(call: Call, sources: list[Value], axes: tuple[int, ...]) -> Value:
+    return op.concat(sources, axes[int(call.attrs.axis) % len(axes)])
+
+
+OPERATORS = {
+    "concat": Operator(
+        effect="joins",
+        evaluate=_evaluate,
+        examples=(Example(((2, 8, 6, 6), (2, 4, 6, 6)), lambda x, y: op.concat([x, y], 1)),),
+        couple=_couple,
+        integer=_integer,
+        half=True,
+        operands=_parts,
+        transposed=_transposed,
+        kernels=("elementwise",),
+    ),
+    "stack": Operator(
+        effect="mixes",
+        evaluate=_stacked,
+        examples=(Example(((2, 8), (2, 8)), lambda x, y: op.stack([x, y], 1)),),
+        kernels=("elementwise",),
+    ),
+}

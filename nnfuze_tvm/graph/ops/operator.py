@@ -1,0 +1,164 @@
+"""What is said of an operator: the contract that every family's file fills in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import tvm
+from tvm.ir import Call
+
+from nnfuze_tvm.graph.batching import Batch
+from nnfuze_tvm.graph.channels import Coupling, Filters, Labels, Removal
+from nnfuze_tvm.graph.dataflow import Value
+from nnfuze_tvm.graph.integers.context import IntegerForm
+
+Evaluate = Callable[..., Any]
+"""``(call, *operands) -> array``, or a tuple of arrays; see `evaluate` for what operands are."""
+
+Effect = Literal["layer", "moves", "joins", "maps", "averages", "mixes"]
+"""What an operator does to values: multiplies them by weights; puts the same numbers in another place; puts those of
+several tensors side by side; computes element by element; averages; or anything else."""
+
+Affine = Callable[[np.ndarray, bool], tuple[np.ndarray | None, np.ndarray | None] | None]
+"""``(constant per channel, is it the left operand)`` → scale and shift of the other operand, each None for none."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Where a call with weights has its channels.
+
+    Attributes
+    ----------
+    data, result : int
+        The axis of the channels in the first operand and in the result.
+    filters : Filters
+        How the second operand, the weights, is laid out.
+    """
+
+    data: int
+    result: int
+    filters: Filters
+
+
+@dataclass(frozen=True)
+class Example:
+    """A small call to try an operator with.
+
+    Attributes
+    ----------
+    shapes : tuple
+        Shapes of its operands.
+    call : callable
+        Makes the call from the operands.
+    constants : int
+        How many of the operands, the last ones, are constants.
+    low, high : float
+        The range of the operands' values.
+    """
+
+    shapes: tuple[tuple[int, ...], ...]
+    call: Callable[..., Value]
+    constants: int = 0
+    low: float = -1.0
+    high: float = 1.0
+
+
+def _first(call: Call) -> Sequence[Value]:
+    return call.args[:1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operator:
+    """One Relax operator.
+
+    Attributes
+    ----------
+    effect : str
+        What it does to values, see `Effect`.
+    evaluate : callable, optional
+        Computes it with NumPy, see `Evaluate`; without it TVM's own kernel is compiled.
+    examples : tuple of Example
+        Calls that its test makes.
+    family : str
+        The family it belongs to: the name of the file that describes it; set by the registry.
+
+    layer : callable, optional
+        Of an operator with weights: where a call has its channels; None for a call that no pass can treat as a layer,
+        because its weights are no matrix or its layout is packed.
+    macs : callable, optional
+        Multiply-accumulates of a call, any layout, any groups.
+
+    couple : callable, optional
+        What it does to the labels of its operands' channels (`channels`); None where it does not understand the call.
+        Without it, everything that it touches stays whole.
+    cut : callable, optional
+        Writes a call whose operands became smaller; without it the call is the same with the new operands.
+
+    quantizes : bool
+        A layer that may be computed in 8 bits.
+    integer : callable, optional
+        Its integer form, see `integers.context`.
+    nonnegative : callable, optional
+        ``(call, is its first operand never negative)`` → whether its result never is.
+    bounds : bool
+        It only bounds values, so it is part of the way from sums to 8 bits.
+
+    half : bool
+        It is computed in float16 where what it reads is: one operation per value, or none, that is linear piece by
+        piece; or a layer.
+
+    batch : callable, optional
+        How calls of several branches become one, see `batching`.
+    operands : callable
+        The operands whose order of axes a call follows.
+    transposed : callable, optional
+        ``(call, operands, axes)``: the call on operands whose transposition by ``axes`` it was made for; its result is
+        in their order, too. None where it can't be.
+
+    retypes : bool
+        Its result is the same numbers in another type.
+    affine : callable, optional
+        What it does with a constant per channel, see `Affine`.
+    folds : bool
+        Calls of constants are computed on the spot: that is quick and rounds as NumPy does.
+    opaque : bool
+        Two equal calls may be two values.
+
+    kernels : tuple of str
+        The schedule rules that take it when it is the anchor of a kernel.
+    """
+
+    effect: Effect
+    evaluate: Evaluate | None = None
+    examples: tuple[Example, ...] = ()
+    family: str = ""
+    layer: Callable[[Call], Layer | None] | None = None
+    macs: Callable[[Call], int] | None = None
+    couple: Callable[[Coupling, tvm.ir.Var, Call], Labels | tuple | None] | None = None
+    cut: Callable[[Removal, tvm.ir.Var, Call, list[Value]], Value] | None = None
+    quantizes: bool = False
+    integer: IntegerForm | None = None
+    nonnegative: Callable[[Call, bool], bool] | None = None
+    bounds: bool = False
+    half: bool = False
+    batch: Batch | None = None
+    operands: Callable[[Call], Sequence[Value]] = _first
+    transposed: Callable[[Call, list[Value], tuple[int, ...]], Value | None] | None = None
+    retypes: bool = False
+    affine: Affine | None = None
+    folds: bool = False
+    opaque: bool = False
+    kernels: tuple[str, ...] = ()
+
+
+def always(_call: Call, _operand: bool) -> bool:
+    """Return True: the result of every call is never negative."""
+    return True
+
+
+def as_its_operand(_call: Call, operand: bool) -> bool:
+    """Return whether the operand is never negative: then the result isn't, either."""
+    return operand

@@ -1,0 +1,96 @@
+"""The NumPy evaluator against TVM's own kernels: every example of every operator, and modules with PrimFuncs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tvm
+from tvm import relax
+from tvm.relax import op
+
+from nnfuze_tvm.graph import ops
+from nnfuze_tvm.graph.evaluate import call_of_constants, evaluate, executor
+from tests.graph.calls import module
+from tests.helpers import run_module
+
+EXAMPLES = [
+    pytest.param(name, n, id=f"{name}-{n}")
+    for name, operator in ops.OPERATORS.items()
+    if operator.evaluate is not None
+    for n in range(len(operator.examples))
+]
+
+
+@pytest.mark.parametrize(("name", "n"), EXAMPLES)
+def test_an_operator_equals_its_kernel(name, n):
+    mod, inputs = module(ops.OPERATORS[name].examples[n])
+    for got, want in zip(evaluate(mod["main"], inputs), run_module(mod, inputs, level=0), strict=True):
+        assert got.dtype == want.dtype and got.shape == want.shape
+        if want.dtype.kind == "f":
+            span = np.ptp(want) or 1.0
+            tolerance = 1e-3 if want.dtype == "float16" else 1e-5
+            np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * max(span, np.abs(want).max()))
+        else:
+            np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("kind", ["conv1d", "conv2d", "conv3d"])
+@pytest.mark.parametrize(("groups", "stride", "dilation"), [(1, 1, 1), (1, 2, 2), (8, 2, 1), (2, 1, 2)])
+def test_integer_convolutions_are_exact(kind, groups, stride, dilation):
+    rank = int(kind[4])
+    rng = np.random.default_rng(rank * groups)
+    shape, kernel = (2, 8, *[9] * rank), (16, 8 // groups, *[3] * rank)
+    weights = rng.integers(-127, 128, kernel).astype("int8")
+    data = relax.Var("x", relax.TensorType(shape, "int8"))
+    builder = relax.BlockBuilder()
+    with builder.function("main", [data]):
+        with builder.dataflow():
+            convolve = getattr(op.nn, kind)
+            call = convolve(
+                data,
+                relax.const(weights),
+                strides=stride,
+                padding=1,
+                dilation=dilation,
+                groups=groups,
+                out_dtype="int32",
+            )
+            result = builder.emit_output(relax.Tuple([builder.emit(call)]))
+        builder.emit_func_output(result)
+    mod = builder.get()
+    inputs = {"x": rng.integers(-128, 128, shape).astype("int8")}
+    np.testing.assert_array_equal(evaluate(mod["main"], inputs)[0], run_module(mod, inputs, level=0)[0])
+
+
+def test_prim_funcs_are_run():
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType((4, 5), "float32"))
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            doubled = builder.emit_te(lambda t: tvm.te.compute(t.shape, lambda i, j: t[i, j] * 2.0), x)
+            result = builder.emit_output(relax.Tuple([builder.emit(op.add(doubled, relax.const(np.float32(1))))]))
+        builder.emit_func_output(result)
+    data = np.arange(20, dtype="float32").reshape(4, 5)
+    (got,) = executor(builder.get())({"x": data})
+    np.testing.assert_array_equal(got, data * 2 + 1)
+
+
+def test_an_operator_without_a_numpy_form_is_compiled():
+    x = relax.Var("x", relax.TensorType((3, 4), "float32"))
+    builder = relax.BlockBuilder()
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            result = builder.emit_output(relax.Tuple([builder.emit(op.topk(x, 2, ret_type="values"))]))
+        builder.emit_func_output(result)
+    data = np.random.default_rng(0).standard_normal((3, 4)).astype("float32")
+    (got,) = evaluate(builder.get()["main"], {"x": data})
+    np.testing.assert_array_equal(got, -np.sort(-data, 1)[:, :2])
+
+
+def test_calls_of_constants_keep_their_type():
+    whole = relax.const(np.array([[5, -(2**40)]]), "int64")
+    call = relax.BlockBuilder().normalize(op.add(whole, whole))
+    result = call_of_constants(call)
+    assert result is not None and result.dtype == "int64" and result.tolist() == [[10, -(2**41)]]
+    x = relax.Var("x", relax.TensorType((1, 2), "int64"))
+    assert call_of_constants(relax.BlockBuilder().normalize(op.add(whole, x))) is None

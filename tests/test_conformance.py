@@ -1,0 +1,119 @@
+"""Every operator that the registry declares, in every precision that it declares, on every class of targets.
+
+Its examples are lowered by the whole pipeline; each gets a kernel by a rule that the operator names, and never the
+fallback unless it says so. On this machine the kernels give what NumPy gives: in integers the same bits.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tvm
+from tvm import relax
+from tvm.relax import op
+
+from nnfuze_tvm.analysis import metrics
+from nnfuze_tvm.deploy import build
+from nnfuze_tvm.devices.targets import resolve
+from nnfuze_tvm.graph import ops
+from nnfuze_tvm.graph.evaluate import evaluate, executor
+from nnfuze_tvm.passes.compress.half_precision import HalfPrecision
+from nnfuze_tvm.passes.compress.insert_qdq import InsertQDQ
+from nnfuze_tvm.passes.compress.policy import Policy
+from nnfuze_tvm.passes.lower.integer.realize_integer import RealizeInteger
+from tests.graph.calls import calls, examples
+
+HOST = resolve("host")
+TARGETS = ("x86-64-v3", "x86-64-v4", "aarch64", "aarch64+dotprod", "aarch64+i8mm", "armv7")
+FAMILIES = sorted({operator.family for operator in ops.OPERATORS.values() if operator.examples})
+LAYERS = sorted({operator.family for operator in ops.OPERATORS.values() if operator.effect == "layer"})
+SCALE = np.float32(1 / 64)
+
+
+def _codes(emitter, value):
+    """Emit a tensor in 8 bits and back."""
+    scale, zero = relax.const(SCALE), relax.const(np.int8(0))
+    codes = emitter.emit(op.quantize(value, scale, zero, axis=0, out_dtype="int8"))
+    return emitter.emit(op.dequantize(codes, scale, zero, axis=0, out_dtype="float32"))
+
+
+def _declared(name: str) -> ops.Operator:
+    return ops.OPERATORS[name.removeprefix("task/").rsplit("-", 1)[0]]
+
+
+def _network(family: str, precision: str):
+    """Return the examples of a family in a precision, and their data; None where it declares none."""
+    named = examples(family)
+    if precision == "float32":
+        return calls(named)
+    if precision == "float16":
+        named = {name: each for name, each in named.items() if _declared(name).half and family in LAYERS}
+        if not named:
+            return None
+        mod, data = calls(named)
+        return HalfPrecision(Policy.uniform(bits=16))(mod), data
+    if family in LAYERS:
+        named = {name: each for name, each in named.items() if _declared(name).quantizes and each.constants}
+        if not named:
+            return None
+        mod, data = calls(named)
+        return InsertQDQ(data, Policy.uniform(bits=8))(mod), data
+    named = {name: each for name, each in named.items() if _declared(name).integer and not _declared(name).retypes}
+    return calls(named, _codes, _codes) if named else None
+
+
+def _run(mod: tvm.IRModule, data: dict[str, np.ndarray]) -> list[np.ndarray]:
+    machine = relax.VirtualMachine(build.build(mod, HOST), tvm.cpu())
+    given = (tvm.runtime.tensor(data[param.name]) for param in mod["main"].params)
+    return [output.numpy() for output in machine["main"](*given)]
+
+
+def _check_rules(lowered: tvm.IRModule, expected: list[str]) -> None:
+    """Check that all examples are computed by kernels of the rules that their operators name."""
+    found: dict[str, list[str]] = {}
+    for kernel in metrics.kernels(lowered):
+        for name in kernel.layers:
+            found.setdefault(name, []).append(kernel.rule)
+    for name in expected:
+        # What only renames a buffer is no kernel.
+        for rule in found.get(name, []):
+            assert rule in _declared(name).kernels, f"{name}: {rule}"
+        assert name in found or _declared(name).effect != "layer", name
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8", "float16"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_kernels_equal_their_reference(family, precision):
+    network = _network(family, precision)
+    if network is None:
+        pytest.skip("declares none")
+    mod, data = network
+    _check_rules(build.lower(mod, HOST), list(examples(family)))
+    got = _run(mod, data)
+    if precision == "int8":
+        integer = RealizeInteger()(mod)
+        assert not integer.attrs["nnfuze.float_layers"]
+        want = executor(integer)(data)
+    else:
+        want = evaluate(mod["main"], data)
+    for mine, theirs in zip(got, want, strict=True):
+        assert mine.dtype == theirs.dtype and mine.shape == theirs.shape
+        if precision == "int8" or mine.dtype.kind != "f":
+            np.testing.assert_array_equal(mine, theirs)
+        else:
+            span = max(np.ptp(theirs), np.abs(theirs).max(), 1e-30)
+            assert np.abs(mine - theirs).max() <= {"float32": 1e-5, "float16": 1e-2}[precision] * span
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("precision", ["float32", "int8", "float16"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_kernels_are_built_for_every_class_of_targets(family, precision, target):
+    network = _network(family, precision)
+    if network is None:
+        pytest.skip("declares none")
+    cpu = resolve(target)
+    lowered = build.lower(network[0], cpu)
+    _check_rules(lowered, list(examples(family)))
+    if family in LAYERS:
+        build.generate(lowered, cpu)
