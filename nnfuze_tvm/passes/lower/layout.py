@@ -10,7 +10,7 @@ from tvm.ir.transform import PassContext, module_pass
 
 from nnfuze_tvm.graph import ops
 from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, op_name, output_fields
-from nnfuze_tvm.graph.ir import static_shape
+from nnfuze_tvm.graph.ir import layers_of, static_shape
 
 # Poolings follow their input; to name them here is an error.
 DESIRED_LAYOUTS = {
@@ -48,9 +48,16 @@ class _TransposeMover:
         self.values: dict[Value, Value] = {}
         self.pending: dict[Value, tuple[Value, Axes]] = {}
         self.bound: dict[Value, Call] = {}
+        self.names: dict[Value, str] = {}
 
     def rewrite(self, func: relax.Function) -> relax.Function:
         """Return ``func`` with its transposes moved."""
+        layers = {binding.var for binding in bindings(func) if ops.is_layer(binding.value)}
+        for binding in bindings(func):
+            # `ConvertLayout` gives the name of a layer that is an output to the transpose behind it.
+            source = binding.value.args[0] if op_name(binding.value) == "permute_dims" else None
+            if source in layers and not layers_of(source):
+                self.names[source] = binding.var.name
         for binding in bindings(func):
             self._bind(binding.var, binding.value)
         outputs = [self._read(field) for field in output_fields(func)]
@@ -72,7 +79,7 @@ class _TransposeMover:
             if isinstance(value.args[0], GenericConst):
                 self.values[var] = relax.const(value.args[0].value.numpy().reshape(static_shape(var)))
                 return
-        if self._move_through(var, value):
+        if self._move_through(var, value) or self._pool_channels_last(var, value):
             return
         self.values[var] = self._emit(self._read(value), var)
 
@@ -95,6 +102,19 @@ class _TransposeMover:
             return False
         self.pending[var] = (self._emit(moved, var), axes)
         return True
+
+    def _pool_channels_last(self, var: Var, value: Value) -> bool:
+        """Pool data that no convolution made, channels last, too."""
+        operator, layout = ops.of(value), str(getattr(getattr(value, "attrs", None), "layout", ""))
+        if operator is None or operator.transposed is None or "pooling" not in operator.kernels or layout[:2] != "NC":
+            return False
+        rank = len(layout)
+        source = self.emitter.emit(relax.op.permute_dims(self._read(value.args[0]), [0, *range(2, rank), 1]))
+        back = (0, rank - 1, *range(1, rank - 1))
+        pooled = operator.transposed(value, [source], back)
+        if pooled is not None:
+            self.pending[var] = (self._emit(pooled, var), back)
+        return pooled is not None
 
     def _in_order(self, expr: Value, axes: Axes) -> Value | None:
         """Return an operand whose transposition by ``axes`` is ``expr``; None if it takes work to get it."""
@@ -134,7 +154,7 @@ class _TransposeMover:
         self.pending[var] = (source, axes)
 
     def _emit(self, value: Value, var: Var) -> Value:
-        emitted = self.emitter.emit(value, var.name)
+        emitted = self.emitter.emit(value, self.names.get(var, var.name))
         if isinstance(value, Call):
             self.bound[emitted] = value
         return emitted
@@ -150,7 +170,7 @@ class _TransposeMover:
                 moved = relax.op.reshape(source, [shape[a] for a in axes])
             else:
                 moved = relax.op.permute_dims(source, list(axes))
-            self.values[expr] = self._emit(moved, expr)
+            self.values[expr] = self.emitter.emit(moved)
             return self.values[expr]
         if isinstance(expr, relax.Tuple):
             return relax.Tuple([self._read(field) for field in expr.fields])
