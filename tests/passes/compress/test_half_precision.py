@@ -22,7 +22,7 @@ from nnfuze_tvm.jobs.request import NetworkRequest
 from nnfuze_tvm.passes.compress.half_precision import HalfPrecision
 from nnfuze_tvm.passes.compress.insert_qdq import InsertQDQ
 from nnfuze_tvm.passes.compress.policy import Policy
-from tests.helpers import run_module
+from tests.helpers import evaluate_module, run_module
 from tests.tiny_networks import save_pair
 
 HALF = Policy.uniform(bits=16)
@@ -90,8 +90,8 @@ def test_weights_beyond_the_range_stay_float32():
 def test_result_is_close(seed, channels):
     mod = network(seed, channels)
     x = {"x": np.random.default_rng(seed).standard_normal((1, 3, 8, 8)).astype("float32")}
-    (want,) = run_module(mod, x)
-    (got,) = run_module(HalfPrecision(HALF)(mod), x)
+    (want,) = evaluate_module(mod, x)
+    (got,) = evaluate_module(HalfPrecision(HALF)(mod), x)
     assert got.dtype == np.float32
     assert np.abs(got - want).max() <= 2e-2 * max(1.0, float(np.abs(want).max()))
 
@@ -104,7 +104,7 @@ def test_int8_network_with_a_float16_layer():
     mixed = HalfPrecision(policy)(InsertQDQ(samples, policy)(mod))
     found = dtypes(mixed)
     assert found["nn.conv2d"] == ["float16", "float32"]
-    (want,) = run_module(mod, {"x": samples["x"][:1]})
+    (want,) = evaluate_module(mod, {"x": samples["x"][:1]})
     (got,) = run_module(mixed, {"x": samples["x"][:1]})
     assert np.abs(got - want).max() <= 0.1 * np.abs(want).max()
     lowered = build.lower(mixed, resolve("host"))
