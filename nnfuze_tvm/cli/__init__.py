@@ -1,6 +1,6 @@
 """``nnfuze``: arguments in, results printed. One file per verb; what the verbs do is in `jobs` and `deploy`.
 
-A module of this package is a verb if it has a function ``command``, whose docstring is its help, or a Typer application
+A module of `verbs` is a verb: it has a function ``command``, whose docstring is its help, or a Typer application
 ``app``; ``EXAMPLES`` is printed below its help, and ``POSITION`` is its place in the list of verbs. A new verb is a new
 file.
 """
@@ -19,6 +19,7 @@ from typing import Any
 
 import typer
 
+from nnfuze_tvm.cli import verbs
 from nnfuze_tvm.cli.console import interruption
 from nnfuze_tvm.cli.options import spread
 from nnfuze_tvm.errors import NNFuzeError
@@ -29,7 +30,12 @@ from nnfuze_tvm.errors import NNFuzeError
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main() -> None:
+    """Entry point of the command ``nnfuze``."""
+    sys.exit(run())
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code: 0, or 2 with one line on stderr that says why."""
     arguments = sys.argv[1:] if arguments is None else arguments
     interruption.came = False
@@ -57,10 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 2
 
 
-def verbs() -> dict[str, ModuleType]:
+def find_verbs() -> dict[str, ModuleType]:
     """Return the verbs by name, in the order in which ``--help`` lists them."""
-    modules = [import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
-    found = [module for module in modules if hasattr(module, "command") or hasattr(module, "app")]
+    found = [import_module(f"{verbs.__name__}.{info.name}") for info in pkgutil.iter_modules(verbs.__path__)]
     found.sort(key=lambda module: (getattr(module, "POSITION", math.inf), module.__name__))
     return {module.__name__.rpartition(".")[2].replace("_", "-"): module for module in found}
 
@@ -76,7 +81,7 @@ def _application(chosen: str | None) -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    for name, verb in verbs().items():
+    for name, verb in find_verbs().items():
         if hasattr(verb, "app"):
             application.add_typer(verb.app, name=name)
         else:

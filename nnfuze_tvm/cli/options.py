@@ -7,10 +7,11 @@ import inspect
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
+from nnfuze_tvm.cli.method_options import method_options
 from nnfuze_tvm.errors import InputError
 
 Models = Annotated[list[str], typer.Argument(help="ONNX files, one per task: PATH or TASK=PATH.", show_default=False)]
@@ -42,7 +43,7 @@ class Group:
     Attributes
     ----------
     options : callable
-        Returns type and default of each option by name. It may import TVM.
+        Returns type and default of each option by name; it may take a moment.
     fields : callable
         From the options' values to the fields.
     """
@@ -87,25 +88,15 @@ def spread(verb: Callable[..., None], *, complete: bool) -> Callable[..., None]:
 
 
 def _compression_options() -> dict[str, tuple[Any, Any]]:
-    from nnfuze_tvm.passes import pipeline
-    from nnfuze_tvm.passes.compress import method
-
     found = {
-        name: (
-            Annotated[_plain(option.type) | None, typer.Option(help=option.help, metavar=option.metavar)],
+        option.name: (
+            Annotated[option.python_type, typer.Option(help=option.help, metavar=option.metavar)],
             option.default,
         )
-        for name, option in method.options(pipeline.METHODS).items()
+        for option in method_options()
     }
     file = typer.Option("--policy", help="JSON file: compression layer by layer, before the options above.")
     return {**found, "policy": (Annotated[str | None, file], None)}
-
-
-def _plain(kind: Any) -> Any:
-    """Return the type that an option's text becomes; that its value is allowed is the request's to check."""
-    if typing.get_origin(kind) is Annotated:
-        return typing.get_args(kind)[0]
-    return type(typing.get_args(kind)[0]) if typing.get_origin(kind) is Literal else kind
 
 
 def _input_fields(share_input: list[str] | None, shape: list[str] | None) -> dict[str, Any]:

@@ -93,11 +93,6 @@ class HardwareRecord(_Record):
     cores: int
     features: list[str]
 
-    @staticmethod
-    def of(hardware: Hardware) -> HardwareRecord:
-        """Return the record of a model."""
-        return HardwareRecord(**{**asdict(hardware), "features": sorted(hardware.features)})
-
 
 class FileRecord(_Record):
     """A file of the bundle: its checksum and its size in bytes."""
@@ -138,6 +133,13 @@ def describe_target(target: Target) -> TargetRecord:
     return TargetRecord(
         string=target_text(target), triple=triple, arch=arch, cpu=str(attrs.get("mcpu", "")), features=features
     )
+
+
+def describe_hardware(target: Target) -> HardwareRecord:
+    """Return the manifest's record of the hardware model of a target; of its features those that `CPU_FLAGS` names."""
+    hardware = Hardware.of(target)
+    features = sorted(hardware.features.intersection(describe_target(target).features))
+    return HardwareRecord(**{**asdict(hardware), "features": features})
 
 
 def target_text(target: Target) -> str:

@@ -15,16 +15,15 @@ from tvm.target import Target
 from nnfuze_tvm.analysis import metrics
 from nnfuze_tvm.deploy.bundle import LIBRARY, check_destination, seal, staged
 from nnfuze_tvm.deploy.manifest import (
-    HardwareRecord,
     KernelRecord,
     Manifest,
+    describe_hardware,
     describe_target,
     package_versions,
     signature_records,
 )
 from nnfuze_tvm.deploy.runner import made_up, signature
 from nnfuze_tvm.devices import targets
-from nnfuze_tvm.devices.hardware import Hardware
 from nnfuze_tvm.jobs import measure_stages
 from nnfuze_tvm.jobs.announce import Announce, silent
 from nnfuze_tvm.jobs.build_stages import Builder, answering_stages, build_stages
@@ -185,7 +184,7 @@ def _manifest(
             )
             for k in kernels
         ],
-        hardware=HardwareRecord.of(Hardware.of(target)),
+        hardware=describe_hardware(target),
         metrics=report.final.model_dump(mode="json", exclude={"name", "reference"}, exclude_none=True),
         versions=report.versions,
     )

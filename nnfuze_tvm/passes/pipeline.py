@@ -14,9 +14,12 @@ from nnfuze_tvm.passes.compress.prune import prune_channels
 from nnfuze_tvm.passes.lower.batching.batch_branches import BatchBranches
 from nnfuze_tvm.passes.lower.fuse_layers import FuseLayers
 from nnfuze_tvm.passes.lower.integer.realize_integer import RealizeInteger
+from nnfuze_tvm.passes.lower.keep_crops import KeepCrops
 from nnfuze_tvm.passes.lower.layout import ToNHWC
 from nnfuze_tvm.passes.lower.round_to_integer import Rounding, RoundToInteger
 from nnfuze_tvm.passes.lower.row_convolutions import RowConvolutions
+from nnfuze_tvm.passes.lower.shuffles import Shuffles
+from nnfuze_tvm.passes.lower.strided_rows import StridedRows
 from nnfuze_tvm.passes.lower.transposed_convolutions import TransposedConvolutions
 from nnfuze_tvm.passes.lower.winograd.winograd import Winograd
 from nnfuze_tvm.passes.merge.merge_tasks import MergeTasks
@@ -86,7 +89,7 @@ def lowering_phases(machine: Machine) -> list[tvm.transform.Pass]:
     return [
         layout_phase(),
         # Phase 6: quantize/dequantize islands become integer operators.
-        phase("integer", RealizeInteger()),
+        phase("integer", RealizeInteger(), Shuffles()),
         # Phase 7: branches of one shape in one kernel, where that pays. What still is a convolution of few input
         # channels gets reductions that dot products can take.
         phase("batch", BatchBranches(), RowConvolutions()),
@@ -98,7 +101,7 @@ def lowering_phases(machine: Machine) -> list[tvm.transform.Pass]:
 
 def layout_phase() -> tvm.transform.Pass:
     """Return phase 5: convolutions only, activations with the channels last, weights OHWI."""
-    return phase("layout", TransposedConvolutions(), ToNHWC())
+    return phase("layout", TransposedConvolutions(), StridedRows(), ToNHWC())
 
 
 def kernel_phase(machine: Machine) -> tvm.transform.Pass:
@@ -108,6 +111,7 @@ def kernel_phase(machine: Machine) -> tvm.transform.Pass:
         RoundToInteger(machine.nearest, machine.saturating),
         relax.transform.LegalizeOps(),
         relax.transform.AnnotateTIROpPattern(),
+        KeepCrops(),
         FuseLayers(),
         relax.transform.FuseTIR(),
         # Reshapes that no kernel took in become views; it recognizes them before they are scheduled.

@@ -105,7 +105,10 @@ def render_manifest(fields: Mapping[str, Any], *, kernels: bool) -> list[Table]:
     if hardware := fields["hardware"]:
         registers = f"{hardware['registers']} registers of {hardware['vector_bytes']} bytes"
         caches = f"L1 {hardware['l1_bytes'] >> 10} KiB, L2 {hardware['l2_bytes'] >> 10} KiB"
-        facts.add_row("hardware model", f"{registers}, {caches}, {hardware['cores']} cores")
+        memory = f"{hardware['far_macs']:.3g} multiply-adds per byte from memory"
+        facts.add_row(
+            "hardware model", f"{hardware['isa']}, {registers}, {caches}, {memory}, {hardware['cores']} cores"
+        )
     table = Table(title="kernels", title_justify="left", header_style="bold")
     table.add_column("kernel and its layers", overflow="fold", min_width=24)
     for name in ("calls", "rule", "knobs", "arguments"):

@@ -16,6 +16,7 @@ from nnfuze_tvm.schedules.rewrites.peel import peel_loops
 from nnfuze_tvm.schedules.rewrites.prefetch import prefetch_weights
 from nnfuze_tvm.schedules.rewrites.row_pairs import pair_rows
 from nnfuze_tvm.schedules.rewrites.squares import vectorize_squares
+from nnfuze_tvm.schedules.rewrites.transposes import transpose_squares
 
 
 def apply(sch: s_tir.Schedule, target: Target, tunable: bool = False) -> str:
@@ -49,6 +50,7 @@ def apply_rewrites(func: tirx.PrimFunc) -> tirx.PrimFunc:
         overlap_tiles,
         prefetch_weights,
         vectorize_squares,
+        transpose_squares,
         start_from_bias,
         peel_loops,
         pair_rows,

@@ -25,7 +25,7 @@ Board = Callable[[str], str]
 def test_a_check_of_the_right_board(
     cpu: str, target: str, tracker: str, board: Board, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["devices", "check", board(cpu), "--tracker", tracker, "--target", target, "--json"]) == 0
+    assert cli.run(["devices", "check", board(cpu), "--tracker", tracker, "--target", target, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["machine"] == "aarch64" and found["problem"] is None
     assert found["kernels"]["int8"]["error"] == 0
@@ -34,10 +34,10 @@ def test_a_check_of_the_right_board(
 
 def test_a_check_of_another_board(tracker: str, board: Board, capsys: pytest.CaptureFixture[str]) -> None:
     key = board("cortex-a72")
-    assert cli.main(["devices", "check", key, "--tracker", tracker, "--target", "rpi5"]) == 2
+    assert cli.run(["devices", "check", key, "--tracker", tracker, "--target", "rpi5"]) == 2
     assert "dotprod" in capsys.readouterr().err
     key = board("cortex-a76")
-    assert cli.main(["devices", "check", key, "--tracker", tracker, "--target", "rpi4", "--json"]) == 0
+    assert cli.run(["devices", "check", key, "--tracker", tracker, "--target", "rpi4", "--json"]) == 0
     assert {"dotprod", "fullfp16"} <= set(json.loads(capsys.readouterr().out)["unused"])
 
 

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.timeout(1500)
 def compiled(target: str, out: Path) -> Path:
     models = [SPEECH / "shared" / name for name in ("keyword.onnx", "speaker.onnx")]
     options = ["--target", target, "--quantize", "int8", "--calibration", SPEECH / "calibration.npz", "--no-compare"]
-    assert cli.main(["compile", *map(str, [*models, *options]), "-o", str(out)]) == 0
+    assert cli.run(["compile", *map(str, [*models, *options]), "-o", str(out)]) == 0
     return out
 
 
@@ -83,7 +83,7 @@ def test_deploy_to_a_cpu_that_lacks_something(
     bundles: Path, tracker: str, board: Callable[[str], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["deploy", str(bundles / "rpi5"), "--tracker", tracker, "--key", board(MODEL)]
-    assert cli.main(command) == 2
+    assert cli.run(command) == 2
     error = capsys.readouterr().err.splitlines()
     assert re.search(r"made for a CPU with .*dotprod.* \(cortex-a76\), which the board lacks", error[-1])
     assert not any("upload" in line for line in error)

@@ -37,7 +37,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.fixture(scope="module")
 def bundle(models: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("bundle") / "out"
-    assert cli.main(["compile", *models, "-o", str(out), "--no-compare", "--json"]) == 0
+    assert cli.run(["compile", *models, "-o", str(out), "--no-compare", "--json"]) == 0
     return out
 
 
@@ -47,7 +47,7 @@ def fails(capfd: pytest.CaptureFixture[str]) -> Fails:
 
     def run(*arguments: str | Path) -> str:
         capfd.readouterr()
-        code = cli.main([str(argument) for argument in arguments])
+        code = cli.run([str(argument) for argument in arguments])
         captured = capfd.readouterr()
         assert code == 2, captured.err
         return one_line(captured.err)
@@ -326,7 +326,7 @@ class TestBundles:
         target = TargetRecord(string="{}", triple="riscv64-linux-gnu", arch="riscv64", cpu="", features=[])
         (copy / "manifest.json").write_text(manifest.model_copy(update={"target": target}).to_json())
         assert "made for riscv64" in fails("run", copy, "--input", sample)
-        assert cli.main(["inspect", str(copy)]) == 0
+        assert cli.run(["inspect", str(copy)]) == 0
 
     def test_inputs(self, fails: Fails, bundle: Path, sample: str, tmp_path: Path) -> None:
         np.save(tmp_path / "two.npy", samples(2))

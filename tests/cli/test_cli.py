@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import onnx
 import pytest
 
 from nnfuze_tvm import cli
+from nnfuze_tvm.cli import verbs
 from nnfuze_tvm.deploy.bundle import Bundle, unfit
 from nnfuze_tvm.deploy.manifest import describe_target
 from nnfuze_tvm.devices.remote.tracker import EmbeddedTracker
@@ -36,7 +38,7 @@ def compiled(models: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pat
     np.savez(directory / "evaluation.npz", x=samples(12, seed=5), one=np.array([0, 1, 2, -1] * 3))
     command = ["compile", *models, "--quantize", "int8", "--prune", "0.75"]
     data = ["--calibration", directory / "calibration.npz", "--evaluation", directory / "evaluation.npz"]
-    assert cli.main([*command, *map(str, data), "-o", str(directory / "out")]) == 0
+    assert cli.run([*command, *map(str, data), "-o", str(directory / "out")]) == 0
     return directory / "out"
 
 
@@ -46,22 +48,41 @@ def sample(tmp_path: Path) -> str:
     return f"x={tmp_path / 'x.npy'}"
 
 
-@pytest.mark.parametrize("verb", [None, "run", "deploy", "devices"])
-def test_help_is_quick(verb: str | None) -> None:
-    script = f"import sys, nnfuze_tvm.cli as c; c.main({[verb, '-h'] if verb else ['-h']}); print('tvm' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert "Usage: nnfuze" in done.stdout
-    assert done.stdout.strip().endswith("False")
+def shown_without_tvm(arguments: list[str], cache: Path) -> tuple[str, bool]:
+    """What a fresh process prints, and whether it did without TVM."""
+    script = f"import sys, nnfuze_tvm.cli as c; c.run({arguments}); print('tvm' in sys.modules)"
+    env = {**os.environ, "XDG_CACHE_HOME": str(cache), "COLUMNS": "120"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=env)
+    return done.stdout + done.stderr, done.stdout.strip().endswith("False")
 
 
-def test_help_has_examples_and_the_methods_options(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("arguments", [["-h"], ["run", "-h"], ["deploy", "-h"], ["devices", "-h"], ["run", "--wobble"]])
+def test_help_is_quick(arguments: list[str], tmp_path: Path) -> None:
+    shown, quick = shown_without_tvm(arguments, tmp_path)
+    assert "nnfuze" in shown and quick
+
+
+def test_help_has_examples_and_the_methods_options(tmp_path: Path) -> None:
+    first, _ = shown_without_tvm(["compile", "-h"], tmp_path)
+    again, quick = shown_without_tvm(["compile", "-h"], tmp_path)
+    assert quick and again.splitlines()[:-1] == first.splitlines()[:-1]
+    assert "nnfuze compile keyword.onnx" in again
+    assert all(f"--{name.replace('_', '-')} " in again for name in method.options(pipeline.METHODS))
+    (kept,) = (tmp_path / "nnfuze" / "options").iterdir()
+    kept.write_text('[{"name": "damaged"}]')
+    assert shown_without_tvm(["compile", "-h"], tmp_path) == (first, False)
+    assert shown_without_tvm(["compile", "-h"], Path("/proc")) == (first, False)
+
+
+def test_a_method_brings_its_options(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    option = method.Option("sharpness", int, None, "How sharp.")
+    sharpen = method.Method("sharp", "sharpening", lambda _: [], wants=lambda _: False, options=(option,))
+    monkeypatch.setattr(pipeline, "METHODS", (*pipeline.METHODS, sharpen))
     monkeypatch.setenv("COLUMNS", "120")
-    assert cli.main(["compile", "-h"]) == 0
-    shown = capsys.readouterr().out
-    assert "nnfuze compile keyword.onnx" in shown
-    assert all(f"--{name.replace('_', '-')} " in shown for name in method.options(pipeline.METHODS))
+    assert cli.run(["tune", "-h"]) == 0
+    assert "--sharpness" in capsys.readouterr().out
+    assert cli.run(["tune", "a.onnx", "--sharpness", "high"]) == 2
+    assert "--sharpness" in capsys.readouterr().err
 
 
 def test_a_new_verb_is_one_file(
@@ -73,17 +94,17 @@ def test_a_new_verb_is_one_file(
         '    """Greet networks."""\n'
         "    print('hello', *models)\n"
     )
-    monkeypatch.setattr(cli, "__path__", [*cli.__path__, str(tmp_path)])
-    monkeypatch.setitem(sys.modules, "nnfuze_tvm.cli.greet", None)
-    del sys.modules["nnfuze_tvm.cli.greet"]
-    assert list(cli.verbs()) == [
+    monkeypatch.setattr(verbs, "__path__", [*verbs.__path__, str(tmp_path)])
+    monkeypatch.setitem(sys.modules, "nnfuze_tvm.cli.verbs.greet", None)
+    del sys.modules["nnfuze_tvm.cli.verbs.greet"]
+    assert list(cli.find_verbs()) == [
         "compile", "tune", "analyze", "run", "deploy", "bench", "inspect", "devices", "greet",
     ]  # fmt: skip
-    assert cli.main(["-h"]) == 0
+    assert cli.run(["-h"]) == 0
     assert "Greet networks." in capsys.readouterr().out
-    assert cli.main(["greet", "a.onnx", "b.onnx"]) == 0
+    assert cli.run(["greet", "a.onnx", "b.onnx"]) == 0
     assert capsys.readouterr().out == "hello a.onnx b.onnx\n"
-    assert cli.main(["greet"]) == 2
+    assert cli.run(["greet"]) == 2
     assert "models" in capsys.readouterr().err.lower()
 
 
@@ -130,43 +151,43 @@ def test_onnx_runtime_is_shown_beside(compiled: Path) -> None:
 def test_json_is_all_there_is_on_stdout(models: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     arguments = ["compile", f"a={models[0]}", "-o", str(out), "--no-compare", "--json"]
-    assert cli.main(arguments) == 0
+    assert cli.run(arguments) == 0
     report = Report.model_validate_json(capsys.readouterr().out)
     assert report.tasks == ["a"]
     assert [stage.name for stage in report.stages] == ["merged"]
-    assert cli.main([*arguments, "--force"]) == 0
+    assert cli.run([*arguments, "--force"]) == 0
 
 
 def test_run(compiled: Path, sample: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     expected = Bundle.load(compiled).run({"x": samples(1)})
-    assert cli.main(["run", str(compiled), "--input", sample, "--json"]) == 0
+    assert cli.run(["run", str(compiled), "--input", sample, "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     np.testing.assert_array_equal(np.float32(printed["one"]), expected["one"])
-    assert cli.main(["run", str(compiled), "--input", sample, "-o", str(tmp_path / "answers")]) == 0
+    assert cli.run(["run", str(compiled), "--input", sample, "-o", str(tmp_path / "answers")]) == 0
     np.testing.assert_array_equal(np.load(tmp_path / "answers" / "two.npy"), expected["two"])
     capsys.readouterr()
-    assert cli.main(["run", str(compiled), "--input", sample]) == 0
+    assert cli.run(["run", str(compiled), "--input", sample]) == 0
     assert f"at {int(np.argmax(expected['one']))}" in capsys.readouterr().out
 
 
 def test_bench(compiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["bench", str(compiled), "--repeats", "20", "--json"]) == 0
+    assert cli.run(["bench", str(compiled), "--repeats", "20", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["repeats"] == 20
     assert 0 < result["latency"] <= result["latency_p95"]
     assert {"name", "calls", "seconds", "tasks", "layers"} == set(result["kernels"][0])
     assert "one/conv" in {layer for kernel in result["kernels"] for layer in kernel["layers"]}
-    assert cli.main(["bench", str(compiled), "--repeats", "20", "--threads", "2"]) == 0
+    assert cli.run(["bench", str(compiled), "--repeats", "20", "--threads", "2"]) == 0
     assert "on disk" in capsys.readouterr().out
 
 
 def test_inspect(compiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["inspect", str(compiled), "--json"]) == 0
+    assert cli.run(["inspect", str(compiled), "--json"]) == 0
     fields = json.loads(capsys.readouterr().out)
     assert fields["tasks"] == ["one", "two"]
     assert fields["quantization"]["integer_layers"] == 3
     assert fields["metrics"]["tasks"]["one"]["labelled"] == 9
-    assert cli.main(["inspect", str(compiled), "--kernels"]) == 0
+    assert cli.run(["inspect", str(compiled), "--kernels"]) == 0
     shown = capsys.readouterr().out
     assert "3 int8, 0 float32" in shown
     assert fields["kernels"][0]["name"][:20] in shown
@@ -181,7 +202,7 @@ def test_policy_file_goes_before_options(models: list[str], tmp_path: Path) -> N
     (tmp_path / "policy.json").write_text(json.dumps({"layers": {"one/conv": {"keep": 1.0}}}))
     out = tmp_path / "out"
     policy = ["--prune", "0.5", "--policy", str(tmp_path / "policy.json")]
-    assert cli.main(["compile", *models, *policy, "--no-compare", "--json", "-o", str(out)]) == 0
+    assert cli.run(["compile", *models, *policy, "--no-compare", "--json", "-o", str(out)]) == 0
     report = Report.model_validate_json((out / "report.json").read_text())
     assert report.final.macs == 36 * 8 * 18 + 2 * 24
 
@@ -194,7 +215,7 @@ def test_inputs_of_one_name_that_are_not_shared(tmp_path: Path) -> None:
     models = [str(tmp_path / "small.onnx"), str(tmp_path / "large.onnx")]
     out = tmp_path / "out"
     data = ["--evaluation", str(tmp_path / "evaluation.npz"), "--threads", "2"]
-    assert cli.main(["compile", *models, *data, "--json", "-o", str(out)]) == 0
+    assert cli.run(["compile", *models, *data, "--json", "-o", str(out)]) == 0
     report = Report.model_validate_json((out / "report.json").read_text())
     assert [stage.tasks["small"].agreement for stage in report.own] == [1.0, 1.0]
     assert not any(len(layer.tasks) > 1 for layer in report.layers)
@@ -208,8 +229,8 @@ def test_a_better_cpu_of_the_same_family(models: list[str], tmp_path: Path, caps
     if lacking is None:
         pytest.skip("this CPU has everything")
     out = tmp_path / "out"
-    assert cli.main(["compile", *models, "--target", "x86-64-v4", "--no-compare", "--json", "-o", str(out)]) == 0
-    assert cli.main(["bench", str(out)]) == 2
+    assert cli.run(["compile", *models, "--target", "x86-64-v4", "--no-compare", "--json", "-o", str(out)]) == 0
+    assert cli.run(["bench", str(out)]) == 2
     assert lacking in capsys.readouterr().err
 
 
@@ -219,30 +240,30 @@ def test_another_machines_bundle(models: list[str], tmp_path: Path) -> None:
     np.savez(tmp_path / "calibration.npz", x=samples(8))
     out = tmp_path / "out"
     data = ["--quantize", "int8", "--calibration", str(tmp_path / "calibration.npz")]
-    assert cli.main(["compile", *models, *data, "--target", "aarch64", "--json", "-o", str(out)]) == 0
+    assert cli.run(["compile", *models, *data, "--target", "aarch64", "--json", "-o", str(out)]) == 0
     report = Report.model_validate_json((out / "report.json").read_text())
     assert report.measured_on == ""
     assert report.final.latency is None
     # judged on this machine: integers give the same answers on every one
     assert report.final.tasks["one"].agreement is not None
-    assert cli.main(["inspect", str(out)]) == 0
+    assert cli.run(["inspect", str(out)]) == 0
 
 
 def test_tune_then_compile_with_what_was_found(
     models: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     work, out = str(tmp_path / "work"), str(tmp_path / "out")
-    assert cli.main(["tune", models[0], "--work-dir", work, "--trials", "2"]) == 0
+    assert cli.run(["tune", models[0], "--work-dir", work, "--trials", "2"]) == 0
     printed = capsys.readouterr().out
     assert "trials" in printed and "lost" in printed and "127.0.0.1:" in printed
-    assert cli.main(["tune", "--work-dir", work, "--trials", "3", "--json"]) == 0
+    assert cli.run(["tune", "--work-dir", work, "--trials", "3", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["work_dir"] == work
     measured = [json.loads(line) for line in (tmp_path / "work" / "journal.jsonl").read_text().splitlines()]
     assert sum(one["trials"] for one in told["devices"]) == sum(one["device"] is not None for one in measured)
     assert all(one["device"].startswith("127.0.0.1:") and one["lost"] == 0 for one in told["devices"])
     assert json.loads((tmp_path / "work" / "options.json").read_text())["trials"] == 3
-    assert cli.main(["compile", models[0], "--work-dir", work, "--json", "-o", out]) == 0
+    assert cli.run(["compile", models[0], "--work-dir", work, "--json", "-o", out]) == 0
     report = Report.model_validate_json((tmp_path / "out" / "report.json").read_text())
     assert [stage.name for stage in report.own] == ["merged", "tuned"]
 
@@ -250,7 +271,7 @@ def test_tune_then_compile_with_what_was_found(
 def test_latency_is_taken_on_the_board(models: list[str], tmp_path: Path) -> None:
     with EmbeddedTracker(key="board") as tracker:
         command = ["compile", *models, "--tracker", tracker.address, "--key", "board", "--json"]
-        assert cli.main([*command, "-o", str(tmp_path / "out")]) == 0
+        assert cli.run([*command, "-o", str(tmp_path / "out")]) == 0
     report = Report.model_validate_json((tmp_path / "out" / "report.json").read_text())
     assert report.measured_on.startswith("board at 127.0.0.1")
     assert all(stage.latency for stage in report.own)

@@ -47,17 +47,17 @@ def command(*arguments: str) -> Iterator[subprocess.Popen]:
 
 def error_of(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
     capfd.readouterr()
-    assert cli.main(["devices", *arguments]) == 2
+    assert cli.run(["devices", *arguments]) == 2
     lines = [line for line in capfd.readouterr().err.splitlines() if not line.startswith("nnfuze: ")]
     assert len(lines) == 1
     return lines[0]
 
 
 def test_the_catalogue_is_a_table_or_json(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["devices"]) == 0
+    assert cli.run(["devices"]) == 0
     table = capsys.readouterr().out
     assert all(board.name in table for board in CATALOGUE)
-    assert cli.main(["devices", "--json"]) == 0
+    assert cli.run(["devices", "--json"]) == 0
     boards = {board["name"]: board for board in json.loads(capsys.readouterr().out)}
     assert boards["rpi4"]["triple"] == "aarch64-linux-gnu"
     assert boards["rpi5"]["features"] == ["neon", "dotprod", "fullfp16"]
@@ -71,22 +71,22 @@ def test_a_listing_says_what_is_free(running: EmbeddedTracker, capsys: pytest.Ca
     remote, _ = trackers.request(trackers.connect(running.address), "here")
     assert listed(running, capsys) == (2, 1, 1)
     del remote
-    assert cli.main(["devices", "list", "--tracker", running.address]) == 0
+    assert cli.run(["devices", "list", "--tracker", running.address]) == 0
     assert "here" in capsys.readouterr().out
 
 
 def listed(running: EmbeddedTracker, capsys: pytest.CaptureFixture[str]) -> tuple[int, int, int]:
     capsys.readouterr()
-    assert cli.main(["devices", "list", "--tracker", running.address, "--json"]) == 0
+    assert cli.run(["devices", "list", "--tracker", running.address, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["here"]
     return len(found["addresses"]), found["free"], found["in_use"]
 
 
 def test_a_check_of_this_machine(running: EmbeddedTracker, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["devices", "check", "here", "--tracker", running.address, "--target", "host"]
-    assert cli.main(arguments) == 0
+    assert cli.run(arguments) == 0
     assert "exact" in capsys.readouterr().out
-    assert cli.main([*arguments, "--json"]) == 0
+    assert cli.run([*arguments, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["problem"] is None
     assert found["kernels"]["int8"]["error"] == 0

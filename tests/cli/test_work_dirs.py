@@ -24,7 +24,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def finished(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     work = tmp_path_factory.mktemp("jobs") / "work"
-    assert cli.main(["tune", model, "--work-dir", str(work), "--trials", "2", "--json"]) == 0
+    assert cli.run(["tune", model, "--work-dir", str(work), "--trials", "2", "--json"]) == 0
     return work
 
 
@@ -36,7 +36,7 @@ def work(finished: Path, tmp_path: Path) -> Path:
 def refused(capfd: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     """Run a command that must end with one line, and return that."""
     capfd.readouterr()
-    assert cli.main([str(argument) for argument in arguments]) == 2
+    assert cli.run([str(argument) for argument in arguments]) == 2
     errors = [line for line in capfd.readouterr().err.splitlines() if not line.startswith("nnfuze: ")]
     assert len(errors) == 1 and errors[0].startswith("error: "), errors
     return errors[0]
@@ -112,5 +112,5 @@ def test_journals(work: Path, model: str, capfd: pytest.CaptureFixture[str], nam
 
 def test_facts_of_the_job_are_written_anew(work: Path, model: str) -> None:
     (work / "job.json").write_text("null")
-    assert cli.main(["tune", model, "--trials", "2", "--work-dir", str(work), "--json"]) == 0
+    assert cli.run(["tune", model, "--trials", "2", "--work-dir", str(work), "--json"]) == 0
     assert json.loads((work / "job.json").read_text())["trials"] == 2

@@ -17,8 +17,16 @@ from tvm import relax
 
 from nnfuze_tvm.deploy import build, bundle
 from nnfuze_tvm.deploy.bundle import Bundle
-from nnfuze_tvm.deploy.manifest import Manifest, TargetRecord, describe_target, package_versions, signature_records
+from nnfuze_tvm.deploy.manifest import (
+    Manifest,
+    TargetRecord,
+    describe_hardware,
+    describe_target,
+    package_versions,
+    signature_records,
+)
 from nnfuze_tvm.deploy.runner import Runner, signature
+from nnfuze_tvm.devices.hardware import Hardware
 from nnfuze_tvm.devices.targets import resolve
 from nnfuze_tvm.errors import BundleError, InputError
 from nnfuze_tvm.frontend import load
@@ -271,6 +279,16 @@ def test_other_machines_are_refused_before_code_is_loaded(
     with pytest.raises(BundleError, match=message) as caught:
         Bundle.load(copy)
     assert "\n" not in str(caught.value)
+
+
+def test_what_chooses_kernels_is_described() -> None:
+    record = describe_hardware(resolve("rpi5"))
+    assert (record.isa, record.vector_bytes, record.registers, record.cores) == ("arm", 16, 32, 4)
+    assert record.far_macs == Hardware.of(resolve("rpi5")).far_macs != describe_hardware(resolve("aarch64")).far_macs
+    assert {"neon", "dotprod"} <= set(record.features) and "i8mm" not in record.features
+    # 32-bit ARM has NEON, but no kernel may ask for it.
+    assert describe_hardware(resolve("armv7")).isa == "generic"
+    assert "neon" not in describe_hardware(resolve("armv7")).features
 
 
 def test_targets_are_described() -> None:

@@ -111,14 +111,14 @@ def test_inputs_that_do_not_fit(bundle: Path, tracker: str) -> None:
 
 def test_command(bundle: Path, tracker: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["deploy", str(bundle), "--tracker", tracker, "--key", "board"]
-    assert cli.main([*command, "--repeat", "2", "--json"]) == 0
+    assert cli.run([*command, "--repeat", "2", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     wanted = Bundle.load(bundle).run(made_up(Bundle.load(bundle).inputs))
     np.testing.assert_array_equal(np.float32(printed["outputs"]["one"]), wanted["one"])
     assert len(printed["seconds"]) == 2
     np.savez(tmp_path / "x.npz", x=samples(2))
     files = ["--inputs", str(tmp_path / "x.npz"), "--output", str(tmp_path / "y.npz")]
-    assert cli.main([*command, *files]) == 0
+    assert cli.run([*command, *files]) == 0
     shown = capsys.readouterr().out
     assert "20 inferences" in shown
     assert str(tmp_path / "y.npz") in shown
@@ -131,7 +131,7 @@ def test_nothing_is_done_when_the_output_can_not_be_written(
     bundle: Path, tracker: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["deploy", str(bundle), "--tracker", tracker, "--key", "board", "-o", str(tmp_path / "no" / "y.npz")]
-    assert cli.main(command) == 2
+    assert cli.run(command) == 2
     error = capsys.readouterr().err.splitlines()
     assert error[-1].startswith("error: --output")
     assert not any("board" in line for line in error[:-1])

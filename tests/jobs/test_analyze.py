@@ -24,7 +24,7 @@ def test_json_of_a_network(
 ) -> None:
     np.savez(tmp_path / "calibration.npz", x=samples(4))
     options = ["--quantize", "int8", "--calibration", str(tmp_path / "calibration.npz")] if quantized else []
-    assert cli.main(["analyze", *models, *options, "--json"]) == 0
+    assert cli.run(["analyze", *models, *options, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     kernels = [kernel for kernel in found["kernels"] if kernel["layers"]]
     layers = [layer for kernel in kernels for layer in kernel["layers"]]
@@ -46,7 +46,7 @@ def test_json_of_a_network_for_a_board_that_is_not_at_hand(
 ) -> None:
     np.savez(tmp_path / "calibration.npz", x=samples(4))
     options = ["--quantize", "int8", "--calibration", str(tmp_path / "calibration.npz")] if quantized else []
-    assert cli.main(["analyze", *models, *options, "--target", "rpi4", "--threads", "2", "--json"]) == 0
+    assert cli.run(["analyze", *models, *options, "--target", "rpi4", "--threads", "2", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     machine = found["machine"]
     assert machine["source"] == "catalogue: Raspberry Pi 4, Cortex-A72" and found["catalogue"] is None
@@ -67,7 +67,7 @@ def test_table_for_a_board_that_is_not_at_hand(
     models: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "150")
-    assert cli.main(["analyze", *models, "--target", "rpi5"]) == 0
+    assert cli.run(["analyze", *models, "--target", "rpi5"]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith("catalogue: Raspberry Pi 5, Cortex-A76, 1 thread: 38.4 GFLOP/s float32")
     words = set(shown.split())
@@ -77,7 +77,7 @@ def test_table_for_a_board_that_is_not_at_hand(
 
 def test_table_of_a_network_on_a_board(models: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with EmbeddedTracker(servers=1, key="board") as tracker:
-        assert cli.main(["analyze", *models, "--tracker", tracker.address, "--key", "board"]) == 0
+        assert cli.run(["analyze", *models, "--tracker", tracker.address, "--key", "board"]) == 0
     shown = capsys.readouterr().out
     assert "board at 127.0.0.1" in shown
     assert "one/conv" in shown and "convolutions together" in shown
@@ -97,7 +97,7 @@ def test_what_cannot_be_analyzed_is_one_line(
         ([*models, "--work-dir", str(tmp_path)], "no tuning records"),
         ([str(tmp_path / "none.onnx")], "none.onnx"),
     ):
-        assert cli.main(["analyze", *arguments]) == 2
+        assert cli.run(["analyze", *arguments]) == 2
         captured = capsys.readouterr()
         errors = [line for line in captured.err.splitlines() if not line.startswith("nnfuze: ")]
         assert len(errors) == 1 and expected in errors[0] and not captured.out

@@ -65,7 +65,7 @@ def test_an_earlier_dump_is_replaced_and_nothing_else(
     arguments = ["analyze", models[0], "--target", "rpi4", "--json", "--dump-ir"]
     (tmp_path / "ir").mkdir()
     (tmp_path / "ir" / "99-merge-Old.py").write_text("")
-    assert cli.main([*arguments, str(tmp_path / "ir")]) == 0
+    assert cli.run([*arguments, str(tmp_path / "ir")]) == 0
     assert ("merge", "Old") not in passes(tmp_path / "ir")
     (tmp_path / "thesis.py").write_text("irreplaceable")
     (tmp_path / "file").write_text("")
@@ -75,7 +75,7 @@ def test_an_earlier_dump_is_replaced_and_nothing_else(
         (Path("/proc/ir"), "can't be written"),
     ):
         capsys.readouterr()
-        assert cli.main([*arguments, str(path)]) == 2
+        assert cli.run([*arguments, str(path)]) == 2
         assert message in capsys.readouterr().err
     assert (tmp_path / "thesis.py").read_text() == "irreplaceable"
 

@@ -26,9 +26,6 @@ Axes = tuple[int, ...]
 # TVM's builders make an underscore of a dot in a name. No name of a layer has this character (`ir.clean_name`).
 _DOT = "|"
 
-# Poolings of fewer channels stay as they are: vectors would be too short.
-_LEAST_CHANNELS = 4
-
 
 @module_pass(opt_level=0, name="ToNHWC")
 class ToNHWC:
@@ -104,7 +101,7 @@ class _TransposeMover:
             if isinstance(value.args[0], GenericConst):
                 self.values[var] = relax.const(value.args[0].value.numpy().reshape(static_shape(var)))
                 return
-        if self._move_through(var, value) or self._pool(var, value):
+        if self._move_through(var, value) or self._pool_channels_last(var, value):
             return
         self.values[var] = self._emit(self._read(value), var)
 
@@ -128,22 +125,18 @@ class _TransposeMover:
         self.pending[var] = (self._emit(moved, var), axes)
         return True
 
-    def _pool(self, var: Var, value: Value) -> bool:
-        """Pool with the channels last, if there are some: windows then read whole vectors."""
-        operator = ops.of(value)
-        if operator is None or not hasattr(value.attrs, "pool_size") or operator.transposed is None:
+    def _pool_channels_last(self, var: Var, value: Value) -> bool:
+        """Pool data that no convolution made, channels last, too."""
+        operator, layout = ops.of(value), str(getattr(getattr(value, "attrs", None), "layout", ""))
+        if operator is None or operator.transposed is None or "pooling" not in operator.kernels or layout[:2] != "NC":
             return False
-        shape = static_shape(var)
-        if not str(value.attrs.layout).startswith("NC") or shape[1] < _LEAST_CHANNELS:
-            return False
-        # The result has the axes of the channels-last one in this order.
-        axes = (0, len(shape) - 1, *range(1, len(shape) - 1))
-        source = self._emit(relax.op.permute_dims(self._read(value.args[0]), [0, *range(2, len(shape)), 1]), "lv")
-        pooled = operator.transposed(value, [source], axes)
-        if pooled is None:
-            return False
-        self.pending[var] = (self._emit(pooled, var), axes)
-        return True
+        rank = len(layout)
+        source = self.emitter.emit(relax.op.permute_dims(self._read(value.args[0]), [0, *range(2, rank), 1]))
+        back = (0, rank - 1, *range(1, rank - 1))
+        pooled = operator.transposed(value, [source], back)
+        if pooled is not None:
+            self.pending[var] = (self._emit(pooled, var), back)
+        return pooled is not None
 
     def _in_order(self, expr: Value, axes: Axes) -> Value | None:
         """Return an operand whose transposition by ``axes`` is ``expr``; None if it takes work to get it."""
@@ -182,9 +175,8 @@ class _TransposeMover:
             return
         self.pending[var] = (source, axes)
 
-    def _emit(self, value: Value, var: Var | str) -> Value:
-        name = var if isinstance(var, str) else self.names.get(var, var.name)
-        emitted = self.emitter.emit(value, name.replace(_DOT, "."))
+    def _emit(self, value: Value, var: Var) -> Value:
+        emitted = self.emitter.emit(value, self.names.get(var, var.name).replace(_DOT, "."))
         if isinstance(value, Call):
             self.bound[emitted] = value
         return emitted
@@ -200,7 +192,7 @@ class _TransposeMover:
                 moved = relax.op.reshape(source, [shape[a] for a in axes])
             else:
                 moved = relax.op.permute_dims(source, list(axes))
-            self.values[expr] = self._emit(moved, expr)
+            self.values[expr] = self.emitter.emit(moved)
             return self.values[expr]
         if isinstance(expr, relax.Tuple):
             return relax.Tuple([self._read(field) for field in expr.fields])

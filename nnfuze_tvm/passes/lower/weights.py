@@ -10,6 +10,7 @@ from tvm.relax import op
 
 from nnfuze_tvm.graph.constants import array, constant
 from nnfuze_tvm.graph.dataflow import Value, op_name
+from nnfuze_tvm.graph.ir import static_shape
 
 
 def is_constant(weights: Value, bound: Mapping[Value, Value]) -> bool:
@@ -52,6 +53,22 @@ def rearranged(
     scale, zero_point = (p if p.size == 1 else along_channels(p.reshape(-1)) for p in (scale, zero_point))
     new = constant(arrange(codes, fill.astype(codes.dtype)))
     return op.dequantize(new, constant(scale), constant(zero_point), after, source.attrs.out_dtype)
+
+
+def known_values(expr: Value, bound: Mapping[Value, Value]) -> np.ndarray | None:
+    """Return the values of a constant, also of one behind a dequantize and reshapes (a bias), else None."""
+    source = _source(expr, bound)
+    if isinstance(source, GenericConst):
+        return array(source)
+    if op_name(source) == "reshape":
+        values = known_values(source.args[0], bound)
+        return None if values is None else values.reshape(static_shape(source))
+    if op_name(source) != "dequantize" or not all(isinstance(arg, GenericConst) for arg in source.args):
+        return None
+    codes, scale, zero_point = (array(arg) for arg in source.args)
+    axis = int(source.attrs.axis) % max(1, codes.ndim)
+    wide = [p.reshape([-1 if i == axis else 1 for i in range(codes.ndim)]) for p in (scale, zero_point.astype("int64"))]
+    return ((codes.astype("int64") - wide[1]) * wide[0]).astype(str(source.attrs.out_dtype))
 
 
 def _source(weights: Value, bound: Mapping[Value, Value]) -> Value:

@@ -10,15 +10,18 @@ from __future__ import annotations
 from math import gcd, prod
 
 import tvm
-from tvm import s_tir, tirx
+from tvm import s_tir, sym, tirx
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from nnfuze_tvm.devices.hardware import Hardware
 from nnfuze_tvm.schedules.blocks import blocks, extents, has_one_output, iter_kinds, uses
 from nnfuze_tvm.schedules.knobs import choose
 from nnfuze_tvm.schedules.loops import PARALLEL_MIN_OPS, divisors
+from nnfuze_tvm.schedules.rewrites import overlap, transposes
 from nnfuze_tvm.schedules.rule import Rule
 
+# A square of as many rows and columns is transposed in registers.
+_SQUARE = 8
 # More copies of the innermost loop than this are no longer worth their code.
 _UNROLLED_SEGMENTS = 16
 
@@ -49,6 +52,13 @@ def _schedule(sch: s_tir.Schedule, block: SBlockRV, hw: Hardware, tunable: bool)
     work = prod(shape)
     lanes = hw.lanes(str(body.writes[0].source.dtype))
     strided = _strided_axis(body, shape)
+    source = _square_source(body, shape, strided, hw) if strided is not None else None
+    if strided is not None and source is not None:
+        rows = choose(sch, [d for d in (2 * _SQUARE, _SQUARE) if shape[strided] >= d], tunable, "rows")
+        outermost = _transpose_squares(sch, loops, strided, rows, source)
+        if hw.cores > 1 and work >= PARALLEL_MIN_OPS:
+            sch.parallel(outermost)
+        return
     if strided is not None:
         rows = choose(sch, [d for d in (16, 8, 32, 4) if shape[strided] >= d] or [1], tunable, "rows")
         loops = _tile_transpose(sch, loops, strided, rows, shape)
@@ -104,12 +114,48 @@ def _strided_axis(body: s_tir.SBlock, shape: list[int]) -> int | None:
             continue
         index = region.region[-1].min
         if uses(index, body.iter_vars[last].var):
+            # Channels that are spread over space: neighbours in the result are some of the channels apart.
+            axes = [axis for axis in range(last) if shape[axis] > 1 and _is_unit(index, body.iter_vars[axis].var)]
+            if axes and not _is_unit(index, body.iter_vars[last].var):
+                return axes[-1]
             continue
         for axis in range(last):
             if shape[axis] > 1 and uses(index, body.iter_vars[axis].var):
                 if any(uses(r.min, body.iter_vars[last].var) for r in region.region[:-1]):
                     return axis
     return None
+
+
+def _is_unit(index: tirx.PrimExpr, var: tirx.Var) -> bool:
+    """Tell whether an index grows by one with a variable."""
+    linear = sym.detect_linear_equation(index, [var])
+    return len(linear) == 2 and isinstance(linear[0], tirx.IntImm) and int(linear[0]) == 1
+
+
+def _square_source(body: s_tir.SBlock, shape: list[int], strided: int, hw: Hardware) -> str | None:
+    """Return the buffer that a transpose reads, if it is one that can be loaded by squares."""
+    if "avx2" not in hw.features or shape[strided] < _SQUARE or shape[-1] < _SQUARE:
+        return None
+    axis = body.iter_vars[strided].var
+    first, *others = (region for region in body.reads if any(uses(r.min, axis) for r in region.region))
+    side_by_side = not any(uses(r.min, axis) for r in first.region[:-1]) and _is_unit(first.region[-1].min, axis)
+    again = sum(bool(region.source.same_as(first.source)) for region in body.reads) > 1
+    return str(first.source.name) if side_by_side and not others and not again else None
+
+
+def _transpose_squares(sch: s_tir.Schedule, loops: list[LoopRV], strided: int, rows: int, source: str) -> LoopRV:
+    """Tile a transpose by squares that a rewrite transposes in registers; return the outermost loop over tiles."""
+    extents = [int(sch.get(loops[axis]).extent) for axis in (strided, -1)]
+    # Without conditions: the last tile will overlap the one before.
+    row_outer, row = sch.split(loops[strided], [None, rows], disable_predication=True)
+    column_outer, column = sch.split(loops[-1], [None, _SQUARE], disable_predication=True)
+    squares, row = sch.split(row, [None, _SQUARE])
+    sch.reorder(*loops[:strided], row_outer, *loops[strided + 1 : -1], column_outer, squares, row, column)
+    for loop, size, extent in ((row_outer, rows, extents[0]), (column_outer, _SQUARE, extents[1])):
+        if extent % size:
+            overlap.mark(sch, loop, extent)
+    transposes.mark(sch, row, source)
+    return row_outer
 
 
 def _tile_transpose(

@@ -1,0 +1,36 @@
+"""What leaves a part of its data out is no elementwise operator."""
+
+from __future__ import annotations
+
+import tvm
+from tvm import tirx
+from tvm.ir.transform import PassContext, module_pass
+
+# TVM's operator patterns, least first: elementwise, broadcast, injective.
+_BROADCAST, _INJECTIVE = 1, 2
+
+
+@module_pass(opt_level=0, name="KeepCrops")
+class KeepCrops:
+    """Keep TVM from fusing a crop that begins at zero into the convolution in front of it.
+
+    ``AnnotateTIROpPattern`` looks at indices only and finds such a crop to be elementwise. A convolution with one
+    inside has no tile that fits both.
+    """
+
+    def transform_module(self, mod: tvm.IRModule, _: PassContext) -> tvm.IRModule:
+        """Return the module with the patterns of crops corrected."""
+        for gvar, func in mod.functions_items():
+            if isinstance(func, tirx.PrimFunc) and _is_crop(func):
+                mod.update_func(gvar, func.with_attr("op_pattern", _INJECTIVE))
+        return mod
+
+
+def _is_crop(func: tirx.PrimFunc) -> bool:
+    if int(func.attrs.get("op_pattern", _INJECTIVE)) > _BROADCAST:
+        return False
+    *operands, result = ([int(extent) for extent in param.ty.shape] for param in func.params)
+    return any(
+        len(shape) == len(result) and any(own > new for own, new in zip(shape, result, strict=True))
+        for shape in operands
+    )
