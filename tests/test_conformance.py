@@ -85,6 +85,11 @@ def _check_rules(mod: tvm.IRModule, lowered: tvm.IRModule) -> None:
         assert "fallback" not in rules - set(declared.kernels), f"{name}: {rules}"
 
 
+def test_what_has_kernels_has_examples():
+    without = {name for name, operator in ops.OPERATORS.items() if operator.kernels and not operator.examples}
+    assert without == {"quantize", "dequantize"}  # which are around all others in 8 bits
+
+
 @pytest.mark.parametrize("precision", ["float32", "int8", "float16"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_kernels_equal_their_reference(family, precision):

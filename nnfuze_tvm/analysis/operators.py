@@ -20,7 +20,8 @@ class OperatorRecord:
         In what it is computed: ``float32``, ``int8``, ``float16``. What has no form of its own in a precision is
         computed in float32 between conversions.
     prunes : str
-        What pruning does with its channels: ``own`` can be removed, ``follow`` those of its operands, or stay ``whole``.
+        What pruning does with its channels: its ``own`` can be removed, or they ``follow`` those of its operands, or
+        stay ``whole``.
     merges : bool
         Whether calls in branches of several tasks become one call.
     rules : tuple of str

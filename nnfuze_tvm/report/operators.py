@@ -33,7 +33,7 @@ def render_operators(records: Sequence[OperatorRecord]) -> list[Table | str]:
         family = record.family
     return [
         table,
-        "int8, float16: computed in it; what is not, stays in float32 between conversions. channels: those that pruning "
-        "can remove are the operator's own, or follow those of its operands, or all stay (whole). branches: equal calls "
-        "of several tasks merge into one. rules: what schedules its kernels.",
+        "int8, float16: computed in it; what is not, stays in float32 between conversions.",
+        "channels: those that pruning can remove are its own, or follow those of its operands, or all stay (whole).",
+        "branches: equal calls of several tasks merge into one. rules: what schedules its kernels.",
     ]

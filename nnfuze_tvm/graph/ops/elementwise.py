@@ -227,7 +227,7 @@ def _binary() -> dict[str, Operator]:
         "floor_mod": operator(np.mod, 2, op.floor_mod, range=(0.5, 2.0)),
         "log_add_exp": operator(np.logaddexp, 2, op.log_add_exp),
         "atan2": operator(np.arctan2, 2, op.atan2),
-        "where": operator(np.where, 3),
+        "where": operator(np.where, 3, lambda c, x, y: op.where(_positive(c), x, y)),
     }
     compared = {
         "equal": np.equal, "not_equal": np.not_equal, "greater": np.greater, "greater_equal": np.greater_equal,
@@ -239,7 +239,21 @@ def _binary() -> dict[str, Operator]:
         "left_shift": np.left_shift, "right_shift": np.right_shift,
     }  # fmt: skip
     found |= {name: operator(function, 2, getattr(op, name)) for name, function in compared.items()}
-    return found | {name: operator(function, 2) for name, function in whole.items()}
+    return found | {name: _whole(name, function, 2) for name, function in whole.items()}
+
+
+def _whole(name: str, function: Function, arity: int) -> Operator:
+    """Return an operator on truth values or whole numbers."""
+    cast = _positive if name.startswith("logical") else _integers
+    return operator(function, arity, lambda *x: getattr(op, name)(*map(cast, x)), range=(-2.0, 2.0))
+
+
+def _positive(value: Value) -> Value:
+    return op.greater(value, relax.const(0.0, "float32"))
+
+
+def _integers(value: Value) -> Value:
+    return op.astype(op.abs(op.multiply(value, relax.const(4.0, "float32"))), "int32")
 
 
 def _unary() -> dict[str, Operator]:
@@ -262,11 +276,11 @@ def _unary() -> dict[str, Operator]:
         "square": operator(np.square, 1, op.square, nonnegative=always),
         "negative": operator(np.negative, 1, op.negative, half=True, folds=True),
         "sqrt": operator(np.sqrt, 1, op.sqrt, folds=True, range=(0.5, 3.0)),
-        # TVM has no vectors of these two.
-        "cosh": operator(np.cosh, 1),
-        "sinh": operator(np.sinh, 1),
-        "logical_not": operator(np.logical_not, 1),
-        "bitwise_not": operator(np.bitwise_not, 1),
+        # TVM has no vectors of these two, so there are no kernels.
+        "cosh": operator(np.cosh, 1, kernels=()),
+        "sinh": operator(np.sinh, 1, kernels=()),
+        "logical_not": _whole("logical_not", np.logical_not, 1),
+        "bitwise_not": _whole("bitwise_not", np.bitwise_not, 1),
     }
 
 

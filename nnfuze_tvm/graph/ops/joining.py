@@ -85,6 +85,5 @@ OPERATORS = {
     "stack": Operator(
         effect="mixes",
         evaluate=_stacked,
-        kernels=("elementwise",),
     ),
 }
