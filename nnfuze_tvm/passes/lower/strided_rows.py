@@ -19,8 +19,8 @@ from nnfuze_tvm.passes.lower.weights import is_constant, rearranged
 
 # From this many channels on, a convolution has long enough reductions without their neighbours.
 _CHANNELS = 16
-# Output channels that make pairs of whole vectors on any machine, and from how many on others are worth some more.
-_VECTOR = 32
+# Output channels that make whole vectors on any machine, and from how many on others are worth some more.
+_VECTOR = 16
 _MIN_OUTPUTS = 64
 # Output channels that are a multiple of this make vectors, if not of the longest kind.
 _ODD = 4
