@@ -8,21 +8,29 @@ SPEECH := examples/speech
 # A virtual environment or module path of the caller must not reach into ours.
 unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME
 
-.PHONY: demo test test-arm lint format clean
+.PHONY: demo test test-arm test-all lint format clean
 
 demo: $(STAMP)
 	$(BIN)/nnfuze compile $(SPEECH)/shared/keyword.onnx $(SPEECH)/shared/speaker.onnx --target host \
 	  --calibration $(SPEECH)/calibration.npz --evaluation $(SPEECH)/evaluation.npz \
 	  --quantize int8 --prune 0.75 --trials 16 --work-dir build/demo-tuning --force -o build/demo
 
+# Some tests wait for others' processes most of the time, so there are more workers than the two cores that this asks for.
+WORKERS := -n 3 --dist worksteal
+
 # make test ARGS="tests/passes -k merge"
 test: $(STAMP)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(WORKERS) $(ARGS)
 
 # On emulated ARM boards: needs the Debian packages qemu-user and mmdebstrap, and makes a folder of 220 MB in ~/.cache.
 # make test-arm ARGS="-k resnet8"
 test-arm: $(STAMP)
 	NNFUZE_TEST_ARM=1 $(BIN)/python -m pytest tests/arm $(ARGS)
+
+# Also what takes long and finds little that the others don't: for every night.
+test-all:
+	$(MAKE) test ARGS=--all
+	$(MAKE) test-arm ARGS=--all
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

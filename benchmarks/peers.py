@@ -31,8 +31,8 @@ from benchmarks.engines.base import Engine, Unavailable, relative_error
 from benchmarks.engines.onnxruntime import reference
 from benchmarks.interleaved import Timing, interleaved
 from benchmarks.workloads import Workload, workload
+from nnfuze_tvm.devices import cpu
 from nnfuze_tvm.errors import NNFuzeError
-from nnfuze_tvm.jobs.stages import machine_name
 from nnfuze_tvm.report import text
 
 UNTUNED, TUNED = "nnfuze", "nnfuze tuned"
@@ -205,7 +205,7 @@ def footnotes(results: Sequence[Result]) -> list[str]:
 def machine(peers: Sequence[str], threads: int) -> dict[str, Any]:
     """Return where the figures come from."""
     return {
-        "cpu": machine_name(),
+        "cpu": cpu.name(),
         "cores": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         "system": platform.platform(),
         "python": platform.python_version(),

@@ -14,8 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from nnfuze_tvm import compile_bundle
-from nnfuze_tvm.jobs.options import Options
+import nnfuze_tvm
 from nnfuze_tvm.report import Report
 
 SPEECH = Path(__file__).parent.parent / "examples" / "speech"
@@ -24,15 +23,15 @@ TASKS = ("keyword", "speaker")
 
 def measure(pair: str, prune: float | None) -> Report:
     """Return the report of compiling one pair (``shared`` or ``independent``) to int8."""
-    options = Options(
-        models=[str(SPEECH / pair / f"{task}.onnx") for task in TASKS],
-        calibration=str(SPEECH / "calibration.npz"),
-        evaluation=str(SPEECH / "evaluation.npz"),
-        quantize="int8",
-        prune=prune,
-    )
     with tempfile.TemporaryDirectory() as scratch:
-        return compile_bundle(options, Path(scratch) / "bundle")
+        return nnfuze_tvm.compile(
+            [str(SPEECH / pair / f"{task}.onnx") for task in TASKS],
+            Path(scratch) / "bundle",
+            calibration=str(SPEECH / "calibration.npz"),
+            evaluation=str(SPEECH / "evaluation.npz"),
+            quantize="int8",
+            prune=prune,
+        )
 
 
 def rows(pair: str, report: Report) -> list[dict]:

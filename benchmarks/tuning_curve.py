@@ -39,13 +39,13 @@ from benchmarks.interleaved import interleaved
 from benchmarks.workloads import workload
 from nnfuze_tvm.deploy import build
 from nnfuze_tvm.deploy.runner import use_threads
-from nnfuze_tvm.devices import targets
+from nnfuze_tvm.devices import cpu, targets
 from nnfuze_tvm.devices.remote.tracker import LOCAL_KEY, EmbeddedTracker
 from nnfuze_tvm.errors import NNFuzeError
-from nnfuze_tvm.jobs.options import Graphs, Options
-from nnfuze_tvm.jobs.stages import machine_name
-from nnfuze_tvm.jobs.tuning import read_journal, tune
-from nnfuze_tvm.jobs.tuning.kernels import Kernel, extract
+from nnfuze_tvm.jobs.graphs import make_graphs
+from nnfuze_tvm.jobs.request import NetworkRequest
+from nnfuze_tvm.jobs.tuning import read_journal, tune_kernels
+from nnfuze_tvm.jobs.tuning.kernels import TunableKernel, extract
 from nnfuze_tvm.report import text
 from nnfuze_tvm.schedules.schedule_kernels import ScheduleKernels
 
@@ -83,14 +83,16 @@ def trials_to_reach(points: Sequence[tuple[int, float]], seconds: float) -> int 
 def our_history(fused: tvm.IRModule, target: tvm.target.Target, trials: int, folder: Path) -> History:
     """Tune all kernels with our tuner and return every trial's time, by kernel."""
     with metered(folder, lambda: len(read_journal(folder))):
-        tune(fused, target, trials=trials, work_dir=folder)
+        tune_kernels(fused, target, trials=trials, work_dir=folder)
     history: History = {}
     for trial in read_journal(folder):
         history.setdefault(trial.kernel, []).append(math.inf if trial.time is None else trial.time)
     return history
 
 
-def stock_history(kernel: Kernel, target: tvm.target.Target, trials: int, folder: Path, address: str) -> list[float]:
+def stock_history(
+    kernel: TunableKernel, target: tvm.target.Target, trials: int, folder: Path, address: str
+) -> list[float]:
     """Tune one kernel with MetaSchedule, as it comes, and return every trial's time."""
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -130,7 +132,7 @@ def stock_times(folder: Path) -> list[float]:
     return [math.inf if seconds >= _FAILED else seconds for seconds in times]
 
 
-def in_turns(kernel: Kernel, target: tvm.target.Target, folders: dict[str, Path]) -> dict[str, float]:
+def in_turns(kernel: TunableKernel, target: tvm.target.Target, folders: dict[str, Path]) -> dict[str, float]:
     """Return the seconds of each tuner's fastest candidate of one kernel, measured in turns on one thread."""
     calls = {}
     for name, folder in folders.items():
@@ -207,7 +209,7 @@ def compare(network: str, count: int, trials: int, stock_trials: int, work_dir: 
     folder = work.directory / f"curve-{source_digest()}"
     target = targets.resolve("host")
     models = [f"{path.stem}={path}" for path in work.models]
-    fused = build.fuse(Graphs(Options(models=models), lambda _: None).last, target)
+    fused = build.fuse(make_graphs(NetworkRequest.parse(models, {})).last, target)
     ours = our_history(fused, target, trials, folder / "ours")
     kernels = [kernel for kernel in extract(fused, target) if math.isfinite(min(ours.get(kernel.id, [math.inf])))]
     kernels.sort(key=lambda kernel: -kernel.weight * min(ours[kernel.id]))
@@ -239,7 +241,7 @@ def compare(network: str, count: int, trials: int, stock_trials: int, work_dir: 
         }
     return {
         "network": network,
-        "machine": {"cpu": machine_name(), "versions": versions([])},
+        "machine": {"cpu": cpu.name(), "versions": versions([])},
         "kernels": [{"id": k.id, "name": k.name, "calls": k.weight} for k in kernels],
         "tuners": tuners,
     }

@@ -1,4 +1,4 @@
-"""What several test modules need: build a Relax module for this CPU and run it."""
+"""What several test modules need: what a Relax module gives, computed with NumPy or by code built for this CPU."""
 
 from __future__ import annotations
 
@@ -10,6 +10,16 @@ from tvm import relax
 
 from nnfuze_tvm.devices.targets import resolve
 from nnfuze_tvm.devices.toolchain import linker_for
+from nnfuze_tvm.graph import evaluate
+
+
+def evaluate_module(mod: tvm.IRModule, inputs: Mapping[str, np.ndarray], function: str = "main") -> list[np.ndarray]:
+    """Return the outputs of ``function`` in tuple order, computed with NumPy: for passes that change graphs only.
+
+    Where kernels or machine code are what is tested, `run_module` builds them.
+    """
+    functions = {var.name_hint: func for var, func in mod.functions_items()}
+    return evaluate.executor(tvm.IRModule({**functions, "main": mod[function]}))(inputs)
 
 
 def run_module(

@@ -1,4 +1,4 @@
-"""Tuning jobs on `tests.tuning.faulty` as processes of their own."""
+"""Tuning jobs on `tests.jobs.tuning.faulty` as processes of their own."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def until_measuring(sessions: Callable[[], list[psutil.Process]]) -> None:
 
 
 class Job:
-    """``timeout`` is that of one candidate; the other arguments are those of `tests.tuning.faulty`."""
+    """``timeout`` is that of one candidate; the other arguments are those of `tests.jobs.tuning.faulty`."""
 
     def __init__(self, work_dir: Path, port: int, space: str, trials: int, timeout: float, target: str) -> None:
         self._work_dir = work_dir
         options = [str(work_dir), f"127.0.0.1:{port}", KEY, space, str(trials), str(timeout), target]
-        command = [sys.executable, "-m", "tests.tuning.faulty", *options]
+        command = [sys.executable, "-m", "tests.jobs.tuning.faulty", *options]
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
         self.process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
 

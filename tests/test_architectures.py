@@ -49,9 +49,22 @@ def assert_close(got: np.ndarray, want: np.ndarray) -> None:
     assert np.abs(got - want).max() <= 1e-4 * np.ptp(want)
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     "name",
-    ["ds_cnn", "resnet8", "mlp_autoencoder", "resnet18", "mobilenet_v1", "mobilenet_v2", "resnet50", "transformer"],
+    [
+        "ds_cnn",
+        "resnet8",
+        "mlp_autoencoder",
+        slow("resnet18"),
+        slow("mobilenet_v1"),
+        "mobilenet_v2",
+        slow("resnet50"),
+        "transformer",
+    ],
 )
 def test_fp32_equals_onnx_runtime(name):
     model = network(name, batch_norm=name in ("resnet8", "mobilenet_v2"))
@@ -61,8 +74,17 @@ def test_fp32_equals_onnx_runtime(name):
     assert_close(got, onnx_runtime(model.SerializeToString(), data))
 
 
-@pytest.mark.parametrize("bits", [32, 8])
-@pytest.mark.parametrize("name", ["resnet8", "mobilenet_v1_025", "transformer"])
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    [
+        ("resnet8", 32),
+        ("mobilenet_v1_025", 8),
+        ("transformer", 32),
+        slow("resnet8", 8),
+        slow("mobilenet_v1_025", 32),
+        slow("transformer", 8),
+    ],
+)
 def test_threads_change_no_bit(name, bits):
     model = network(name)
     data = network_inputs(model, 2)
@@ -123,8 +145,19 @@ def test_two_heads_on_one_trunk_of_a_larger_network():
         assert_close(output, onnx_runtime(model.SerializeToString(), data))
 
 
-@pytest.mark.parametrize("target", ["aarch64", "aarch64+dotprod", "x86-64-v3", "x86-64-v4"])
-@pytest.mark.parametrize(("name", "rule"), [("resnet8", "conv2d"), ("transformer", "dense")])
+@pytest.mark.parametrize(
+    ("name", "rule", "target"),
+    [
+        ("resnet8", "conv2d", "aarch64"),
+        ("resnet8", "conv2d", "x86-64-v4"),
+        ("transformer", "dense", "aarch64+dotprod"),
+        ("transformer", "dense", "x86-64-v3"),
+        slow("resnet8", "conv2d", "aarch64+dotprod"),
+        slow("resnet8", "conv2d", "x86-64-v3"),
+        slow("transformer", "dense", "aarch64"),
+        slow("transformer", "dense", "x86-64-v4"),
+    ],
+)
 def test_every_kernel_of_a_network_compiles_for_every_target(name, rule, target):
     cpu = resolve(target)
     lowered = build.lower(merged([network(name)], tasks=[name]), cpu)

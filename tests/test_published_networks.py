@@ -6,6 +6,7 @@ weights as well, since equal weights hide what is mixed up.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import onnx
 import onnxruntime
 import pytest
 import tvm
+from _pytest.mark import ParameterSet
 from onnx import numpy_helper
 from tvm import relax
 
@@ -53,11 +55,20 @@ def check(model: onnx.ModelProto) -> float:
     return float(np.ptp(want))
 
 
-@pytest.mark.parametrize("path", sorted(LIGHT.glob("light_*.onnx")), ids=lambda path: path.stem.removeprefix("light_"))
-def test_as_it_is(path: Path) -> None:
-    check(onnx.load(path))
+# The others have the same operators, and take ten times as long to build.
+SMALL = ("shufflenet", "squeezenet")
+NAMES = sorted(path.stem.removeprefix("light_") for path in LIGHT.glob("light_*.onnx"))
 
 
-@pytest.mark.parametrize("name", ["squeezenet", "shufflenet", "inception_v1"])
+def slow_unless_small(names: Sequence[str]) -> list[ParameterSet]:
+    return [pytest.param(name, marks=() if name in SMALL else pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("name", slow_unless_small(NAMES))
+def test_as_it_is(name: str) -> None:
+    check(onnx.load(LIGHT / f"light_{name}.onnx"))
+
+
+@pytest.mark.parametrize("name", slow_unless_small(["squeezenet", "shufflenet", "inception_v1"]))
 def test_with_random_weights(name: str) -> None:
     assert check(with_random_weights(onnx.load(LIGHT / f"light_{name}.onnx"))) > 0

@@ -24,7 +24,8 @@ from nnfuze_tvm.deploy.manifest import package_versions
 from nnfuze_tvm.devices.boards import BOARDS
 from nnfuze_tvm.devices.toolchain import linker_for
 from nnfuze_tvm.frontend import load
-from nnfuze_tvm.jobs.options import Graphs, Options
+from nnfuze_tvm.jobs.graphs import Graphs, make_graphs
+from nnfuze_tvm.jobs.request import NetworkRequest
 
 # Per CPU model of QEMU, the board that is compiled for.
 CPUS = {
@@ -109,14 +110,13 @@ class Ours:
             np.savez(scratch / "samples.npz", **self.work.calibration[0])  # type: ignore[arg-type]
 
         int8 = self.precision == "int8"
-        options = Options.parse(
-            models=[str(self.work.models[0])],
-            calibration=str(kept(self.work.directory / "calibration", save) / "samples.npz") if int8 else None,
-            quantize=None if self.precision == "fp32" else self.precision,
+        fields = {
+            "calibration": str(kept(self.work.directory / "calibration", save) / "samples.npz") if int8 else None,
+            "quantize": None if self.precision == "fp32" else self.precision,
             # The graph is the same for every CPU that computes in float16.
-            target="aarch64+dotprod",
-        )
-        return Graphs(options, lambda _: None)
+            "target": "aarch64+dotprod",
+        }
+        return make_graphs(NetworkRequest.parse([str(self.work.models[0])], fields))
 
     def measure(self, cpu: str, exact: Sequence[np.ndarray]) -> Measured:
         """Return what an inference executes, and whether its answer is right."""
@@ -159,7 +159,7 @@ class Ours:
             }
             for kernel in metrics.kernels(lowered)
         ]
-        names = {merged: name for (_, name), merged in self.graphs.inputs.items()}
+        (names,) = self.graphs.feeds
         inputs = [names[param.name] for param in self.graphs.last["main"].params]
         (folder / "about.json").write_text(json.dumps({"inputs": inputs, "kernels": kernels}))
 

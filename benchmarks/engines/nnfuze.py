@@ -14,9 +14,7 @@ import numpy as np
 import nnfuze_tvm
 from benchmarks.engines.base import Engine
 from benchmarks.workloads import Feeds, Workload, kept
-from nnfuze_tvm.jobs.job import compile_bundle
-from nnfuze_tvm.jobs.options import Options
-from nnfuze_tvm.jobs.tools import flat
+from nnfuze_tvm.jobs.data import flat
 
 
 def make(workload: Workload, precision: str, threads: int, trials: int = 0) -> Engine:
@@ -30,20 +28,21 @@ def make(workload: Workload, precision: str, threads: int, trials: int = 0) -> E
             arrays.update({own[name]: array for name, array in samples.items()})
         np.savez(scratch / "samples.npz", **arrays)
 
-    options = Options(
-        models=[f"{path.stem}={path}" for path in workload.models],
-        calibration=str(kept(workload.directory / "calibration", save) / "samples.npz")
-        if precision == "int8"
-        else None,
-        quantize="int8" if precision == "int8" else None,
-        trials=trials,
-        work_dir=str(folder / f"tuning-{precision}-{threads}") if trials else None,
-        threads=threads,
-        compare=False,
-    )
+    int8 = precision == "int8"
+    samples = str(kept(workload.directory / "calibration", save) / "samples.npz") if int8 else None
     path = folder / f"{precision}-{threads}-{trials}"
     if not path.exists():
-        compile_bundle(options, path, progress=True)
+        nnfuze_tvm.compile(
+            [f"{model.stem}={model}" for model in workload.models],
+            path,
+            progress=True,
+            calibration=samples,
+            quantize="int8" if int8 else None,
+            trials=trials,
+            work_dir=str(folder / f"tuning-{precision}-{threads}") if trials else None,
+            threads=threads,
+            compare=False,
+        )
     bundle = nnfuze_tvm.Bundle.load(path, threads)
 
     def bind(feeds: Feeds) -> Callable[[], Any]:

@@ -20,7 +20,7 @@ _INTEGERS = ("int8", "uint8", "int16", "uint16")
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerCost:
     """One layer's share of the work.
 
     Attributes
@@ -57,7 +57,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Kernel:
+class LoweredKernel:
     """One kernel of a lowered module.
 
     Attributes
@@ -109,12 +109,12 @@ class Size:
     zeros: float
 
 
-def layers(mod: tvm.IRModule) -> list[Layer]:
+def layers(mod: tvm.IRModule) -> list[LayerCost]:
     """Return the layers of a module (before or after the merge, not lowered), in execution order.
 
     In a module after `InsertQDQ` a layer counts as integer if its input and its weight are dequantized.
     """
-    found: list[Layer] = []
+    found: list[LayerCost] = []
     lineage = ir.lineage(mod)
     for func, owners in _functions(mod):
         bound = {b.var: b.value for b in bindings(func)}
@@ -132,7 +132,7 @@ def layers(mod: tvm.IRModule) -> list[Layer]:
                 weight = _constant(call.args[1], bound)
                 size = 0 if weight is None else math.prod(_shape(weight))
                 found.append(
-                    Layer(
+                    LayerCost(
                         name=binding.var.name,
                         op=op_name(call),
                         macs=macs(call),
@@ -214,7 +214,7 @@ def peak_memory(lowered: tvm.IRModule) -> int:
     return total
 
 
-def kernels(lowered: tvm.IRModule) -> list[Kernel]:
+def kernels(lowered: tvm.IRModule) -> list[LoweredKernel]:
     """Return the kernels that ``main`` of a lowered module calls, in order of their first call."""
     # Reshapes that only rename a buffer are no kernels once this has run.
     main = relax.transform.RewriteDataflowReshape()(lowered)["main"]
@@ -233,7 +233,9 @@ def kernels(lowered: tvm.IRModule) -> list[Kernel]:
         used_by.setdefault(name, {}).update(dict.fromkeys(tasks.get(binding.var, ())))
         layers.setdefault(name, {}).update(dict.fromkeys(ir.layers_of(binding.var)))
     return [
-        Kernel(name, calls[name], arguments[name], tuple(used_by[name]), tuple(layers[name]), *_schedule(lowered[name]))
+        LoweredKernel(
+            name, calls[name], arguments[name], tuple(used_by[name]), tuple(layers[name]), *_schedule(lowered[name])
+        )
         for name in calls
     ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from nnfuze_tvm.jobs.options import Announce
+    import numpy as np
+
+    from nnfuze_tvm.jobs.announce import Announce
 
 
 class Interruption:
@@ -92,3 +94,11 @@ def progress() -> Iterator[Announce]:
 def out() -> Console:
     """Return the console that results are printed on."""
     return Console(soft_wrap=True)
+
+
+def print_arrays(arrays: Mapping[str, np.ndarray]) -> None:
+    """Print an output per line: its shape, and where its largest value is."""
+    for name, array in arrays.items():
+        scores = array.reshape(-1)
+        best = int(scores.argmax()) if scores.size else -1
+        out().print(f"{name}: {list(array.shape)} {array.dtype}, largest {scores[best]:.6g} at {best}")

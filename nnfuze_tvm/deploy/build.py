@@ -45,10 +45,10 @@ def lower(mod: tvm.IRModule, target: Target, database: ms.Database | None = None
 def schedule(fused: tvm.IRModule, target: Target, database: ms.Database | None = None) -> tvm.IRModule:
     """Return a module of fused kernels with every kernel scheduled and its weights packed (phase 10)."""
     with target:
-        return tvm.transform.Sequential([ScheduleKernels(target, database), *packing_phases()])(fused)
+        return pipeline.phase("schedule", ScheduleKernels(target, database), *packing_passes())(fused)
 
 
-def packing_phases() -> list[tvm.transform.Pass]:
+def packing_passes() -> list[tvm.transform.Pass]:
     """Return the rest of phase 10: what scheduled kernels say of the layout of constants is carried out."""
     return [
         relax.transform.SplitLayoutRewritePreproc(),

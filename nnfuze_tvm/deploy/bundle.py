@@ -13,8 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import tvm
-from tvm import relax
-from tvm.target import Target
 
 from nnfuze_tvm.deploy.manifest import (
     CPU_FLAGS,
@@ -30,48 +28,6 @@ from nnfuze_tvm.devices import cpu
 from nnfuze_tvm.errors import BundleError, NNFuzeError
 
 LIBRARY = "lib.so"
-
-
-def write_bundle(
-    path: str | os.PathLike,
-    executable: relax.VMExecutable,
-    manifest: Manifest,
-    *,
-    force: bool = False,
-    extra: Mapping[str, str] | None = None,
-) -> None:
-    """Write a bundle, all of it or nothing.
-
-    Parameters
-    ----------
-    path : path
-        The directory to make.
-    executable : tvm.relax.VMExecutable
-        The built network; its constants go into the library.
-    manifest : Manifest
-        What the bundle says about itself; ``files`` is filled in here.
-    force : bool
-        Replace a bundle that is already there.
-    extra : mapping of str to str, optional
-        Further text files by name.
-
-    Raises
-    ------
-    BundleError
-        If the directory exists, can't be written, or the disk is full.
-    """
-    with staged(path, force=force) as directory:
-        export(executable, directory, manifest.target)
-        seal(directory, manifest, extra or {})
-
-
-def export(executable: relax.VMExecutable, directory: Path, target: TargetRecord) -> None:
-    """Write the library into a directory that is being staged."""
-    from nnfuze_tvm.devices.toolchain import export_library
-
-    with tempfile.TemporaryDirectory(prefix="nnfuze-") as scratch:
-        linked = export_library(executable, Path(scratch) / LIBRARY, Target(_target_config(target)))
-        shutil.copyfile(linked, directory / LIBRARY)
 
 
 def seal(directory: Path, manifest: Manifest, extra: Mapping[str, str]) -> None:
@@ -260,12 +216,6 @@ def unfit(target: TargetRecord, where: cpu.Cpu | None = None) -> str | None:
         made_for = f" ({target.cpu})" if target.cpu else ""
         return f"made for a CPU with {', '.join(missing)}{made_for}, which {name} lacks"
     return None
-
-
-def _target_config(target: TargetRecord) -> dict:
-    import json
-
-    return json.loads(target.string)
 
 
 def _sha256(file: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tvm.target import Target
 
 from nnfuze_tvm.deploy.runner import Input, Output
+from nnfuze_tvm.devices.hardware import Hardware
 from nnfuze_tvm.devices.targets import llvm_features
 from nnfuze_tvm.errors import BundleError
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 
 # LLVM's name of a feature that kernels are chosen by → the operating system's name of it. What LLVM adds for a CPU
@@ -67,7 +69,7 @@ class TargetRecord(_Record):
 
 
 class KernelRecord(_Record):
-    """A kernel: how often one inference calls it, its arguments as (shape, dtype), and what `metrics.Kernel` says."""
+    """A kernel: calls per inference, its arguments as (shape, dtype), and what `metrics.LoweredKernel` says."""
 
     name: str
     calls: int
@@ -80,13 +82,16 @@ class KernelRecord(_Record):
 
 
 class HardwareRecord(_Record):
-    """The model of the machine that set the knobs; see `schedules.hardware.Hardware`."""
+    """The model of the machine that chose the kernels and set their knobs; see `devices.hardware.Hardware`."""
 
+    isa: str
     vector_bytes: int
     registers: int
     l1_bytes: int
     l2_bytes: int
+    far_macs: float
     cores: int
+    features: list[str]
 
 
 class FileRecord(_Record):
@@ -128,6 +133,13 @@ def describe_target(target: Target) -> TargetRecord:
     return TargetRecord(
         string=target_text(target), triple=triple, arch=arch, cpu=str(attrs.get("mcpu", "")), features=features
     )
+
+
+def describe_hardware(target: Target) -> HardwareRecord:
+    """Return the manifest's record of the hardware model of a target; of its features those that `CPU_FLAGS` names."""
+    hardware = Hardware.of(target)
+    features = sorted(hardware.features.intersection(describe_target(target).features))
+    return HardwareRecord(**{**asdict(hardware), "features": features})
 
 
 def target_text(target: Target) -> str:

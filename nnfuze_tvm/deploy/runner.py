@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import threading
@@ -221,13 +222,22 @@ _configured = threading.local()
 
 def use_threads(count: int) -> None:
     """Let kernels that this thread calls run on ``count`` threads (at most the CPUs there are)."""
-    configure = tvm.get_global_func("runtime.config_threadpool")
     share_all_cores = -3
     with _affinity_kept() as cpus:
-        # With the CPUs named, always: TVM makes as many workers as it was told of first and uses no more later; told
-        # of none, it takes half of this machine's for hyper-threads and runs parallel loops on those alone.
-        configure(share_all_cores, min(count, len(cpus)), [str(cpu) for cpu in cpus])
+        if min(count, len(cpus)) == 1:
+            # `runtime.config_threadpool` would make a pool first, and its workers spin for a while before they sleep.
+            _set_max_concurrency(1)
+        else:
+            # With the CPUs named, always: TVM makes as many workers as it was told of first and uses no more later;
+            # told of none, it takes half of this machine's for hyper-threads and runs parallel loops on those alone.
+            configure = tvm.get_global_func("runtime.config_threadpool")
+            configure(share_all_cores, min(count, len(cpus)), [str(cpu) for cpu in cpus])
     _configured.threads = count
+
+
+def _set_max_concurrency(count: int) -> None:
+    """Call ``tvm::runtime::threading::SetMaxConcurrency``, which no global function does without making a pool."""
+    ctypes.CDLL(None)["_ZN3tvm7runtime9threading17SetMaxConcurrencyEi"](ctypes.c_int(count))
 
 
 @contextmanager

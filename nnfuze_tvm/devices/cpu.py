@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,18 @@ def this() -> Cpu:
     """Return the CPU that this runs on."""
     machine = {"arm64": "aarch64", "AMD64": "x86_64"}.get(platform.machine(), platform.machine())
     return Cpu(machine, _hwcap_flags() if machine == "aarch64" else _cpuinfo_flags())
+
+
+def name() -> str:
+    """Return what the system calls this CPU, and how many there are."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                return f"{value.strip()}, {os.cpu_count()} CPUs"
+    except OSError:
+        pass
+    return f"{platform.machine()}, {os.cpu_count()} CPUs"
 
 
 def describe() -> str:

@@ -48,7 +48,7 @@ class Hardware:
 
     def lanes(self, dtype: str) -> int:
         """Return how many elements of ``dtype`` one vector register holds."""
-        bits = int("".join(c for c in dtype if c.isdigit()))
+        bits = 8 if dtype == "bool" else int("".join(c for c in dtype if c.isdigit()))
         return self.vector_bytes * 8 // bits
 
     @staticmethod

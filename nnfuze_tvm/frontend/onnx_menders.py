@@ -126,6 +126,12 @@ def _conv(_: relax.BlockBuilder, inputs: list[Value], attrs: dict[str, Any], ops
     return NotImplemented
 
 
+def _global_average(_: relax.BlockBuilder, inputs: list[Value], attrs: dict[str, Any], opset: int) -> Any:
+    """Return a mean, where TVM's kernel for one and three axes has loops of varying length."""
+    rank = len(ir.static_shape(inputs[0]))
+    return NotImplemented if rank == 4 else relax.op.mean(inputs[0], list(range(2, rank)), keepdims=True)
+
+
 MENDERS: dict[str, Mender] = {
     "Clip": _clip,
     "Sum": _pairwise(relax.op.add),
@@ -136,4 +142,5 @@ MENDERS: dict[str, Mender] = {
     "Gemm": _gemm,
     "Pad": _pad,
     "Conv": _conv,
+    "GlobalAveragePool": _global_average,
 }

@@ -1,347 +1,146 @@
-"""What ``nnfuze analyze`` does: every kernel's time beside what the machine could do, and what holds it back.
-
-The model is that of Klein, Gruber and Fröning, "Understanding Cache Boundness of ML Operators on ARM Processors". A
-kernel has to do its operations at the core's peak rate, and each level of memory has to deliver the kernel's bytes at
-its bandwidth (`roofline` knows both). Each of these alone is a lower bound of the kernel's time; the largest one is its
-roofline, and names what it is bound by. The time itself is measured, the kernel alone, on warm caches; for a board that
-is not at hand there is none, and the roofline says what the catalogue's figures allow.
-
-Operations are exact: two for each multiply-accumulate of the layers, as the networks state them, also where a kernel
-gets by with fewer. So is the number of bytes in a kernel's arguments. What each level of memory delivers is an
-estimate; see `traffic`. Kernels without a layer are counted by TVM, each scalar operation as one, as if the core did
-them at its peak rate.
-"""
+"""What ``nnfuze analyze`` does: a network's kernels built and timed, beside what the machine can do."""
 
 from __future__ import annotations
 
+import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tvm
-from tvm import tirx
-from tvm.s_tir.analysis import estimate_tir_flops
 from tvm.target import Target
 
-from nnfuze_tvm.analysis import measure, metrics, roofline, traffic
+from nnfuze_tvm.analysis import measure, metrics, roofline
+from nnfuze_tvm.analysis.kernels import Analysis, kernel_uses
 from nnfuze_tvm.analysis.roofline import Machine
 from nnfuze_tvm.deploy import build
 from nnfuze_tvm.deploy.bundle import unfit
 from nnfuze_tvm.deploy.manifest import MANIFEST, describe_target
-from nnfuze_tvm.devices import targets
+from nnfuze_tvm.devices import cpu, targets
 from nnfuze_tvm.devices.boards import CATALOGUE
 from nnfuze_tvm.devices.hardware import Hardware
-from nnfuze_tvm.devices.remote import tracker
+from nnfuze_tvm.devices.remote import tracker as trackers
 from nnfuze_tvm.devices.toolchain import export_library
 from nnfuze_tvm.errors import DeviceError, InputError
-from nnfuze_tvm.graph import ir
-from nnfuze_tvm.jobs.job import check_reachable, tuning_database
-from nnfuze_tvm.jobs.options import Announce, Graphs, Options
-from nnfuze_tvm.jobs.stages import machine_name, model_path
-
-_NARROW = ("int8", "uint8")
-
-
-@dataclass(frozen=True)
-class KernelUse:
-    """One kernel of the network; figures are of one call.
-
-    Attributes
-    ----------
-    name, layers, rule
-        The kernel, the layers it computes (one after the other if it is called several times), who scheduled it.
-    calls : int
-        How often one inference calls it.
-    convolution : bool
-        Whether its layers are convolutions.
-    integer : bool
-        Whether its operations are counted against the machine's int8 rate.
-    operations : float
-        Two per multiply-accumulate.
-    bytes : int
-        Bytes of its arguments: what it reads and writes, each byte once.
-    seconds : float, optional
-        Measured time; None for a board that is not at hand.
-    bounds : dict of str to float
-        Least time in seconds by ``compute`` and by each level of memory.
-    """
-
-    name: str
-    layers: tuple[str, ...]
-    rule: str
-    calls: int
-    convolution: bool
-    integer: bool
-    operations: float
-    bytes: int
-    seconds: float | None
-    bounds: dict[str, float]
-
-    @property
-    def bound(self) -> str:
-        """What takes longest of all that the kernel cannot do without."""
-        return max(self.bounds, key=lambda name: self.bounds[name])
-
-    @property
-    def least(self) -> float:
-        """The least time in seconds, by that bound."""
-        return self.bounds[self.bound]
-
-    @property
-    def of_roofline(self) -> float | None:
-        """The least time relative to the measured one."""
-        return _ratio(self.least, self.seconds)
-
-    @property
-    def of_peak(self) -> float | None:
-        """The operations' rate, relative to the machine's peak."""
-        return _ratio(self.bounds["compute"], self.seconds)
-
-    @property
-    def rate(self) -> float | None:
-        """Operations per second."""
-        return _ratio(self.operations, self.seconds)
-
-    @property
-    def intensity(self) -> float:
-        """Operations per byte of the arguments."""
-        return self.operations / self.bytes if self.bytes else 0.0
+from nnfuze_tvm.jobs.announce import Announce, silent
+from nnfuze_tvm.jobs.dump import open_dump
+from nnfuze_tvm.jobs.graphs import make_graphs
+from nnfuze_tvm.jobs.request import NetworkRequest, model_path
+from nnfuze_tvm.jobs.tune import check_reachable, found_earlier
 
 
-@dataclass(frozen=True)
-class Analysis:
-    """All kernels of a network, in the order in which it first calls them, and the machine's figures.
-
-    Attributes
-    ----------
-    kernels : tuple of KernelUse
-        All of them with a measured time, or none.
-    machine : Machine
-        What the bounds were computed with: measured like the kernels, or the catalogue's.
-    catalogue : Machine, optional
-        What the catalogue expects of a board that was measured, where it has figures.
-    """
-
-    kernels: tuple[KernelUse, ...]
-    machine: Machine
-    catalogue: Machine | None = None
-
-    @property
-    def seconds(self) -> float | None:
-        """The time of all calls of all kernels; None if it wasn't measured."""
-        return _measured_seconds(self.kernels)
-
-    @property
-    def least(self) -> float:
-        """The time if every kernel took the least time by its bound."""
-        return sum(k.least * k.calls for k in self.kernels)
-
-    @property
-    def operations(self) -> float:
-        """The operations of one inference."""
-        return sum(k.operations * k.calls for k in self.kernels)
-
-    @property
-    def of_peak(self) -> float | None:
-        """The time that the operations would take at the machine's peak, relative to the measured time."""
-        return _ratio(self.bounds["compute"], self.seconds)
-
-    @property
-    def of_roofline(self) -> float | None:
-        """The least time relative to the measured one."""
-        return _ratio(self.least, self.seconds)
-
-    @property
-    def bounds(self) -> dict[str, float]:
-        """The time of all calls by each limit alone."""
-        names = ["compute", *(level.name for level in self.machine.caches), "DRAM"]
-        return {name: sum(k.bounds[name] * k.calls for k in self.kernels) for name in names}
-
-    @property
-    def convolutions(self) -> float | None:
-        """The rate of all convolutions together, relative to the peak; None without a (measured) convolution."""
-        found = [k for k in self.kernels if k.convolution]
-        return _ratio(sum(k.bounds["compute"] * k.calls for k in found), _measured_seconds(found))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return everything, what is derived from it included, for JSON."""
-        kernels = [
-            {
-                **asdict(k),
-                "rate": k.rate,
-                "intensity": k.intensity,
-                "bound": k.bound,
-                "least": k.least,
-                "of_roofline": k.of_roofline,
-                "of_peak": k.of_peak,
-            }
-            for k in self.kernels
-        ]
-        return {
-            "machine": asdict(self.machine),
-            "catalogue": asdict(self.catalogue) if self.catalogue else None,
-            "kernels": kernels,
-            "seconds": self.seconds,
-            "least": self.least,
-            "bounds": self.bounds,
-            "operations": self.operations,
-            "of_peak": self.of_peak,
-            "of_roofline": self.of_roofline,
-            "convolutions_of_peak": self.convolutions,
-        }
-
-
-def _ratio(part: float, whole: float | None) -> float | None:
-    return part / whole if whole else None
-
-
-def _measured_seconds(kernels: Sequence[KernelUse]) -> float | None:
-    """Return the time of all calls, None where a kernel has none or there is no kernel."""
-    times = [k.seconds * k.calls for k in kernels if k.seconds is not None]
-    return sum(times) if times and len(times) == len(kernels) else None
-
-
-def bounds(machine: Machine, operations: float, integer: bool, delivered: Mapping[str, int]) -> dict[str, float]:
-    """Return the least time in seconds that a kernel needs, by each of the machine's limits.
-
-    Parameters
-    ----------
-    machine : Machine
-        The machine's figures.
-    operations : float
-        The kernel's operations.
-    integer : bool
-        Whether they are int8.
-    delivered : dict of str to int
-        Bytes that each cache, by name, and ``DRAM`` have to deliver.
-    """
-    found = {"compute": operations / (machine.int8 if integer else machine.fp32)}
-    for level in machine.caches:
-        found[level.name] = delivered[level.name] / level.bandwidth
-    found["DRAM"] = delivered["DRAM"] / machine.dram
-    return found
-
-
-def delivered_bytes(func: tirx.PrimFunc, target: Target, machine: Machine) -> dict[str, int]:
-    """Return an estimate of the bytes that each level of memory delivers for one call of a scheduled kernel."""
-    root = traffic.loop_tree(func, target)
-    found = {machine.caches[0].name: traffic.l1_bytes(root, Hardware.of(target))}
-    behind = [*(level.name for level in machine.caches[1:]), "DRAM"]
-    for cache, name in zip(machine.caches, behind, strict=True):
-        found[name] = traffic.missed_bytes(root, cache.bytes)
-    return found
-
-
-def analyze(options: Options, announce: Announce) -> Analysis:
+def analyze(
+    models: Sequence[str],
+    *,
+    dump_ir: str | os.PathLike[str] | None = None,
+    announce: Announce = silent,
+    **fields: Any,
+) -> Analysis:
     """Build the network's kernels, time each of them and the machine, and say what each is bound by.
 
     Code for another CPU is not run without a tracker: then the catalogue's figures of the board are taken, no kernel is
     compiled further than to its loops, and nothing is timed.
+
+    Parameters
+    ----------
+    models : sequence of str
+        ONNX files, ``path`` or ``task=path``.
+    dump_ir : path, optional
+        A directory for the module after every pass, as text.
+    announce : callable
+        Is told what is being done, in a few words.
+    **fields
+        See `request.NetworkRequest`.
 
     Raises
     ------
     NNFuzeError
         If anything given doesn't fit, or the target can neither be measured nor is a board of the catalogue.
     """
-    for model in options.models:
-        if (Path(model_path(model)) / MANIFEST).is_file():
-            raise InputError(
-                f"{model}: a bundle holds machine code only; give the ONNX files and the options it was compiled with"
-            )
-    target = targets.resolve(options.target)
-    misfit = unfit(describe_target(target)) if options.tracker is None else None
-    expected = roofline.of_board(target, options.threads) if misfit or options.tracker else None
-    if misfit and expected is None:
-        known = ", ".join(board.name for board in CATALOGUE if roofline.of_board(Target(board.target)))
-        raise InputError(
-            f"--target {options.target}: {misfit}, and the catalogue doesn't say how fast such a board is; give the "
-            f"--tracker and --key of one, or name a board ({known})"
-        )
-    if misfit and options.threads > (cores := Hardware.of(target).cores):
-        raise InputError(f"--threads {options.threads}: {options.target} has {cores} cores")
-    check_reachable(options)
-    graphs = Graphs(options, announce)
-    database = tuning_database(options, graphs, target, announce)
-    announce("building the kernels")
-    fused = build.fuse(graphs.last, target)
-    lowered = build.schedule(fused, target, database)
-    kernels = metrics.kernels(lowered)
+    request = NetworkRequest.parse(models, fields)
+    _refuse_bundles(models)
+    target = targets.resolve(request.target)
+    misfit = unfit(describe_target(target)) if request.tracker is None else None
+    expected = roofline.of_board(target, request.threads) if misfit or request.tracker else None
+    if misfit:
+        _check_catalogue(request.target, target, request.threads, misfit, expected)
+    check_reachable(request.tracker, request.key, request.wait)
+    with open_dump(dump_ir):
+        graphs = make_graphs(request, announce)
+        database = found_earlier(request.work_dir) if request.work_dir else None
+        announce("building the kernels")
+        fused = build.fuse(graphs.last, target)
+        lowered = build.schedule(fused, target, database)
     times: dict[str, float] = {}
     if misfit and expected:
         machine = expected
     else:
-        machine, times = _measure(options, target, lowered, kernels, announce)
-    layers = {layer.name: layer for layer in metrics.layers(graphs.last)}
-    aliases = ir.aliases(fused)
-    found = []
-    for kernel in kernels:
-        own = [layers[name] for name in _with_aliases(kernel.layers, aliases) if name in layers]
-        plain = tvm.IRModule({"main": fused[kernel.name.removesuffix("_prepacked")]})
-        operations = 2 * sum(layer.macs for layer in own) / kernel.calls if own else estimate_tir_flops(plain)
-        integer = bool(own) and any(dtype in _NARROW for _, dtype in kernel.arguments[:2])
-        delivered = delivered_bytes(lowered[kernel.name], target, machine)
-        found.append(
-            KernelUse(
-                name=kernel.name,
-                layers=kernel.layers,
-                rule=kernel.rule,
-                calls=kernel.calls,
-                convolution=any("conv" in layer.op for layer in own),
-                integer=integer,
-                operations=operations,
-                bytes=sum(prod(shape) * np.dtype(dtype).itemsize for shape, dtype in kernel.arguments),
-                seconds=times[kernel.name] if times else None,
-                bounds=bounds(machine, operations, integer, delivered),
+        with _session(request.tracker, request.key) as (remote, source):
+            machine, times = _measure(lowered, target, request.threads, remote, source, announce)
+    uses = kernel_uses(graphs.last, fused, lowered, target, machine, times)
+    return Analysis(uses, machine, None if misfit else expected)
+
+
+def _refuse_bundles(models: Sequence[str]) -> None:
+    for model in models:
+        if (Path(model_path(model)) / MANIFEST).is_file():
+            raise InputError(
+                f"{model}: a bundle holds machine code only; give the ONNX files and the options it was compiled with"
             )
+
+
+def _check_catalogue(name: str, target: Target, threads: int, misfit: str, expected: Machine | None) -> None:
+    """Check that the catalogue knows the board that is not at hand."""
+    if expected is None:
+        known = ", ".join(board.name for board in CATALOGUE if roofline.of_board(Target(board.target)))
+        raise InputError(
+            f"--target {name}: {misfit}, and the catalogue doesn't say how fast such a board is; give the "
+            f"--tracker and --key of one, or name a board ({known})"
         )
-    return Analysis(tuple(found), machine, None if misfit else expected)
+    if threads > (cores := Hardware.of(target).cores):
+        raise InputError(f"--threads {threads}: {name} has {cores} cores")
 
 
 def _measure(
-    options: Options, target: Target, lowered: tvm.IRModule, kernels: Sequence[metrics.Kernel], announce: Announce
+    lowered: tvm.IRModule,
+    target: Target,
+    threads: int,
+    remote: tvm.rpc.RPCSession | None,
+    source: str,
+    announce: Announce,
 ) -> tuple[Machine, dict[str, float]]:
     """Return what this machine or a board can do, and the seconds of one call of each kernel on it."""
+    kernels = metrics.kernels(lowered)
     functions = {k.name: lowered[k.name].with_attr("global_symbol", k.name) for k in kernels}
     with tempfile.TemporaryDirectory(prefix="nnfuze-") as scratch:
         path = Path(scratch) / "kernels.so"
         with tvm.transform.PassContext(config={"tirx.disable_assert": True}):
             export_library(tvm.compile(tvm.IRModule(functions), target=target), path, target)
-        with _session(options) as (remote, source):
-            announce("measuring the machine")
-            machine = roofline.measure(target, options.threads, remote, source)
-            announce("measuring the kernels")
-            if remote is None:
-                library, device = tvm.runtime.load_module(str(path)), tvm.cpu()
-            else:
-                remote.upload(str(path))
-                library, device = remote.load_module(path.name), remote.cpu()
-            return machine, measure.kernel_times(library, [(k.name, k.arguments) for k in kernels], device)
+        announce("measuring the machine")
+        machine = roofline.measure(target, threads, remote, source)
+        announce("measuring the kernels")
+        if remote is None:
+            library, device = tvm.runtime.load_module(str(path)), tvm.cpu()
+        else:
+            remote.upload(str(path))
+            library, device = remote.load_module(path.name), remote.cpu()
+        return machine, measure.kernel_times(library, [(k.name, k.arguments) for k in kernels], device)
 
 
 @contextmanager
-def _session(options: Options) -> Iterator[tuple[tvm.rpc.RPCSession | None, str]]:
-    """Open a session on the board that the options name; None stands for this machine."""
-    if options.tracker is None:
-        yield None, machine_name()
+def _session(tracker: str | None, key: str | None) -> Iterator[tuple[tvm.rpc.RPCSession | None, str]]:
+    """Open a session on a board and say what it is called; without a tracker, None stands for this machine."""
+    if tracker is None or key is None:
+        yield None, cpu.name()
         return
-    assert options.key is not None
     remote = None
     try:
-        remote, board = tracker.request(tracker.connect(options.tracker), options.key)
-        yield remote, f"{options.key} at {board}"
+        remote, board = trackers.request(trackers.connect(tracker), key)
+        yield remote, f"{key} at {board}"
     except (OSError, RuntimeError, tvm.error.RPCError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
-        raise DeviceError(f"device {options.key!r} of tracker {options.tracker}: measuring failed ({reason})") from None
+        raise DeviceError(f"device {key!r} of tracker {tracker}: measuring failed ({trackers.reason(error)})") from None
     finally:
         if remote is not None:
-            tracker.end_session(remote)
-
-
-def _with_aliases(names: Sequence[str], aliases: Mapping[str, str]) -> list[str]:
-    """Return layers with those that were batched into them."""
-    return [*names, *(old for old, new in aliases.items() if new in names)]
+            trackers.end_session(remote)

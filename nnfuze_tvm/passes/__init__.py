@@ -4,20 +4,32 @@ from nnfuze_tvm.passes.compress.half_precision import HalfPrecision
 from nnfuze_tvm.passes.compress.insert_qdq import InsertQDQ
 from nnfuze_tvm.passes.compress.prune.prune_channels import PruneChannels
 from nnfuze_tvm.passes.lower.batching.batch_branches import BatchBranches
+from nnfuze_tvm.passes.lower.fuse_layers import FuseLayers
 from nnfuze_tvm.passes.lower.integer.realize_integer import RealizeInteger
 from nnfuze_tvm.passes.lower.layout import ToNHWC
+from nnfuze_tvm.passes.lower.round_to_integer import RoundToInteger
+from nnfuze_tvm.passes.lower.row_convolutions import RowConvolutions
+from nnfuze_tvm.passes.lower.transposed_convolutions import TransposedConvolutions
+from nnfuze_tvm.passes.lower.winograd.winograd import Winograd
 from nnfuze_tvm.passes.merge.merge_tasks import MergeTasks
 from nnfuze_tvm.passes.merge.share_trunk import ShareTrunk
 from nnfuze_tvm.passes.simplify.fold_batch_norm import FoldBatchNorm
+from nnfuze_tvm.passes.simplify.fuse_gelu import FuseGelu
 
 __all__ = [
     "BatchBranches",
     "FoldBatchNorm",
+    "FuseGelu",
+    "FuseLayers",
     "HalfPrecision",
     "InsertQDQ",
     "MergeTasks",
     "PruneChannels",
     "RealizeInteger",
+    "RoundToInteger",
+    "RowConvolutions",
     "ShareTrunk",
     "ToNHWC",
+    "TransposedConvolutions",
+    "Winograd",
 ]

@@ -9,6 +9,7 @@ import tvm
 from tvm import relax
 
 from nnfuze_tvm.passes.compress import half_precision, insert_qdq
+from nnfuze_tvm.passes.compress.method import Inputs, Method
 from nnfuze_tvm.passes.compress.prune import prune_channels
 from nnfuze_tvm.passes.lower.batching.batch_branches import BatchBranches
 from nnfuze_tvm.passes.lower.fuse_layers import FuseLayers
@@ -26,6 +27,9 @@ from nnfuze_tvm.passes.merge.share_trunk import ShareTrunk
 from nnfuze_tvm.passes.simplify.fold_batch_norm import FoldBatchNorm
 from nnfuze_tvm.passes.simplify.fuse_gelu import FuseGelu
 
+# What a phase is called as a pass, in front of its name.
+_PHASE = "phase "
+
 # Phases 3 and 4: what is removed, then what the rest computes in. Each runs if the policy of a layer asks for it.
 METHODS = (
     prune_channels.METHOD,
@@ -34,16 +38,28 @@ METHODS = (
 )
 
 
+def phase(name: str, *passes: tvm.transform.Pass) -> tvm.transform.Pass:
+    """Return passes as one pass, whose name says for those who watch that it is a phase."""
+    return tvm.transform.Sequential(list(passes), name=_PHASE + name)
+
+
+def phase_name(name: str) -> str | None:
+    """Return the name of the phase that a pass of this name is, None if it is none."""
+    return name.removeprefix(_PHASE) if name.startswith(_PHASE) else None
+
+
 def merge_phases(shared_inputs: Sequence[str] | None = None) -> list[tvm.transform.Pass]:
     """Return phases 1 and 2: from one function per task to one simplified ``main``."""
     return [
-        # Phase 1: merge. All tasks in one function, their common trunk computed once.
-        MergeTasks(shared_inputs),
-        ShareTrunk(),
-        # Phase 2: simplify.
-        FoldBatchNorm(),
-        FuseGelu(),
+        # All tasks in one function, their common trunk computed once.
+        phase("merge", MergeTasks(shared_inputs), ShareTrunk()),
+        phase("simplify", FoldBatchNorm(), FuseGelu()),
     ]
+
+
+def compression_phase(method: Method, inputs: Inputs) -> tvm.transform.Pass:
+    """Return a phase of compression: 3 if ``method`` removes something, 4 if it changes what the rest computes in."""
+    return phase(method.name, *method.passes(inputs))
 
 
 @dataclass(frozen=True)
@@ -71,30 +87,27 @@ class Machine:
 def lowering_phases(machine: Machine) -> list[tvm.transform.Pass]:
     """Return phases 5 to 9: from a merged (and perhaps quantized) graph to one PrimFunc per fused kernel."""
     return [
-        # Phase 5: layout.
-        *layout_phases(),
+        layout_phase(),
         # Phase 6: quantize/dequantize islands become integer operators.
-        RealizeInteger(),
-        Shuffles(),
-        # Phase 7: branches of one shape in one kernel, where that pays.
-        BatchBranches(),
-        # What still is a convolution of few input channels gets reductions that dot products can take.
-        RowConvolutions(),
+        phase("integer", RealizeInteger(), Shuffles()),
+        # Phase 7: branches of one shape in one kernel, where that pays. What still is a convolution of few input
+        # channels gets reductions that dot products can take.
+        phase("batch", BatchBranches(), RowConvolutions()),
         # Phase 8: fewer multiplications, where that pays.
-        Winograd(machine.integer_winograd, machine.far_macs),
-        # Phase 9: one PrimFunc per operator, then one per fused kernel.
-        *kernel_phases(machine),
+        phase("winograd", Winograd(machine.integer_winograd, machine.far_macs)),
+        kernel_phase(machine),
     ]
 
 
-def layout_phases() -> list[tvm.transform.Pass]:
-    """Return phase 5: convolutions only, activations NHWC, weights OHWI."""
-    return [TransposedConvolutions(), StridedRows(), ToNHWC()]
+def layout_phase() -> tvm.transform.Pass:
+    """Return phase 5: convolutions only, activations with the channels last, weights OHWI."""
+    return phase("layout", TransposedConvolutions(), StridedRows(), ToNHWC())
 
 
-def kernel_phases(machine: Machine) -> list[tvm.transform.Pass]:
-    """Return phase 9: from operators to one PrimFunc per fused kernel."""
-    return [
+def kernel_phase(machine: Machine) -> tvm.transform.Pass:
+    """Return phase 9: from operators to one PrimFunc per operator, then one per fused kernel."""
+    return phase(
+        "fuse",
         RoundToInteger(machine.nearest, machine.saturating),
         relax.transform.LegalizeOps(),
         relax.transform.AnnotateTIROpPattern(),
@@ -106,7 +119,7 @@ def kernel_phases(machine: Machine) -> list[tvm.transform.Pass]:
         relax.transform.DeadCodeElimination(),
         # Which kernel arguments are constants, so that their layout is the schedule's to choose.
         relax.transform.AttachAttrLayoutFreeBuffers(),
-    ]
+    )
 
 
 def fused_module(mod: tvm.IRModule, target: tvm.target.Target, machine: Machine) -> tvm.IRModule:

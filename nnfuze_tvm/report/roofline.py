@@ -10,8 +10,8 @@ from rich.table import Table
 from nnfuze_tvm.report import text
 
 if TYPE_CHECKING:
+    from nnfuze_tvm.analysis.kernels import Analysis, KernelUse
     from nnfuze_tvm.analysis.roofline import Machine
-    from nnfuze_tvm.jobs.analyze import Analysis, KernelUse
 
 
 def render_analysis(analysis: Analysis) -> list[Table | str]:

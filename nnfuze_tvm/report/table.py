@@ -11,7 +11,7 @@ from nnfuze_tvm.report import text
 from nnfuze_tvm.report.record import KernelTime, Report, Stage, TaskQuality
 
 if TYPE_CHECKING:
-    from nnfuze_tvm.jobs.tuning import Usage
+    from nnfuze_tvm.jobs.fleet import Usage
 
 
 def render_table(report: Report) -> Table:
@@ -76,7 +76,7 @@ def render_devices(devices: Sequence[Usage]) -> Table:
 
 
 def render_manifest(fields: Mapping[str, Any], *, kernels: bool) -> list[Table]:
-    """Return what a bundle says about itself (`tools.inspect`) as tables."""
+    """Return what a bundle says about itself (`bundles.inspect`) as tables."""
     metrics, target, quantized = fields["metrics"], fields["target"], fields["quantization"]
     facts = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     facts.add_column(style="bold")
@@ -105,7 +105,10 @@ def render_manifest(fields: Mapping[str, Any], *, kernels: bool) -> list[Table]:
     if hardware := fields["hardware"]:
         registers = f"{hardware['registers']} registers of {hardware['vector_bytes']} bytes"
         caches = f"L1 {hardware['l1_bytes'] >> 10} KiB, L2 {hardware['l2_bytes'] >> 10} KiB"
-        facts.add_row("hardware model", f"{registers}, {caches}, {hardware['cores']} cores")
+        memory = f"{hardware['far_macs']:.3g} multiply-adds per byte from memory"
+        facts.add_row(
+            "hardware model", f"{hardware['isa']}, {registers}, {caches}, {memory}, {hardware['cores']} cores"
+        )
     table = Table(title="kernels", title_justify="left", header_style="bold")
     table.add_column("kernel and its layers", overflow="fold", min_width=24)
     for name in ("calls", "rule", "knobs", "arguments"):

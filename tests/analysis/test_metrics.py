@@ -25,7 +25,7 @@ def merged(*models: onnx.ModelProto, tasks: list[str] | None = None) -> tvm.IRMo
     return tvm.transform.Sequential(pipeline.merge_phases())(load(list(models), tasks))
 
 
-def by_name(mod: tvm.IRModule) -> dict[str, metrics.Layer]:
+def by_name(mod: tvm.IRModule) -> dict[str, metrics.LayerCost]:
     return {layer.name: layer for layer in metrics.layers(mod)}
 
 

@@ -15,19 +15,11 @@ from nnfuze_tvm.devices.remote import tracker as trackers
 from nnfuze_tvm.devices.remote.tracker import EmbeddedTracker
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--all", action="store_true", help="also the networks that take minutes each")
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    here = [item for item in items if Path(__file__).parent in item.path.parents]
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if os.environ.get("NNFUZE_TEST_ARM") != "1":
-        for item in here:
-            item.add_marker(pytest.mark.skip(reason="emulated boards: run `make test-arm`"))
-    elif not config.getoption("--all", default=False):
-        large = {item for item in here if item.get_closest_marker("large")}
-        config.hook.pytest_deselected(items=list(large))
-        items[:] = [item for item in items if item not in large]
+        for item in items:
+            if Path(__file__).parent in item.path.parents:
+                item.add_marker(pytest.mark.skip(reason="emulated boards: run `make test-arm`"))
 
 
 @pytest.fixture(scope="session")

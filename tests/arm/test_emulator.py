@@ -65,7 +65,7 @@ def test_an_instruction_that_the_cpu_lacks_ends_the_session_only(tracker: str, b
 
 def test_boards_end_with_the_process_that_started_them(tracker: str) -> None:
     code = (
-        "import sys, time; from nnfuze_tvm.devices import emulator\n"
+        "import sys, time; from nnfuze_tvm.devices.remote import emulator\n"
         f"with emulator.emulate('cortex-a53', {tracker!r}, 'short-lived') as boards:\n"
         "    print(boards[0].pid, flush=True); time.sleep(600)"
     )

@@ -31,6 +31,15 @@ PAIRS = {"pair-A": "shared", "pair-B": "independent"}
 SMALL = [*PAIRS, "ds_cnn", "resnet8", "mobilenet_v1_025", "mlp_autoencoder", "transformer", "resnet18"]
 # 0.3 to 4 billion multiply-adds: minutes each, most of it compiling.
 LARGE = ["mobilenet_v1", "mobilenet_v2", "resnet50"]
+# What every CPU computes each time, and which CPU computes the others: one without, one with dot products.
+EVERYWHERE = ["pair-B", "resnet8", "transformer"]
+ONCE = {
+    "pair-A": "cortex-a76",
+    "ds_cnn": "cortex-a53",
+    "mobilenet_v1_025": "neoverse-n1",
+    "mlp_autoencoder": "cortex-a72",
+    "resnet18": "max",
+}
 # Those whose weights don't amplify, layer by layer, what is rounded: MobileNet's random ones make a tenth of the range
 # of rounding the values to float16, however exactly they are summed.
 HALF = [*PAIRS, "ds_cnn", "resnet8", "transformer"]
@@ -79,9 +88,14 @@ def run_passes(phases: list[tvm.transform.Pass], mod: tvm.IRModule) -> tvm.IRMod
     return tvm.transform.Sequential(list(phases))(mod)
 
 
-@pytest.mark.parametrize("cpu", CPUS)
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
-    "name", [*SMALL, *(pytest.param(name, marks=[pytest.mark.large, pytest.mark.timeout(1200)]) for name in LARGE)]
+    ("name", "cpu"),
+    [
+        pytest.param(name, cpu, marks=() if name in EVERYWHERE or ONCE.get(name) == cpu else pytest.mark.slow)
+        for name in [*SMALL, *LARGE]
+        for cpu in CPUS
+    ],
 )
 def test_a_network_on_a_board(name: str, cpu: str, session: Session, board: Board, tmp_path: Path) -> None:
     wanted = reference(name)

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import tvm_ffi
 
-import nnfuze_tvm
 from nnfuze_tvm import cli
 from nnfuze_tvm.deploy.bundle import Bundle
+from nnfuze_tvm.deploy.deployment import deploy
 from nnfuze_tvm.deploy.runner import made_up
 from nnfuze_tvm.devices.remote import emulator
 
@@ -74,7 +74,7 @@ def test_deploy(
     tracker: str,
     board: Callable[[str], str],
 ) -> None:
-    found = nnfuze_tvm.deploy(bundles / target, tracker, board(model), repeat=2)
+    found = deploy(bundles / target, tracker, board(model), repeat=2)
     for task, values in answers.items():
         np.testing.assert_array_equal(found.answers[task], values)
 

@@ -115,7 +115,6 @@ def test_the_figure_holds_every_network_and_engine(tmp_path):
         assert expected in drawn
 
 
-@pytest.mark.slow
 def test_a_pair_beside_onnx_runtime(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     file = tmp_path / "figures.json"

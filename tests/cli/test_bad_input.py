@@ -23,7 +23,7 @@ from nnfuze_tvm import cli
 from nnfuze_tvm.deploy.bundle import read_manifest
 from nnfuze_tvm.deploy.manifest import TargetRecord
 from nnfuze_tvm.devices.remote.tracker import EmbeddedTracker
-from nnfuze_tvm.jobs import job
+from nnfuze_tvm.jobs import compile as compiling
 from tests.tiny_networks import classifier, samples, save_pair
 
 Fails = Callable[..., str]
@@ -276,7 +276,7 @@ class TestOutput:
         def full(*_: object) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr(job, "seal", full)
+        monkeypatch.setattr(compiling, "seal", full)
         assert "No space left on device" in fails("compile", *models, "--no-compare", "-o", out)
 
     def test_disk_is_full(self, fails: Fails, models: list[str], tmp_path: Path) -> None:
@@ -295,7 +295,7 @@ class TestOutput:
         def exhausted(*_: object, **__: object) -> None:
             raise MemoryError
 
-        monkeypatch.setattr(job, "Graphs", exhausted)
+        monkeypatch.setattr(compiling, "make_graphs", exhausted)
         assert "out of memory" in fails("compile", *models, "-o", out)
 
 

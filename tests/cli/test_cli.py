@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,10 +14,13 @@ import onnx
 import pytest
 
 from nnfuze_tvm import cli
+from nnfuze_tvm.cli import verbs
 from nnfuze_tvm.deploy.bundle import Bundle, unfit
 from nnfuze_tvm.deploy.manifest import describe_target
 from nnfuze_tvm.devices.remote.tracker import EmbeddedTracker
 from nnfuze_tvm.devices.targets import resolve
+from nnfuze_tvm.passes import pipeline
+from nnfuze_tvm.passes.compress import method
 from nnfuze_tvm.report import Report
 from tests.tiny_networks import classifier, samples, save_pair
 
@@ -44,12 +48,64 @@ def sample(tmp_path: Path) -> str:
     return f"x={tmp_path / 'x.npy'}"
 
 
-def test_help_is_quick_and_has_examples() -> None:
-    command = [sys.executable, "-c", "import sys, nnfuze_tvm.cli as c; c.run(['compile', '-h']);"]
-    script = command[-1] + "print('tvm' in sys.modules)"
-    done = subprocess.run([*command[:-1], script], capture_output=True, text=True, check=True)
-    assert "nnfuze compile keyword.onnx" in done.stdout
-    assert done.stdout.strip().endswith("False")
+def shown_without_tvm(arguments: list[str], cache: Path) -> tuple[str, bool]:
+    """What a fresh process prints, and whether it did without TVM."""
+    script = f"import sys, nnfuze_tvm.cli as c; c.run({arguments}); print('tvm' in sys.modules)"
+    env = {**os.environ, "XDG_CACHE_HOME": str(cache), "COLUMNS": "120"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=env)
+    return done.stdout + done.stderr, done.stdout.strip().endswith("False")
+
+
+@pytest.mark.parametrize("arguments", [["-h"], ["run", "-h"], ["deploy", "-h"], ["devices", "-h"], ["run", "--wobble"]])
+def test_help_is_quick(arguments: list[str], tmp_path: Path) -> None:
+    shown, quick = shown_without_tvm(arguments, tmp_path)
+    assert "nnfuze" in shown and quick
+
+
+def test_help_has_examples_and_the_methods_options(tmp_path: Path) -> None:
+    first, _ = shown_without_tvm(["compile", "-h"], tmp_path)
+    again, quick = shown_without_tvm(["compile", "-h"], tmp_path)
+    assert quick and again.splitlines()[:-1] == first.splitlines()[:-1]
+    assert "nnfuze compile keyword.onnx" in again
+    assert all(f"--{name.replace('_', '-')} " in again for name in method.options(pipeline.METHODS))
+    (kept,) = (tmp_path / "nnfuze" / "options").iterdir()
+    kept.write_text('[{"name": "damaged"}]')
+    assert shown_without_tvm(["compile", "-h"], tmp_path) == (first, False)
+    assert shown_without_tvm(["compile", "-h"], Path("/proc")) == (first, False)
+
+
+def test_a_method_brings_its_options(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    option = method.Option("sharpness", int, None, "How sharp.")
+    sharpen = method.Method("sharp", "sharpening", lambda _: [], wants=lambda _: False, options=(option,))
+    monkeypatch.setattr(pipeline, "METHODS", (*pipeline.METHODS, sharpen))
+    monkeypatch.setenv("COLUMNS", "120")
+    assert cli.run(["tune", "-h"]) == 0
+    assert "--sharpness" in capsys.readouterr().out
+    assert cli.run(["tune", "a.onnx", "--sharpness", "high"]) == 2
+    assert "--sharpness" in capsys.readouterr().err
+
+
+def test_a_new_verb_is_one_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "greet.py").write_text(
+        "from nnfuze_tvm.cli.options import AsJson, Models\n"
+        "def command(models: Models, *, as_json: AsJson = False) -> None:\n"
+        '    """Greet networks."""\n'
+        "    print('hello', *models)\n"
+    )
+    monkeypatch.setattr(verbs, "__path__", [*verbs.__path__, str(tmp_path)])
+    monkeypatch.setitem(sys.modules, "nnfuze_tvm.cli.verbs.greet", None)
+    del sys.modules["nnfuze_tvm.cli.verbs.greet"]
+    assert list(cli.find_verbs()) == [
+        "compile", "tune", "analyze", "run", "deploy", "bench", "inspect", "devices", "greet",
+    ]  # fmt: skip
+    assert cli.run(["-h"]) == 0
+    assert "Greet networks." in capsys.readouterr().out
+    assert cli.run(["greet", "a.onnx", "b.onnx"]) == 0
+    assert capsys.readouterr().out == "hello a.onnx b.onnx\n"
+    assert cli.run(["greet"]) == 2
+    assert "models" in capsys.readouterr().err.lower()
 
 
 def test_compile_reports_every_stage(compiled: Path) -> None:

@@ -16,13 +16,22 @@ import tvm
 from tvm import relax
 
 from nnfuze_tvm.deploy import build, bundle
-from nnfuze_tvm.deploy.bundle import Bundle, write_bundle
-from nnfuze_tvm.deploy.manifest import Manifest, TargetRecord, describe_target, package_versions, signature_records
+from nnfuze_tvm.deploy.bundle import Bundle
+from nnfuze_tvm.deploy.manifest import (
+    Manifest,
+    TargetRecord,
+    describe_hardware,
+    describe_target,
+    package_versions,
+    signature_records,
+)
 from nnfuze_tvm.deploy.runner import Runner, signature
+from nnfuze_tvm.devices.hardware import Hardware
 from nnfuze_tvm.devices.targets import resolve
 from nnfuze_tvm.errors import BundleError, InputError
 from nnfuze_tvm.frontend import load
 from nnfuze_tvm.passes import pipeline
+from tests.bundles import write_bundle
 from tests.tiny_networks import classifier, samples
 
 
@@ -238,7 +247,7 @@ def test_manifest_schema(copy: Path) -> None:
     fields = json.loads((copy / "manifest.json").read_text())
     assert len(fields["files"]["lib.so"]["sha256"]) == 64
     (copy / "manifest.json").write_text(json.dumps({**fields, "format": 99}))
-    with pytest.raises(BundleError, match="format 99, this version reads 1"):
+    with pytest.raises(BundleError, match="format 99, this version reads 2"):
         Bundle.load(copy)
     for text, message in [("[]", "not a bundle's manifest"), ("{", "can't be read"), ("\xff", "can't be read")]:
         (copy / "manifest.json").write_text(text, encoding="latin-1")
@@ -270,6 +279,16 @@ def test_other_machines_are_refused_before_code_is_loaded(
     with pytest.raises(BundleError, match=message) as caught:
         Bundle.load(copy)
     assert "\n" not in str(caught.value)
+
+
+def test_what_chooses_kernels_is_described() -> None:
+    record = describe_hardware(resolve("rpi5"))
+    assert (record.isa, record.vector_bytes, record.registers, record.cores) == ("arm", 16, 32, 4)
+    assert record.far_macs == Hardware.of(resolve("rpi5")).far_macs != describe_hardware(resolve("aarch64")).far_macs
+    assert {"neon", "dotprod"} <= set(record.features) and "i8mm" not in record.features
+    # 32-bit ARM has NEON, but no kernel may ask for it.
+    assert describe_hardware(resolve("armv7")).isa == "generic"
+    assert "neon" not in describe_hardware(resolve("armv7")).features
 
 
 def test_targets_are_described() -> None:

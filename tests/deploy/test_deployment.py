@@ -14,10 +14,10 @@ from tvm.script import ir as I
 from tvm.script import relax as R
 from tvm.script import tirx as T
 
-import nnfuze_tvm
 from nnfuze_tvm import cli
 from nnfuze_tvm.deploy import build, deployment
-from nnfuze_tvm.deploy.bundle import Bundle, unfit, write_bundle
+from nnfuze_tvm.deploy.bundle import Bundle, unfit
+from nnfuze_tvm.deploy.deployment import deploy
 from nnfuze_tvm.deploy.manifest import InputRecord, Manifest, OutputRecord, describe_target, signature_records
 from nnfuze_tvm.deploy.runner import made_up, signature
 from nnfuze_tvm.devices.cpu import Cpu
@@ -26,6 +26,7 @@ from nnfuze_tvm.devices.targets import resolve
 from nnfuze_tvm.errors import BundleError, DeviceError, InputError
 from nnfuze_tvm.frontend import load
 from nnfuze_tvm.passes import pipeline
+from tests.bundles import write_bundle
 from tests.tiny_networks import classifier, samples
 
 
@@ -92,7 +93,7 @@ def misbehaving(mod: tvm.IRModule, path: Path) -> Path:
 
 
 def test_answers_are_those_of_this_machine(bundle: Path, tracker: str) -> None:
-    found = nnfuze_tvm.deploy(bundle, tracker, "board", {"x": samples(3)}, repeat=5)
+    found = deploy(bundle, tracker, "board", {"x": samples(3)}, repeat=5)
     here = Bundle.load(bundle)
     for n, x in enumerate(samples(3)):
         wanted = here.run({"x": x[None]})
@@ -105,7 +106,7 @@ def test_answers_are_those_of_this_machine(bundle: Path, tracker: str) -> None:
 
 def test_inputs_that_do_not_fit(bundle: Path, tracker: str) -> None:
     with pytest.raises(InputError, match=r"^inputs: 'x' has shape \[1, 6\]"):
-        nnfuze_tvm.deploy(bundle, tracker, "board", {"x": np.zeros((1, 6), "float32")})
+        deploy(bundle, tracker, "board", {"x": np.zeros((1, 6), "float32")})
 
 
 def test_command(bundle: Path, tracker: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,7 +146,7 @@ def test_another_machines_bundle_is_not_sent(tmp_path: Path, bundle: Path, track
     (copy / "manifest.json").write_text(manifest.to_json())
     steps: list[str] = []
     with pytest.raises(BundleError, match=r"made for \w+, the board is \w+; compile it"):
-        nnfuze_tvm.deploy(copy, tracker, "board", announce=steps.append)
+        deploy(copy, tracker, "board", announce=steps.append)
     assert not any("upload" in step for step in steps)
 
 
@@ -160,13 +161,13 @@ def test_features_that_a_board_lacks() -> None:
 
 def test_no_board(bundle: Path, tracker: str) -> None:
     with pytest.raises(DeviceError, match="no device under key 'other'"):
-        nnfuze_tvm.deploy(bundle, tracker, "other", wait=0.5)
+        deploy(bundle, tracker, "other", wait=0.5)
 
 
 def test_a_crash_is_one_line_and_the_board_goes_on(bundle: Path, tracker: str, tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match=r"^board 'board' .*failed while running \(.*SIGSEGV\)$"):
-        nnfuze_tvm.deploy(misbehaving(Crashing, tmp_path / "bad"), tracker, "board")
-    assert nnfuze_tvm.deploy(bundle, tracker, "board", repeat=1).answers["one"].shape == (1, 3)
+        deploy(misbehaving(Crashing, tmp_path / "bad"), tracker, "board")
+    assert deploy(bundle, tracker, "board", repeat=1).answers["one"].shape == (1, 3)
 
 
 def test_a_board_that_does_not_answer(
@@ -175,6 +176,6 @@ def test_a_board_that_does_not_answer(
     path = misbehaving(Endless, tmp_path / "bad")
     monkeypatch.setattr(deployment, "_ANSWER_SECONDS", 10.0)
     with pytest.raises(DeviceError, match="no answer within 10 s while running"):
-        nnfuze_tvm.deploy(path, tracker, "board", wait=1)
+        deploy(path, tracker, "board", wait=1)
     # The server drops a session whose client is gone.
-    assert nnfuze_tvm.deploy(bundle, tracker, "board", repeat=1).answers["one"].shape == (1, 3)
+    assert deploy(bundle, tracker, "board", repeat=1).answers["one"].shape == (1, 3)

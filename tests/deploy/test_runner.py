@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +18,7 @@ from tvm.target import Target
 from nnfuze_tvm.deploy import build
 from nnfuze_tvm.deploy.runner import Input, Output, Runner
 from nnfuze_tvm.devices.targets import resolve
+from nnfuze_tvm.devices.toolchain import linker_for
 
 SHAPE = (1, 28, 28, 64)
 
@@ -51,6 +55,13 @@ def cpu_seconds() -> dict[str, float]:
 def threads_of(call: Callable[[], object]) -> int:
     """How many threads take a share of a call."""
     call()
+    # Workers that an earlier call left spin before they sleep.
+    others = idle_since = None
+    while others is None or time.monotonic() - idle_since < 0.2:
+        now = {task: seconds for task, seconds in cpu_seconds().items() if int(task) != threading.get_native_id()}
+        if now != others:
+            others, idle_since = now, time.monotonic()
+        time.sleep(0.02)
     before = cpu_seconds()
     started = time.process_time()
     while time.process_time() - started < 0.5:
@@ -67,6 +78,29 @@ def test_a_parallel_kernel_gets_its_threads(library: relax.VMExecutable, threads
     network = runner(library, threads)
     x = np.random.default_rng(1).standard_normal(SHAPE).astype("float32")
     assert threads_of(lambda: network.run({"x": x})) == threads
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's list of a process's threads")
+def test_a_network_for_one_thread_starts_no_other(library: relax.VMExecutable, tmp_path: Path) -> None:
+    library.export_library(str(tmp_path / "lib.so"), fcompile=linker_for(resolve("host")))
+    program = f"""
+import os, numpy, tvm
+from nnfuze_tvm.deploy.runner import Input, Output, Runner
+inputs, outputs = [Input("x", {SHAPE}, "float32")], [Output("task", "y", {SHAPE}, "float32")]
+x = numpy.ones({SHAPE}, "float32")
+found = [len(os.listdir("/proc/self/task"))]
+library = tvm.runtime.load_module({str(tmp_path / "lib.so")!r})
+for threads in (1, 2):
+    Runner(library, inputs, outputs, threads).run(dict(x=x))
+    found.append(len(os.listdir("/proc/self/task")))
+print(*found)
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    before, one, two = map(int, done.stdout.split())
+    assert one == before
+    # The workers are there when they are asked for, also after a call without them.
+    assert two == before + len(os.sched_getaffinity(0)) - 1
 
 
 def test_every_number_of_threads_gives_the_same_bits(library: relax.VMExecutable) -> None:

@@ -48,7 +48,7 @@ def calls(
         values = [rng.uniform(example.low, example.high, shape).astype("float32") for shape in example.shapes]
         free = len(values) - example.constants
         operands = []
-        for n, value in enumerate(values[:free]):
+        for value in values[:free]:
             param = tvm.ir.Var(emitter.unique(f"x{len(params)}"), relax.TensorType(value.shape, "float32"))
             params.append(param)
             data[param.name] = value

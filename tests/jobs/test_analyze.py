@@ -1,79 +1,21 @@
-"""nnfuze analyze: the model's arithmetic, and the command from ONNX files to JSON."""
+"""nnfuze analyze: the command from ONNX files to JSON."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from nnfuze_tvm import cli
-from nnfuze_tvm.analysis.roofline import Level, Machine
 from nnfuze_tvm.devices.remote.tracker import EmbeddedTracker
-from nnfuze_tvm.jobs.analyze import Analysis, KernelUse, bounds
-from nnfuze_tvm.report.roofline import render_analysis
 from tests.tiny_networks import samples, save_pair
-
-MACHINE = Machine(
-    fp32=100e9,
-    int8=400e9,
-    caches=(Level("L1", 32 << 10, 200e9), Level("L2", 512 << 10, 50e9)),
-    dram=10e9,
-    vector_bytes=32,
-    threads=1,
-    source="made up",
-)
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return save_pair(tmp_path_factory.mktemp("models"))
-
-
-def use(
-    seconds: float, *, integer: bool = False, convolution: bool = True, calls: int = 1, **delivered: int
-) -> KernelUse:
-    return KernelUse(
-        name="kernel",
-        layers=("t/layer",),
-        rule="conv2d",
-        calls=calls,
-        convolution=convolution,
-        integer=integer,
-        operations=1e6,
-        bytes=50_000,
-        seconds=seconds,
-        bounds=bounds(MACHINE, 1e6, integer, {"L1": 0, "L2": 0, "DRAM": 0, **delivered}),
-    )
-
-
-def test_the_slowest_limit_names_the_kernel() -> None:
-    assert use(2e-5).bounds == pytest.approx({"compute": 1e-5, "L1": 0.0, "L2": 0.0, "DRAM": 0.0})
-    assert use(2e-5).bound == "compute"
-    assert use(2e-5, L1=1_000_000).bound == "compute"
-    assert use(2e-5, L1=3_000_000).bound == "L1"
-    assert use(2e-5, L1=3_000_000, L2=1_000_000).bound == "L2"
-    assert use(2e-5, L1=3_000_000, L2=1_000_000, DRAM=250_000).bound == "DRAM"
-    assert use(2e-5, integer=True, L1=1_000_000).bound == "L1"
-
-
-def test_shares_of_the_peak_and_of_the_roofline() -> None:
-    kernel = use(2e-5, L1=3_000_000)
-    assert kernel.of_peak == pytest.approx(0.5)
-    assert kernel.of_roofline == pytest.approx(0.75)
-    assert kernel.rate == pytest.approx(50e9)
-    assert kernel.intensity == pytest.approx(20.0)
-
-
-def test_a_network_is_the_sum_of_all_calls() -> None:
-    analysis = Analysis((use(2e-5, calls=3), use(4e-5, integer=True, convolution=False)), MACHINE)
-    assert analysis.seconds == pytest.approx(1e-4)
-    assert analysis.operations == pytest.approx(4e6)
-    assert analysis.of_peak == pytest.approx((3 * 1e-5 + 0.25e-5) / 1e-4)
-    assert analysis.convolutions == pytest.approx(0.5)
-    assert Analysis((use(1e-5, convolution=False),), MACHINE).convolutions is None
 
 
 @pytest.mark.parametrize("quantized", [False, True])
@@ -131,15 +73,6 @@ def test_table_for_a_board_that_is_not_at_hand(
     words = set(shown.split())
     assert {"one/conv", "compute", "L1", "L2", "L3", "DRAM", "least", "bound"} <= words
     assert not {"rate", "peak", "roofline", "–"} & words
-
-
-def test_what_a_board_should_do_stands_beside_what_it_does() -> None:
-    expected = replace(MACHINE, source="catalogue: some board")
-    assert render_analysis(Analysis((use(2e-5),), MACHINE))[0] == (
-        "made up, 1 thread: 100 GFLOP/s float32, 400 GOP/s int8, L1 200 GB/s, L2 50 GB/s, DRAM 10 GB/s"
-    )
-    shown = render_analysis(Analysis((use(2e-5),), MACHINE, expected))
-    assert str(shown[1]).startswith("catalogue: some board, 1 thread: 100 GFLOP/s float32")
 
 
 def test_table_of_a_network_on_a_board(models: list[str], capsys: pytest.CaptureFixture[str]) -> None:

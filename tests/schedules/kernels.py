@@ -47,7 +47,7 @@ def single_function(
 def fuse(mod: tvm.IRModule, target: Target) -> tvm.IRModule:
     """Bring a Relax module to fused NHWC PrimFuncs, each of one operator's own form, without any schedule."""
     machine = build.machine(target)
-    return tvm.transform.Sequential([*pipeline.layout_phases(), *pipeline.kernel_phases(machine)])(mod)
+    return tvm.transform.Sequential([pipeline.layout_phase(), pipeline.kernel_phase(machine)])(mod)
 
 
 def fused_kernels(mod: tvm.IRModule, target: Target = HOST) -> dict[str, tvm.IRModule]:
@@ -71,7 +71,7 @@ def schedule(
         sch = s_tir.Schedule(tvm.IRModule({"main": func.with_attr("global_symbol", "main")}), seed=seed)
         rules[gv.name_hint] = schedules.apply(sch, target, tunable)
         fused[gv] = schedules.apply_rewrites(fallback.with_block(sch)).without_attr("global_symbol")
-    return tvm.transform.Sequential(build.packing_phases())(fused), rules
+    return tvm.transform.Sequential(build.packing_passes())(fused), rules
 
 
 def run(mod: tvm.IRModule, target: Target, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:

@@ -23,7 +23,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import IO
 
-import nnfuze_tvm
 from nnfuze_tvm.devices.remote import tracker as trackers
 from nnfuze_tvm.errors import DeviceError
 
@@ -42,7 +41,11 @@ _START_SECONDS = 120.0
 # Not `sys.stderr`, which may be no file.
 _STDERR = 2
 _PR_SET_PDEATHSIG = 1
-_SERVE = "import sys; from nnfuze_tvm.devices import server; server.start((sys.argv[1], int(sys.argv[2])), sys.argv[3])"
+_SERVE = """
+import sys
+from nnfuze_tvm.devices.remote import server
+server.start((sys.argv[1], int(sys.argv[2])), sys.argv[3])
+"""
 
 
 def folder(announce: Callable[[str], None] = lambda _: None) -> Path:
@@ -165,7 +168,7 @@ def emulate(
     announce(f"starting {cpu}")
     with tempfile.TemporaryDirectory(prefix="nnfuze-board-") as scratch, contextlib.ExitStack() as stack:
         # Nothing but this package: beside it may be packages for this machine.
-        (Path(scratch) / "nnfuze_tvm").symlink_to(Path(nnfuze_tvm.__file__).parent.resolve())
+        (Path(scratch) / "nnfuze_tvm").symlink_to(Path(__file__).parents[2].resolve())
         command, env = python(cpu, at, scratch)
         boards = []
         for _ in range(count):

@@ -85,7 +85,6 @@ OPERATORS = {
     "stack": Operator(
         effect="mixes",
         evaluate=_stacked,
-        examples=(Example(((2, 8), (2, 8)), lambda x, y: op.stack([x, y], 1)),),
         kernels=("elementwise",),
     ),
 }

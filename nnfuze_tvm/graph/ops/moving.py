@@ -322,6 +322,7 @@ OPERATORS = {
         integer=_integer_split,
         nonnegative=None,
         half=False,
+        kernels=("fallback",),
     ),
     "broadcast_to": _operator(
         _broadcast, Example(((2, 8, 1, 1),), lambda x: op.broadcast_to(x, _DATA)), half=False, folds=True

@@ -1,7 +1,6 @@
-"""Tuning jobs: candidates of every kernel measured on devices over RPC, and kept in a directory."""
+"""Tuning kernels: candidates of every one measured on devices over RPC, and kept in a job's directory."""
 
-from nnfuze_tvm.jobs.tuning.job import load_database, tune
-from nnfuze_tvm.jobs.tuning.journal import Trial, read_journal
-from nnfuze_tvm.jobs.tuning.usage import Usage, usage
+from nnfuze_tvm.jobs.tuning.directory import Trial, has_records, load_database, read_journal
+from nnfuze_tvm.jobs.tuning.tune_kernels import tune_kernels
 
-__all__ = ["Trial", "Usage", "load_database", "read_journal", "tune", "usage"]
+__all__ = ["Trial", "has_records", "load_database", "read_journal", "tune_kernels"]

@@ -14,8 +14,8 @@ from tvm.s_tir import meta_schedule as ms
 
 
 @dataclass(frozen=True)
-class Kernel:
-    """One unique PrimFunc.
+class TunableKernel:
+    """One unique PrimFunc of a module.
 
     Attributes
     ----------
@@ -38,7 +38,7 @@ class Kernel:
     workload: str
 
 
-def extract(mod: tvm.IRModule, target: tvm.target.Target, workloads: Iterable[str] = ()) -> list[Kernel]:
+def extract(mod: tvm.IRModule, target: tvm.target.Target, workloads: Iterable[str] = ()) -> list[TunableKernel]:
     """Return the unique kernels of a fused module, the most used ones first.
 
     Parameters
@@ -65,7 +65,7 @@ def extract(mod: tvm.IRModule, target: tvm.target.Target, workloads: Iterable[st
             if same:
                 # Traces name blocks, so they must be made for the very module that the database holds.
                 line, func = stored[same], modules[same]
-        kernels.append(Kernel(kernel_id(line), str(task.task_name), func, int(task.weight), line))
+        kernels.append(TunableKernel(kernel_id(line), str(task.task_name), func, int(task.weight), line))
     return sorted(kernels, key=lambda kernel: -kernel.weight)
 
 

@@ -1,33 +1,26 @@
-"""The loop of a tuning job: propose, compile, measure, note; batch by batch, kernel by kernel.
-
-Losing a device costs the run that was on it. What was lost is measured again, wherever a device is free: a server
-of ours says when a session was ended by a crash or by its timeout, which is the candidate's failure; without such
-last words the device is at fault, as far as can be told. A candidate that was running when two devices (or one
-device twice) were lost counts as failed, since it would cost one device after the other.
-"""
+"""The loop of a tuning job: propose, compile, measure, note; batch by batch, kernel by kernel."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import os
-import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
+from pathlib import Path
 
 from nnfuze_tvm.errors import DeviceError
-from nnfuze_tvm.jobs.tuning.fleet import Fleet
-from nnfuze_tvm.jobs.tuning.journal import Final, Trial, WorkDir
-from nnfuze_tvm.jobs.tuning.kernels import Kernel
-from nnfuze_tvm.jobs.tuning.pool import Failure, Pool
+from nnfuze_tvm.jobs.board_queue import BoardQueue, Outcome
+from nnfuze_tvm.jobs.fleet import Fleet
+from nnfuze_tvm.jobs.pool import Failure, Pool
+from nnfuze_tvm.jobs.tuning.directory import Final, Trial, TuningDirectory
+from nnfuze_tvm.jobs.tuning.kernels import TunableKernel
 from nnfuze_tvm.jobs.tuning.progress import Progress
 from nnfuze_tvm.jobs.tuning.search import Decisions, Search
-from nnfuze_tvm.jobs.tuning.workers import RUNNING, Candidate, Measured, now
+from nnfuze_tvm.jobs.tuning.workers import Candidate, now
 
-# So many devices may be lost with one candidate running before it is to blame.
-_MAX_LOST = 2
 # After this many failures without a single success something other than the candidates is wrong.
 _HOPELESS_FAILURES = 16
 # How many candidates a kernel's final compares, the untuned one included.
@@ -36,14 +29,14 @@ _FINALISTS = 4
 # CPUs wait for the others.
 _TURN = 16
 
-_log = logging.getLogger("nnfuze_tvm.jobs.tuning")
+_log = logging.getLogger(__name__)
 
 
 @dataclass
 class _State:
     """What the loop knows of one kernel."""
 
-    kernel: Kernel
+    kernel: TunableKernel
     search: Search
     done: int = 0
     in_flight: int = 0
@@ -69,8 +62,9 @@ class _Job:
     candidates: list[Candidate]
     started: float
     final: bool = False
-    lost: list[str] = field(default_factory=list)
-    lost_running: int = 0
+
+    def __str__(self) -> str:
+        return self.state.kernel.name
 
 
 def _cost(state: _State) -> float:
@@ -83,51 +77,49 @@ class Loop:
 
     Parameters
     ----------
-    directory : WorkDir
+    directory : TuningDirectory
         Holds the trials of earlier runs and gets the new ones.
-    compilers, boards : Pool
-        Workers that run ``compile_loop`` and ``measure_loop``.
+    compilers : Pool
+        Workers that run ``compile_loop``.
+    boards : BoardQueue
+        Its workers run ``measure_loop``.
     fleet : Fleet
-        Knows the devices; as many candidates are measured at a time as it has.
+        Knows the devices.
+    scratch : Path
+        Where libraries go.
     limit : int
         Trials per kernel.
     seed : int
         For the search.
     display : Progress
         What the user sees.
-    patience : float
-        Seconds without any device after which the job gives up.
     """
 
     def __init__(
         self,
-        directory: WorkDir,
+        directory: TuningDirectory,
         compilers: Pool,
-        boards: Pool,
+        boards: BoardQueue[_Job],
         fleet: Fleet,
         *,
+        scratch: Path,
         limit: int,
         seed: int,
         display: Progress,
-        patience: float,
     ) -> None:
         self._directory = directory
         self._compilers = compilers
         self._boards = boards
         self._fleet = fleet
+        self._scratch = scratch
         self._limit = limit
         self._seed = seed
         self._display = display
-        self._patience = patience
-        self._alone = fleet.local
         self._measuring = False
-        self._progress = self._waiting_since = time.monotonic()
-        self._fruitless = 0
         self._states: list[_State] = []
         self._to_compile: deque[tuple[_State, Decisions]] = deque()
-        self._to_measure: deque[_Job] = deque()
 
-    def run(self, kernels: Sequence[Kernel]) -> None:
+    def run(self, kernels: Sequence[TunableKernel]) -> None:
         """Tune the kernels.
 
         Raises
@@ -145,33 +137,17 @@ class Loop:
             self._refill()
             self._dispatch()
             channels = [*self._compilers.channels, *self._boards.channels]
-            if not channels and not self._to_measure:
+            if not channels and not self._boards.waiting:
                 break
             ready = wait(channels, timeout=0.5)
             for (state, wanted, started), _, answer in self._compilers.answers(ready):
                 self._compiled(state, wanted, started, answer)
-            for job, notes, answer in self._boards.answers(ready):
-                self._measured(job, notes, answer)
-            self._watch()
+            for outcome in self._boards.outcomes(ready):
+                self._finish(outcome)
+            self._boards.watch()
         self._check_success(at_least=1)
 
-    def _watch(self) -> None:
-        """Follow the devices that come and go."""
-        if self._fleet.update():
-            count = len(self._fleet.devices)
-            self._display.say(f"{count} device{'' if count == 1 else 's'} registered under {self._fleet.key!r}")
-            self._boards.size = count
-            # Compiling on this machine disturbs devices that are this machine.
-            self._alone = self._fleet.local
-        if self._boards.engaged or not self._boards.working:
-            self._waiting_since = time.monotonic()
-        elif time.monotonic() - self._waiting_since > self._patience:
-            self._waiting_since = time.monotonic()
-            self._display.say(f"waiting for a free device; registered: {', '.join(self._fleet.devices)}")
-        if not self._boards.engaged:
-            self._fleet.check(self._patience)
-
-    def _probe(self, kernels: Sequence[Kernel]) -> list[_State]:
+    def _probe(self, kernels: Sequence[TunableKernel]) -> list[_State]:
         """Learn the knobs of every kernel, drop those without any, and load what earlier runs measured."""
         todo = deque(kernels)
         states: dict[str, _State] = {}
@@ -202,6 +178,11 @@ class Loop:
     def _batch(self) -> int:
         return max(4, min(16, self._limit // 4), 2 * len(self._fleet.devices))
 
+    @property
+    def _alone(self) -> bool:
+        """Whether the devices are this machine: then compiling disturbs them."""
+        return self._fleet.local
+
     def _refill(self) -> None:
         """Queue the next batch, of the kernel that is furthest behind and then of the costliest one.
 
@@ -230,7 +211,7 @@ class Loop:
 
     def _dispatch(self) -> None:
         """Hand out work; on this machine alone, what is queued is all compiled and then all measured."""
-        if self._measuring and not (self._to_measure or self._boards.working):
+        if self._measuring and not (self._boards.waiting or self._boards.working):
             self._measuring = False
         elif not (self._measuring or self._to_compile or self._compilers.working):
             self._measuring = True
@@ -238,13 +219,15 @@ class Loop:
             while self._to_compile and self._compilers.free:
                 state, wanted = self._to_compile.popleft()
                 known = frozenset() if state.finalists else frozenset(state.search.times) | state.pending
-                folder = str(self._directory.path / "scratch")
-                self._compilers.submit((state, wanted, now()), (state.kernel.id, wanted, known, folder))
+                message = (state.kernel.id, wanted, known, str(self._scratch))
+                self._compilers.submit((state, wanted, now()), message)
         if not self._alone or (self._measuring and not self._compilers.working):
-            while self._to_measure and self._boards.free:
-                job = self._to_measure.popleft()
-                libraries = [(c.library, c.args) for c in job.candidates]
-                self._boards.submit(job, (libraries, None if job.final else job.state.search.best), len(libraries))
+            self._boards.dispatch()
+
+    def _measure(self, job: _Job) -> None:
+        """Queue a job for the devices; the best time so far is that of the moment when it is handed out."""
+        libraries = [(c.library, c.args) for c in job.candidates]
+        self._boards.put(job, lambda: (libraries, None if job.final else job.state.search.best), len(libraries))
 
     def _compiled(self, state: _State, wanted: Decisions, started: float, answer: Candidate | Failure) -> None:
         if isinstance(answer, Failure):
@@ -260,76 +243,53 @@ class Loop:
         fresh = answer.decisions not in state.search.times and answer.decisions not in state.pending
         job = _Job(state, [answer], started)
         if fresh and answer.error:
-            self._note(job, None, None, answer.error)
+            self._note(Outcome(job, None, answer.error, None, ()))
         elif fresh and answer.code not in state.codes:
             state.codes.add(answer.code)
             state.pending.add(answer.decisions)
-            self._to_measure.append(job)
+            self._measure(job)
         else:
             state.search.skip(answer.decisions)
             self._forget(job)
 
-    def _measured(self, job: _Job, notes: Sequence[str], answer: Measured | Failure) -> None:
-        """Take an answer; what was lost with a device goes back into the queue."""
-        device = notes[0] if notes else None
-        if isinstance(answer, Failure):
-            answer = Measured(error=answer.reason, lost=True)
-        if not answer.lost:
-            self._progress = time.monotonic()
-            self._fruitless = 0
-            self._finish(job, device, answer.seconds, answer.error)
-            return
-        _log.warning("device %s was lost with a candidate of %s: %s", device, job.state.kernel.name, answer.error)
-        if device:
-            job.lost.append(device)
-        if RUNNING in notes:
-            job.lost_running += 1
-        else:
-            self._fruitless += 1
-            if self._fruitless > 3 * self._boards.size and time.monotonic() - self._progress > self._patience:
-                raise DeviceError(f"no device takes a candidate any more; the last one, {device}: {answer.error}")
-        if job.lost_running == _MAX_LOST:
-            reason = f"{_MAX_LOST} devices were lost while it ran: {', '.join(job.lost)} ({answer.error})"
-            self._finish(job, None, None, reason)
-        else:
-            self._display.say(f"device {device} was lost ({answer.error}); its run is made up for")
-            self._to_measure.append(job)
-
-    def _finish(self, job: _Job, device: str | None, seconds: list[list[float]] | None, error: str | None) -> None:
+    def _finish(self, outcome: Outcome[_Job]) -> None:
+        """Take what a device said."""
+        job = outcome.tag
         if not job.final:
-            self._note(job, device, seconds[0] if seconds else None, error)
+            self._note(outcome)
             return
-        if seconds is None:
+        if outcome.answer is None or outcome.answer.seconds is None:
             # The trials decide, then.
-            _log.warning("the best candidates of %s could not be compared: %s", job.state.kernel.name, error)
+            _log.warning("the best candidates of %s could not be compared: %s", job, outcome.error)
         else:
             decisions = tuple(candidate.decisions for candidate in job.candidates)
-            times = tuple(seconds)
-            self._directory.decide(Final(job.state.kernel.id, decisions, times, job.state.done, device or ""))
+            times = tuple(outcome.answer.seconds)
+            self._directory.decide(Final(job.state.kernel.id, decisions, times, job.state.done, outcome.device or ""))
         self._end_final(job.state)
 
-    def _note(self, job: _Job, device: str | None, seconds: list[float] | None, error: str | None) -> None:
+    def _note(self, outcome: Outcome[_Job]) -> None:
         """Write a finished trial into the journal, then tell the search and the user."""
-        state, (candidate,) = job.state, job.candidates
+        state, (candidate,) = outcome.tag.state, outcome.tag.candidates
+        measured = outcome.answer.seconds if outcome.answer else None
         trial = Trial(
             kernel=state.kernel.id,
             decisions=candidate.decisions,
-            seconds=seconds,
-            error=error,
-            device=device,
+            seconds=measured[0] if measured else None,
+            error=outcome.error,
+            device=outcome.device,
             rule=candidate.rule,
             code=candidate.code,
-            started=job.started,
+            started=outcome.tag.started,
             finished=now(),
             trace=candidate.trace,
-            lost=tuple(job.lost),
+            lost=outcome.lost,
         )
         self._directory.append(trial)
         state.search.record(trial.decisions, trial.time)
         state.pending.discard(trial.decisions)
         state.done += 1
         self._display.trial(state.kernel, state.search.best)
-        self._forget(job)
+        self._forget(outcome.tag)
         self._check_success(at_least=_HOPELESS_FAILURES)
 
     def _forget(self, job: _Job) -> None:
@@ -359,7 +319,7 @@ class Loop:
             candidates = [state.kept[decisions] for decisions in state.finalists or ()]
             usable = [candidate for candidate in candidates if candidate.library]
             if len(usable) > 1:
-                self._to_measure.append(_Job(state, usable, now(), final=True))
+                self._measure(_Job(state, usable, now(), final=True))
             else:
                 self._end_final(state)
 
@@ -373,10 +333,9 @@ class Loop:
         """Give up when nothing ever ran; such a journal says nothing about the candidates."""
         trials = self._directory.trials
         if len(trials) >= at_least and all(trial.seconds is None for trial in trials):
-            self._directory.discard_journal()
+            aside = self._directory.discard_journal()
             raise DeviceError(
-                f"none of {len(trials)} candidates ran; the first one: {trials[0].error} "
-                f"(all of them are in {self._directory.path}/journal.failed.jsonl)"
+                f"none of {len(trials)} candidates ran; the first one: {trials[0].error} (all of them are in {aside})"
             )
 
 

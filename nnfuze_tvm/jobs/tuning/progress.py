@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rich import progress
 
-from nnfuze_tvm.jobs.tuning.kernels import Kernel
+from nnfuze_tvm.jobs.tuning.kernels import TunableKernel
 
 # With more kernels than this the terminal shows only those that are being tuned.
 _SHOWN = 16
@@ -15,13 +15,13 @@ _SHOWN = 16
 class Progress:
     """What a job tells a display; this one shows nothing."""
 
-    def start(self, kernels: Sequence[Kernel], totals: Sequence[int], done: Sequence[int]) -> None:
+    def start(self, kernels: Sequence[TunableKernel], totals: Sequence[int], done: Sequence[int]) -> None:
         """Begin; ``totals`` and ``done`` are trials per kernel."""
 
-    def trial(self, kernel: Kernel, best: float | None) -> None:
+    def trial(self, kernel: TunableKernel, best: float | None) -> None:
         """Count one trial of ``kernel``, whose best time is now ``best`` seconds."""
 
-    def total(self, kernel: Kernel, total: int) -> None:
+    def total(self, kernel: TunableKernel, total: int) -> None:
         """Correct the number of trials of ``kernel``: its space is smaller than thought."""
 
     def say(self, text: str) -> None:
@@ -47,7 +47,7 @@ class Bars(Progress):
         self._tasks: dict[str, progress.TaskID] = {}
         self._totals: dict[str, int] = {}
 
-    def start(self, kernels: Sequence[Kernel], totals: Sequence[int], done: Sequence[int]) -> None:
+    def start(self, kernels: Sequence[TunableKernel], totals: Sequence[int], done: Sequence[int]) -> None:
         """Show the bars; ``totals`` and ``done`` are trials per kernel."""
         self._all = self._bars.add_task("all kernels", total=sum(totals), completed=sum(done), best="")
         for kernel, total, before in zip(kernels, totals, done, strict=True):
@@ -58,7 +58,7 @@ class Bars(Progress):
             self._totals[kernel.id] = total
         self._bars.start()
 
-    def trial(self, kernel: Kernel, best: float | None) -> None:
+    def trial(self, kernel: TunableKernel, best: float | None) -> None:
         """Count one trial of ``kernel``, whose best time is now ``best`` seconds."""
         if len(self._tasks) > _SHOWN:
             for id_, task in self._tasks.items():
@@ -67,7 +67,7 @@ class Bars(Progress):
         self._bars.update(self._tasks[kernel.id], advance=1, best=text)
         self._bars.update(self._all, advance=1)
 
-    def total(self, kernel: Kernel, total: int) -> None:
+    def total(self, kernel: TunableKernel, total: int) -> None:
         """Correct the number of trials of ``kernel``: its space is smaller than thought."""
         self._totals[kernel.id] = total
         self._bars.update(self._tasks[kernel.id], total=total)

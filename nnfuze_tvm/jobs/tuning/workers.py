@@ -25,6 +25,7 @@ from nnfuze_tvm import schedules
 from nnfuze_tvm.devices import toolchain
 from nnfuze_tvm.devices.remote import server, tracker
 from nnfuze_tvm.errors import DeviceError
+from nnfuze_tvm.jobs.board_queue import RUNNING
 from nnfuze_tvm.jobs.tuning.search import Decisions
 from nnfuze_tvm.schedules.blocks import statements
 
@@ -32,8 +33,6 @@ Space = Callable[..., str]
 # A library's path, and shape and dtype of every operand of its function.
 Library = tuple[str, list[tuple[tuple[int, ...], str]]]
 
-# The note that a session is open and a candidate about to run.
-RUNNING = "running"
 _RETRY_SECONDS = 0.5
 
 # One candidate is timed in repeats of about this many seconds ...

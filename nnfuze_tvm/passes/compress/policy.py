@@ -68,9 +68,6 @@ class LayerPolicy:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, LayerPolicy) and self._values() == other._values()
 
-    def __hash__(self) -> int:
-        return hash(tuple(self._values().items()))
-
     def __repr__(self) -> str:
         return f"LayerPolicy({', '.join(f'{name}={value!r}' for name, value in self._values().items())})"
 
@@ -266,7 +263,8 @@ class Policy:
         """
         known = list(known)
         lineage = lineage or Lineage()
-        names = list(dict.fromkeys([*(own for name in known for own in lineage.names(name)), *lineage.aliases]))
+        dropped = [name for name in lineage.aliases if name not in lineage.origins]
+        names = list(dict.fromkeys([*(own for name in known for own in lineage.names(name)), *dropped]))
         for entry in self.layers:
             if entry not in names and not any(fnmatchcase(name, entry) for name in names):
                 near = difflib.get_close_matches(entry, names, n=3, cutoff=0.4) or names[:3]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import tvm
 from tvm import relax
@@ -9,8 +11,8 @@ from tvm.ir import Call, GenericConst, Var
 from tvm.ir.transform import PassContext, module_pass
 
 from nnfuze_tvm.graph import ops
-from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, op_name, output_fields
-from nnfuze_tvm.graph.ir import layers_of, static_shape
+from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, op_name, output_fields, substitute
+from nnfuze_tvm.graph.ir import static_shape
 
 # Poolings follow their input; to name them here is an error.
 DESIRED_LAYOUTS = {
@@ -20,6 +22,9 @@ DESIRED_LAYOUTS = {
 }
 
 Axes = tuple[int, ...]
+
+# TVM's builders make an underscore of a dot in a name. No name of a layer has this character (`ir.clean_name`).
+_DOT = "|"
 
 
 @module_pass(opt_level=0, name="ToNHWC")
@@ -33,11 +38,33 @@ class ToNHWC:
 
     def transform_module(self, mod: tvm.IRModule, _: PassContext) -> tvm.IRModule:
         """Return the module with its functions converted."""
+        mod = mod.clone()
+        for gvar, func in mod.functions_items():
+            if isinstance(func, relax.Function):
+                mod.update_func(gvar, _with_names(func, lambda name: name.replace(".", _DOT)))
         mod = relax.transform.ConvertLayout(DESIRED_LAYOUTS)(mod)
         for gvar, func in mod.functions_items():
             if isinstance(func, relax.Function):
                 mod.update_func(gvar, _TransposeMover().rewrite(func))
         return relax.transform.DeadCodeElimination()(mod)
+
+
+def _with_names(func: relax.Function, rename: Callable[[str], str]) -> relax.Function:
+    """Return ``func`` with its Vars renamed."""
+    emitter, values = Emitter(), dict[Value, Value]()
+    for binding in bindings(func):
+        values[binding.var] = emitter.emit(substitute(binding.value, values), rename(binding.var.name))
+    return emitter.finish(func.params, [substitute(out, values) for out in output_fields(func)], func.attrs)
+
+
+def _names(func: relax.Function) -> dict[Value, str]:
+    """Return other names for Vars: ConvertLayout gave those of layers to transposes behind them."""
+    layers = {b.var for b in bindings(func) if ops.is_layer(b.value)}
+    found: dict[Value, str] = {}
+    for binding in bindings(func):
+        if op_name(binding.value) == "permute_dims" and binding.value.args[0] in layers and "/" in binding.var.name:
+            found |= {binding.value.args[0]: binding.var.name, binding.var: "lv"}
+    return found
 
 
 class _TransposeMover:
@@ -52,12 +79,7 @@ class _TransposeMover:
 
     def rewrite(self, func: relax.Function) -> relax.Function:
         """Return ``func`` with its transposes moved."""
-        layers = {binding.var for binding in bindings(func) if ops.is_layer(binding.value)}
-        for binding in bindings(func):
-            # `ConvertLayout` gives the name of a layer that is an output to the transpose behind it.
-            source = binding.value.args[0] if op_name(binding.value) == "permute_dims" else None
-            if source in layers and not layers_of(source):
-                self.names[source] = binding.var.name
+        self.names = _names(func)
         for binding in bindings(func):
             self._bind(binding.var, binding.value)
         outputs = [self._read(field) for field in output_fields(func)]
@@ -154,7 +176,7 @@ class _TransposeMover:
         self.pending[var] = (source, axes)
 
     def _emit(self, value: Value, var: Var) -> Value:
-        emitted = self.emitter.emit(value, self.names.get(var, var.name))
+        emitted = self.emitter.emit(value, self.names.get(var, var.name).replace(_DOT, "."))
         if isinstance(value, Call):
             self.bound[emitted] = value
         return emitted

@@ -12,16 +12,11 @@ from tvm.ir import Call, Var
 from tvm.ir.transform import PassContext, module_pass
 from tvm.relax import op
 
+from nnfuze_tvm.graph import ops
 from nnfuze_tvm.graph.dataflow import Value, bindings, op_name
 from nnfuze_tvm.graph.ir import static_shape
 from nnfuze_tvm.passes.lower.deferred import Form, Rewriter
 from nnfuze_tvm.passes.lower.weights import rearranged
-
-_CONVOLUTIONS = {
-    "nn.conv1d_transpose": op.nn.conv1d,
-    "nn.conv2d_transpose": op.nn.conv2d,
-    "nn.conv3d_transpose": op.nn.conv3d,
-}
 
 
 @module_pass(opt_level=0, name="TransposedConvolutions")
@@ -38,7 +33,7 @@ class TransposedConvolutions:
     def transform_module(self, mod: tvm.IRModule, _: PassContext) -> tvm.IRModule:
         """Rewrite every Relax function of ``mod``."""
         for gvar, func in mod.functions_items():
-            if isinstance(func, relax.Function) and any(op_name(b.value) in _CONVOLUTIONS for b in bindings(func)):
+            if isinstance(func, relax.Function) and any(_is_transposed(b.value) for b in bindings(func)):
                 mod.update_func(gvar, Rewriter(_convolution).rewrite(func))
         return mod
 
@@ -122,9 +117,14 @@ class _Spread:
         return op.permute_dims(result, [0, rank + 1, *range(1, rank + 1)])
 
 
+def _is_transposed(value: Value) -> bool:
+    operator = ops.of(value)
+    return operator is not None and operator.family == "transposed_convolution"
+
+
 def _convolution(rewriter: Rewriter, call: Call, var: Var) -> tuple[Call, Form] | None:
     """Return the convolution in the place of a transposed one, and how the result stands in its channels."""
-    if op_name(call) not in _CONVOLUTIONS:
+    if not _is_transposed(call):
         return None
     attrs = call.attrs
     extents, kernel = (static_shape(expr)[2:] for expr in call.args)
@@ -135,10 +135,11 @@ def _convolution(rewriter: Rewriter, call: Call, var: Var) -> tuple[Call, Form] 
         call.args[1],
         rewriter.bound,
         lambda values, fill: _phases(values, fill, spread),
-        spread.along_channels,
+        # The groups share the scales of a kernel's output channels.
+        lambda values: spread.along_channels(np.tile(values, spread.groups)),
         channel_axes=(1, 0),
     )
-    convolution = _CONVOLUTIONS[op_name(call)](
+    convolution = getattr(op.nn, op_name(call).removeprefix("nn.").removesuffix("_transpose"))(
         rewriter.read(call.args[0]),
         weights,
         padding=[*(axis.before for axis in axes), *(axis.after for axis in axes)],

@@ -100,7 +100,7 @@ def test_everything_ends_with_the_context() -> None:
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_everything_ends_when_the_process_is_killed(how: signal.Signals) -> None:
     code = (
-        "import sys, time; from nnfuze_tvm.devices import tracker\n"
+        "import sys, time; from nnfuze_tvm.devices.remote import tracker\n"
         "with tracker.EmbeddedTracker() as t:\n  print(t.address, flush=True); time.sleep(60)"
     )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

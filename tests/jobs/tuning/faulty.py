@@ -1,6 +1,6 @@
 """Kernels that nap, crash, loop or kill their board, and a job on them that can be run as a program.
 
-As a program: ``python -m tests.tuning.faulty WORK_DIR TRACKER KEY SPACE TRIALS TIMEOUT [TARGET]``.
+As a program: ``python -m tests.jobs.tuning.faulty WORK_DIR TRACKER KEY SPACE TRIALS TIMEOUT [TARGET]``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from tvm.target import Target
 
 from nnfuze_tvm.devices import targets
 from nnfuze_tvm.jobs import tuning
+from nnfuze_tvm.schedules.intrinsics.description import with_short_stack
 from tests.jobs.tuning.standin import choose, fused
 
 LANES = 16
@@ -34,19 +35,6 @@ def kernels() -> tvm.IRModule:
     return fused(builder.get())
 
 
-@T.prim_func(s_tir=True)
-def description(x: T.handle, y: T.handle) -> None:
-    a = T.match_buffer(x, (LANES,), "float32", offset_factor=1)
-    b = T.match_buffer(y, (LANES,), "float32", offset_factor=1)
-    with T.sblock("root"):
-        T.reads(a[0:LANES])
-        T.writes(b[0:LANES])
-        for i in range(LANES):
-            with T.sblock("add"):
-                vi = T.axis.remap("S", [i])
-                b[vi] = a[vi] + T.float32(1.0)
-
-
 def nap(microseconds: int) -> tirx.PrimFunc:
     """Sleep first."""
 
@@ -64,44 +52,57 @@ def nap(microseconds: int) -> tirx.PrimFunc:
     return implementation
 
 
-@T.prim_func(s_tir=True)
-def segfault(x: T.handle, y: T.handle) -> None:
-    a = T.match_buffer(x, (LANES,), "float32", offset_factor=1)
-    b = T.match_buffer(y, (LANES,), "float32", offset_factor=1)
-    with T.sblock("root"):
-        T.reads(a[0:LANES])
-        T.writes(b[0:LANES])
-        b[T.int64(1 << 44)] = a[0]
+def _register() -> None:
+    @T.prim_func(s_tir=True)
+    def description(x: T.handle, y: T.handle) -> None:
+        a = T.match_buffer(x, (LANES,), "float32", offset_factor=1)
+        b = T.match_buffer(y, (LANES,), "float32", offset_factor=1)
+        with T.sblock("root"):
+            T.reads(a[0:LANES])
+            T.writes(b[0:LANES])
+            for i in range(LANES):
+                with T.sblock("add"):
+                    vi = T.axis.remap("S", [i])
+                    b[vi] = a[vi] + T.float32(1.0)
+
+    @T.prim_func(s_tir=True)
+    def segfault(x: T.handle, y: T.handle) -> None:
+        a = T.match_buffer(x, (LANES,), "float32", offset_factor=1)
+        b = T.match_buffer(y, (LANES,), "float32", offset_factor=1)
+        with T.sblock("root"):
+            T.reads(a[0:LANES])
+            T.writes(b[0:LANES])
+            b[T.int64(1 << 44)] = a[0]
+
+    @T.prim_func(s_tir=True)
+    def endless(x: T.handle, y: T.handle) -> None:
+        a = T.match_buffer(x, (LANES,), "float32", offset_factor=1)
+        b = T.match_buffer(y, (LANES,), "float32", offset_factor=1)
+        with T.sblock("root"):
+            T.reads(a[0:LANES])
+            T.writes(b[0:LANES])
+            for _ in range(T.int64(1 << 62)):
+                b[0] = b[0] * T.float32(0.5) + a[0]
+
+    @T.prim_func(s_tir=True)
+    def murder(x: T.handle, y: T.handle) -> None:
+        a = T.match_buffer(x, (LANES,), "float32", offset_factor=1)
+        b = T.match_buffer(y, (LANES,), "float32", offset_factor=1)
+        with T.sblock("root"):
+            T.reads(a[0:LANES])
+            T.writes(b[0:LANES])
+            T.evaluate(T.call_extern("int32", "kill", T.call_extern("int32", "getppid"), 9))
+            T.evaluate(T.call_extern("int32", "usleep", 1_000_000))
+            b[0] = a[0]
+
+    # Registered anew where this file is the program and a module, too.
+    for length in NAPS:
+        TensorIntrin.register(f"faulty.nap{length}", description, nap(length), override=True)
+    for name, func in {"segfault": segfault, "endless": endless, "murder": murder}.items():
+        TensorIntrin.register(f"faulty.{name}", description, func, override=True)
 
 
-@T.prim_func(s_tir=True)
-def endless(x: T.handle, y: T.handle) -> None:
-    a = T.match_buffer(x, (LANES,), "float32", offset_factor=1)
-    b = T.match_buffer(y, (LANES,), "float32", offset_factor=1)
-    with T.sblock("root"):
-        T.reads(a[0:LANES])
-        T.writes(b[0:LANES])
-        for _ in range(T.int64(1 << 62)):
-            b[0] = b[0] * T.float32(0.5) + a[0]
-
-
-@T.prim_func(s_tir=True)
-def murder(x: T.handle, y: T.handle) -> None:
-    a = T.match_buffer(x, (LANES,), "float32", offset_factor=1)
-    b = T.match_buffer(y, (LANES,), "float32", offset_factor=1)
-    with T.sblock("root"):
-        T.reads(a[0:LANES])
-        T.writes(b[0:LANES])
-        T.evaluate(T.call_extern("int32", "kill", T.call_extern("int32", "getppid"), 9))
-        T.evaluate(T.call_extern("int32", "usleep", 1_000_000))
-        b[0] = a[0]
-
-
-# Registered anew where this file is the program and a module, too.
-for _nap in NAPS:
-    TensorIntrin.register(f"faulty.nap{_nap}", description, nap(_nap), override=True)
-for _name, _func in {"segfault": segfault, "endless": endless, "murder": murder}.items():
-    TensorIntrin.register(f"faulty.{_name}", description, _func, override=True)
+with_short_stack(_register)
 
 
 def _intrinsic(sch: s_tir.Schedule, names: tuple[str, ...], tunable: bool) -> str:
@@ -134,7 +135,7 @@ if __name__ == "__main__":
     from tests.jobs.tuning import faulty
 
     work_dir, address, key, space, trials, timeout, *rest = sys.argv[1:]
-    tuning.tune(
+    tuning.tune_kernels(
         kernels(),
         targets.resolve(*rest or ["host"]),
         trials=int(trials),

@@ -1,6 +1,6 @@
 """A small schedule space and two kernels, and a job on them that can be run as a program.
 
-As a program: ``python -m tests.tuning.standin WORK_DIR TRIALS [TRACKER KEY]``.
+As a program: ``python -m tests.jobs.tuning.standin WORK_DIR TRIALS [TRACKER KEY]``.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def run(work_dir: str, trials: int, tracker: str | None = None, key: str | None 
     """Tune both kernels with the stand-in space; return the number of records."""
     from tests.jobs.tuning.standin import space as importable
 
-    database = tuning.tune(
+    database = tuning.tune_kernels(
         kernels(),
         targets.resolve("host"),
         trials=trials,

@@ -113,7 +113,7 @@ def test_more_trials_until_the_space_is_used_up(tmp_path: Path, pair: EmbeddedTr
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_job_leaves_nothing_and_goes_on(tmp_path: Path, pair: EmbeddedTracker, how: signal.Signals) -> None:
     journal = tmp_path / "journal.jsonl"
-    command = [sys.executable, "-m", "tests.tuning.standin", str(tmp_path), "6", pair.address, "pair"]
+    command = [sys.executable, "-m", "tests.jobs.tuning.standin", str(tmp_path), "6", pair.address, "pair"]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as process:
         while not journal.exists() or journal.read_bytes().count(b"\n") < 2:
@@ -144,7 +144,7 @@ def test_a_job_on_which_nothing_runs(tmp_path: Path, pair: EmbeddedTracker) -> N
     if targets.resolve("host").attrs["mtriple"].startswith("aarch64"):
         pytest.skip("needs a machine of another kind")
     with pytest.raises(DeviceError, match=r"none of \d+ candidates ran; the first one: ") as caught:
-        tuning.tune(
+        tuning.tune_kernels(
             standin.kernels(),
             targets.resolve("aarch64"),
             trials=2,
@@ -178,7 +178,7 @@ def test_what_a_user_can_get_wrong(
     if options.get("tracker") == "PAIR":
         options["tracker"] = pair.address
     with pytest.raises(error, match=message) as caught:
-        tuning.tune(standin.kernels(), target, space=standin.space, **options)
+        tuning.tune_kernels(standin.kernels(), target, space=standin.space, **options)
     assert "\n" not in str(caught.value)
 
 

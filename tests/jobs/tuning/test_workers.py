@@ -16,9 +16,10 @@ from nnfuze_tvm.deploy import build
 from nnfuze_tvm.devices import targets, toolchain
 from nnfuze_tvm.devices.processes import Nursery
 from nnfuze_tvm.devices.remote.tracker import EmbeddedTracker
+from nnfuze_tvm.jobs.board_queue import RUNNING
+from nnfuze_tvm.jobs.pool import Pool
 from nnfuze_tvm.jobs.tuning import workers
 from nnfuze_tvm.jobs.tuning.kernels import extract
-from nnfuze_tvm.jobs.tuning.pool import Pool
 from tests.jobs.tuning import standin
 
 
@@ -101,6 +102,6 @@ def test_a_run_that_takes_too_long_is_ended_and_the_device_is_free_again(nursery
             while pool.working:
                 answers += pool.answers(wait(pool.channels, timeout=0.2))
             ((tag, (device, note), measured),) = answers
-            assert tag == "slow" and device.startswith("127.") and note == workers.RUNNING
+            assert tag == "slow" and device.startswith("127.") and note == RUNNING
             assert measured.seconds is None and not measured.lost
             assert measured.error.startswith("RPCSessionTimeoutError: the session took longer than the 1 s")

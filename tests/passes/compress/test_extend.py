@@ -51,6 +51,7 @@ def told(command: str) -> str:
     return session.partition("\n")[2].strip()
 
 
+@pytest.mark.slow
 def test_one_file_and_one_line_compress_as_the_page_says(extended: Path) -> None:
     (command,) = [line for line in PAGE.splitlines() if line.startswith("$ nnfuze compile") and "evaluation" in line]
     arguments = re.sub(r" --evaluation \S+", "", command).split()[2:]

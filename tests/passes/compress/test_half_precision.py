@@ -17,11 +17,12 @@ from nnfuze_tvm.deploy import build
 from nnfuze_tvm.devices.targets import resolve
 from nnfuze_tvm.errors import InputError
 from nnfuze_tvm.graph.dataflow import Emitter, bindings, op_name
-from nnfuze_tvm.jobs.options import Graphs, Options
+from nnfuze_tvm.jobs.graphs import make_graphs
+from nnfuze_tvm.jobs.request import NetworkRequest
 from nnfuze_tvm.passes.compress.half_precision import HalfPrecision
 from nnfuze_tvm.passes.compress.insert_qdq import InsertQDQ
 from nnfuze_tvm.passes.compress.policy import Policy
-from tests.helpers import run_module
+from tests.helpers import evaluate_module, run_module
 from tests.tiny_networks import save_pair
 
 HALF = Policy.uniform(bits=16)
@@ -89,8 +90,8 @@ def test_weights_beyond_the_range_stay_float32():
 def test_result_is_close(seed, channels):
     mod = network(seed, channels)
     x = {"x": np.random.default_rng(seed).standard_normal((1, 3, 8, 8)).astype("float32")}
-    (want,) = run_module(mod, x)
-    (got,) = run_module(HalfPrecision(HALF)(mod), x)
+    (want,) = evaluate_module(mod, x)
+    (got,) = evaluate_module(HalfPrecision(HALF)(mod), x)
     assert got.dtype == np.float32
     assert np.abs(got - want).max() <= 2e-2 * max(1.0, float(np.abs(want).max()))
 
@@ -103,7 +104,7 @@ def test_int8_network_with_a_float16_layer():
     mixed = HalfPrecision(policy)(InsertQDQ(samples, policy)(mod))
     found = dtypes(mixed)
     assert found["nn.conv2d"] == ["float16", "float32"]
-    (want,) = run_module(mod, {"x": samples["x"][:1]})
+    (want,) = evaluate_module(mod, {"x": samples["x"][:1]})
     (got,) = run_module(mixed, {"x": samples["x"][:1]})
     assert np.abs(got - want).max() <= 0.1 * np.abs(want).max()
     lowered = build.lower(mixed, resolve("host"))
@@ -121,6 +122,6 @@ def test_arm_multiplies_eight_at_once():
 def test_asked_for_where_the_cpu_has_it(tmp_path):
     models = save_pair(tmp_path)
     with pytest.raises(InputError, match="doesn't compute in float16"):
-        Graphs(Options.parse(models=models, quantize="fp16", target="aarch64"), lambda _: None)
-    graphs = Graphs(Options.parse(models=models, quantize="fp16", target=ARM), lambda _: None)
+        make_graphs(NetworkRequest.parse(models, {"quantize": "fp16", "target": "aarch64"}))
+    graphs = make_graphs(NetworkRequest.parse(models, {"quantize": "fp16", "target": ARM}))
     assert list(graphs.stages) == ["merged", "fp16"]

@@ -12,13 +12,13 @@ from tvm.relax import op
 from tvm.script import relax as R
 
 from nnfuze_tvm.errors import InputError
-from nnfuze_tvm.graph import ir
+from nnfuze_tvm.graph import evaluate, ir
 from nnfuze_tvm.graph.dataflow import Emitter, bindings, op_name
 from nnfuze_tvm.passes.compress.insert_qdq import InsertQDQ
 from nnfuze_tvm.passes.compress.policy import Policy
 from nnfuze_tvm.passes.lower.integer.realize_integer import FLOAT_LAYERS_ATTR, RealizeInteger
 from nnfuze_tvm.passes.lower.layout import ToNHWC
-from tests.helpers import run_module
+from tests.helpers import evaluate_module, run_module
 
 INT8 = Policy.uniform(bits=8)
 
@@ -64,17 +64,8 @@ class Graph:
         return {"x": self.rng.standard_normal((count, *ir.static_shape(self.x)[1:])).astype("float32")}
 
 
-def executor(mod):
-    machine = relax.VirtualMachine(tvm.compile(mod, "llvm"), tvm.cpu())
-
-    def run(inputs):
-        return [out.numpy() for out in machine["main"](*(tvm.runtime.tensor(v) for v in inputs.values()))]
-
-    return run
-
-
 def quantize(mod, samples, policy=INT8, **options):
-    return InsertQDQ(samples, policy, executor=executor, **options)(mod)
+    return InsertQDQ(samples, policy, **options)(mod)
 
 
 def residual_network(seed=0):
@@ -115,7 +106,7 @@ def test_a_residual_network():
     # What goes in is not changed, and logits stay float.
     assert not calls(mod, "quantize")
     data = {"x": samples["x"][:1]}
-    wanted, simulated = run_module(mod, data)[0], run_module(result, data)[0]
+    wanted, simulated = evaluate_module(mod, data)[0], evaluate_module(result, data)[0]
     assert np.abs(simulated - wanted).max() < 0.05 * np.abs(wanted).max()
     real = RealizeInteger()(ToNHWC()(result))
     assert list(real.attrs[FLOAT_LAYERS_ATTR]) == []
@@ -150,8 +141,8 @@ def test_random_networks_simulate_what_they_become(data):
     mod, samples = graph.module(graph.head(values[-1])), graph.samples(2)
     result = quantize(mod, samples)
     inputs = {"x": samples["x"][:1]}
-    wanted, simulated = run_module(mod, inputs)[0], run_module(result, inputs)[0]
-    real = run_module(RealizeInteger()(ToNHWC()(result)), inputs)[0]
+    wanted, simulated = evaluate_module(mod, inputs)[0], evaluate_module(result, inputs)[0]
+    real = evaluate_module(RealizeInteger()(ToNHWC()(result)), inputs)[0]
     reach = np.abs(wanted).max()
     assert np.abs(simulated - wanted).max() < 0.15 * reach
     assert np.abs(real - simulated).max() < 0.03 * reach
@@ -216,7 +207,7 @@ def test_a_dying_channel_does_not_overflow_its_bias():
     result = RealizeInteger()(quantize(mod, samples))
     assert list(result.attrs[FLOAT_LAYERS_ATTR]) == []
     data = {"x": samples["x"][:1]}
-    np.testing.assert_allclose(run_module(result, data)[0], run_module(mod, data)[0], atol=0.1)
+    np.testing.assert_allclose(evaluate_module(result, data)[0], evaluate_module(mod, data)[0], atol=0.1)
 
 
 def test_bias_correction_removes_the_mean_error():
@@ -230,8 +221,8 @@ def test_bias_correction_removes_the_mean_error():
     samples = {"x": graph.samples(8)["x"] + 2}
     errors = []
     for correct in (False, True):
-        run = executor(quantize(mod, samples, bias_correction=correct))
-        wanted = executor(mod)
+        run = evaluate.executor(quantize(mod, samples, bias_correction=correct))
+        wanted = evaluate.executor(mod)
         mean = [run({"x": s[None]})[0] - wanted({"x": s[None]})[0] for s in samples["x"]]
         errors.append(np.abs(np.mean(mean, axis=(0, 1, 3, 4))).max())
     assert errors[1] < 0.5 * errors[0]

@@ -10,7 +10,7 @@ from tvm.ir import GenericConst
 from tvm.ir.transform import module_pass
 
 from nnfuze_tvm.errors import InputError, PolicyError
-from nnfuze_tvm.graph import ir, lineage
+from nnfuze_tvm.graph import evaluate, ir, lineage
 from nnfuze_tvm.graph.constants import array, constant
 from nnfuze_tvm.graph.dataflow import Emitter, bindings, op_name, output_fields, substitute, with_main
 from nnfuze_tvm.passes import pipeline
@@ -155,3 +155,29 @@ def test_what_a_method_needs():
     by_name["fp16"].check_features({"neon", "fullfp16"}, "rpi5")
     two = Features(frozenset({"a", "b"}), "no")
     Method("x", "", lambda _: [], features=two).check_features({"b"}, "y")
+
+
+def test_the_executor_that_jobs_hand_in_runs_the_network():
+    """Once for the ranges of int8, once for the activations that pruning looks at, with the numbers it gave."""
+    mod = network()
+    samples = {"x": np.random.default_rng(1).standard_normal((4, 8)).astype("float32")}
+    policy = Policy.uniform(keep=0.5, bits=8)
+    ran = []
+
+    def executor(asked):
+        run = evaluate.executor(asked)
+        ran.append(asked)
+        return lambda batch: [output * 2 for output in run(batch)]
+
+    def through(**given):
+        inputs = Inputs(policy, samples, {"criterion": "activation", "calibration_method": "minmax"}, **given)
+        steps = [step for one in pipeline.METHODS for step in one.passes(inputs) if one.name != "fp16"]
+        return tvm.transform.Sequential(steps)(mod)
+
+    doubled, plain = through(executor=executor), through()
+    assert len(ran) == 2
+    scales = [
+        [float(array(b.value.args[1])) for b in bindings(m["main"]) if op_name(b.value) == "quantize"]
+        for m in (doubled, plain)
+    ]
+    np.testing.assert_allclose(np.divide(*scales), [1, 2])

@@ -222,4 +222,4 @@ def test_a_layers_policy_names_what_is_wrong():
     with pytest.raises(PolicyError, match="no method takes them"):
         LayerPolicy(weights=8)
     assert repr(LayerPolicy(bits=8)) == "LayerPolicy(keep=1.0, weights=8, activations=8, format='int')"
-    assert len({LayerPolicy(bits=8), LayerPolicy(weights=8, activations=8)}) == 1
+    assert LayerPolicy(bits=8) == LayerPolicy(weights=8, activations=8) != LayerPolicy(bits=16)

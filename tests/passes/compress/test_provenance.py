@@ -122,3 +122,6 @@ def test_through_batched_branches():
     assert lineage.names("a/head/Gemm.thin") == ["a/head/Gemm", "b/head/Gemm"]
     policy = Policy.parse({"default": {"bits": 8}, "layers": {"b/head/Gemm": {"bits": 32}}})
     assert policy.for_layer("a/head/Gemm.thin", lineage).weights == 32
+    made = Policy.parse({"layers": {"b/head/Gemm.thin": {"bits": 32}}})
+    with pytest.raises(PolicyError, match="unknown layer"):
+        made.validate_layers([layer.name for layer in metrics.layers(mod)], lineage)

@@ -10,7 +10,7 @@ from tvm.ir import Call
 
 from nnfuze_tvm.graph.dataflow import bindings, op_name
 from nnfuze_tvm.passes import ToNHWC
-from tests.helpers import run_module
+from tests.helpers import evaluate_module
 
 op = relax.op
 
@@ -83,7 +83,7 @@ def test_values_do_not_change(seed, blocks, quantized):
     data = {"x": rng.standard_normal((1, 4, 6, 6)).astype("float32")}
     moved = ToNHWC()(mod)
     relax.analysis.well_formed(moved)
-    for want, got in zip(run_module(mod, data), run_module(moved, data), strict=True):
+    for want, got in zip(evaluate_module(mod, data), evaluate_module(moved, data), strict=True):
         # A code on the edge may round the other way when sums are taken in another order.
         tolerance = 0.051 if "quantize" in blocks else 1e-4 * max(np.ptp(want), 1)
         assert np.quantile(np.abs(got - want), 0.98) <= tolerance

@@ -12,7 +12,7 @@ from tvm.script import relax as R
 from nnfuze_tvm.errors import InputError
 from nnfuze_tvm.graph import ir
 from nnfuze_tvm.passes.merge.merge_tasks import MergeTasks
-from tests.helpers import run_module
+from tests.helpers import evaluate_module
 
 
 def two_tasks(outputs=("b:y", "a:y", "a:z")):
@@ -70,8 +70,8 @@ def test_values_do_not_change():
     mod = two_tasks()
     rng = np.random.default_rng(0)
     x, wide, narrow = (rng.standard_normal(s).astype("float32") for s in ((2, 4), (2, 4), (2, 3)))
-    merged = run_module(MergeTasks()(mod), {"x": x, "a.mask": wide, "b.mask": narrow})
-    apart = run_module(mod, {"x": x, "mask": narrow}, "b") + run_module(mod, {"x": x, "mask": wide}, "a")
+    merged = evaluate_module(MergeTasks()(mod), {"x": x, "a.mask": wide, "b.mask": narrow})
+    apart = evaluate_module(mod, {"x": x, "mask": narrow}, "b") + evaluate_module(mod, {"x": x, "mask": wide}, "a")
     for left, right in zip(merged, apart, strict=True):
         np.testing.assert_array_equal(left, right)
 
@@ -117,7 +117,7 @@ def test_task_named_main_and_output_that_is_an_input():
     merged = MergeTasks()(Module.with_attr(ir.OUTPUTS_ATTR, ["main:x", "other:y"]))
     relax.analysis.well_formed(merged)
     value = np.array([-1, 1], "float32")
-    for left, right in zip(run_module(merged, {"x": value}), (value, np.maximum(value, 0)), strict=True):
+    for left, right in zip(evaluate_module(merged, {"x": value}), (value, np.maximum(value, 0)), strict=True):
         np.testing.assert_array_equal(left, right)
 
 

@@ -13,7 +13,7 @@ from tvm.script import relax as R
 from nnfuze_tvm.graph import dataflow, ir
 from nnfuze_tvm.passes.merge.merge_tasks import MergeTasks
 from nnfuze_tvm.passes.merge.share_trunk import ShareTrunk
-from tests.helpers import run_module
+from tests.helpers import evaluate_module
 
 
 def weight(seed, *shape):
@@ -150,10 +150,12 @@ def test_shares_exactly_the_common_prefixes(seeds):
     assert ir.task_outputs(after) == ir.task_outputs(before)
 
 
-@settings(max_examples=5)  # each builds two modules
+@settings(max_examples=20)
 @given(st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=3), min_size=2, max_size=4))
 def test_values_do_not_change(seeds):
     before = module(**{f"t{index}": chosen for index, chosen in enumerate(seeds)})
     x = weight(99, 1, 4)
-    for left, right in zip(run_module(before, {"x": x}), run_module(ShareTrunk()(before), {"x": x}), strict=True):
+    for left, right in zip(
+        evaluate_module(before, {"x": x}), evaluate_module(ShareTrunk()(before), {"x": x}), strict=True
+    ):
         np.testing.assert_array_equal(left, right)

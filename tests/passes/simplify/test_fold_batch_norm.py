@@ -13,7 +13,7 @@ from tvm.script import relax as R
 
 from nnfuze_tvm.graph.dataflow import bindings, op_name
 from nnfuze_tvm.passes.simplify.fold_batch_norm import FoldBatchNorm
-from tests.helpers import run_module
+from tests.helpers import evaluate_module
 
 
 def ops(mod, function="main"):
@@ -51,7 +51,7 @@ def check(mod, shape, atol=1e-4):
     relax.analysis.well_formed(new)
     assert list(new.attrs["nnfuze.outputs"]) == ["t:y"]
     assert dict(new["main"].attrs) == dict(mod["main"].attrs)
-    for a, b in zip(run_module(mod, {"x": x}), run_module(new, {"x": x}), strict=True):
+    for a, b in zip(evaluate_module(mod, {"x": x}), evaluate_module(new, {"x": x}), strict=True):
         np.testing.assert_allclose(a, b, atol=atol, rtol=1e-4)
     return new
 

@@ -9,7 +9,7 @@ from tvm import relax
 
 from nnfuze_tvm.graph.dataflow import bindings, op_name
 from nnfuze_tvm.passes.simplify.fuse_gelu import FuseGelu
-from tests.helpers import run_module
+from tests.helpers import evaluate_module
 
 OP = relax.op
 ROOT_2 = math.sqrt(2)
@@ -67,7 +67,7 @@ def check(mod):
     new = FuseGelu()(mod)
     relax.analysis.well_formed(new)
     assert list(new.attrs["nnfuze.outputs"]) == ["t:y"]
-    for got, want in zip(run_module(new, {"x": x}), run_module(mod, {"x": x}), strict=True):
+    for got, want in zip(evaluate_module(new, {"x": x}), evaluate_module(mod, {"x": x}), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
     return Counter(op_name(b.value) for b in bindings(new["main"]))
 

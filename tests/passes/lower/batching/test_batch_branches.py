@@ -14,8 +14,7 @@ from tvm_ffi import structural_equal
 
 from nnfuze_tvm.graph import dataflow, ir
 from nnfuze_tvm.passes.lower.batching.batch_branches import BatchBranches, Costs
-from nnfuze_tvm.passes.merge.merge_tasks import MergeTasks
-from tests.helpers import run_module
+from tests.helpers import evaluate_module
 
 LAYERS = ("nn.conv1d", "nn.conv2d", "matmul")
 
@@ -117,15 +116,9 @@ def batched(mod, run=True):
     result = BatchBranches()(mod)
     relax.analysis.well_formed(result)
     if run:
-        # Both in one module: one compilation.
-        pair = tvm.IRModule({"before": mod["main"], "after": result["main"]})
-        count = len(dataflow.output_fields(mod["main"]))
-        names = [ir.TaskOutput(task, str(i)) for task in ("before", "after") for i in range(count)]
-        both = MergeTasks()(ir.with_task_outputs(pair, names))
         rng = np.random.default_rng(1)
-        feeds = {p.name: rng.integers(-4, 5, ir.static_shape(p)).astype(str(p.ty.dtype)) for p in both["main"].params}
-        values = run_module(both, feeds, level=0)
-        for before, after in zip(values[:count], values[count:], strict=True):
+        feeds = {p.name: rng.integers(-4, 5, ir.static_shape(p)).astype(str(p.ty.dtype)) for p in mod["main"].params}
+        for before, after in zip(evaluate_module(mod, feeds), evaluate_module(result, feeds), strict=True):
             assert before.dtype == after.dtype
             np.testing.assert_array_equal(before, after)
     return result
@@ -395,7 +388,7 @@ def forests(draw):
     return net.module()
 
 
-@settings(max_examples=12)  # each is compiled
+@settings(max_examples=20)
 @given(forests(), st.booleans())
 def test_bits_do_not_change(mod, is_eager):
     with pytest.MonkeyPatch.context() as patch:

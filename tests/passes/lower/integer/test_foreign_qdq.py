@@ -13,7 +13,7 @@ from nnfuze_tvm.frontend import load
 from nnfuze_tvm.graph.dataflow import bindings, op_name
 from nnfuze_tvm.passes.lower.integer.realize_integer import FLOAT_LAYERS_ATTR, RealizeInteger
 from nnfuze_tvm.passes.lower.layout import ToNHWC
-from tests.helpers import run_module
+from tests.helpers import evaluate_module
 
 SHAPE = (1, 3, 10, 10)
 
@@ -96,5 +96,5 @@ def test_static_quantization_of_onnxruntime(activation, per_channel, symmetric, 
     last = [b.value for b in bindings(mod["net"]) if op_name(b.value) == "dequantize"][-1]
     quantum = float(last.args[1].value.numpy())
     wanted = session.run(None, {"x": samples[0]})[0]
-    result = run_module(real, {"x": samples[0]}, "net")[0]
+    result = evaluate_module(real, {"x": samples[0]}, "net")[0]
     assert np.abs(result - wanted).max() <= 1.01 * quantum

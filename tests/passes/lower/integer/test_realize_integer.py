@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tvm
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm import relax
 from tvm.relax import op
@@ -16,9 +16,9 @@ from nnfuze_tvm.graph.dataflow import Emitter, bindings, op_name
 from nnfuze_tvm.passes.lower.integer.realize_integer import FLOAT_LAYERS_ATTR, RealizeInteger
 from nnfuze_tvm.passes.lower.layout import ToNHWC
 from tests import integer_reference as ref
-from tests.helpers import run_module
+from tests.helpers import evaluate_module, run_module
 
-few = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+few = settings(max_examples=20)
 scales = st.floats(1e-3, 0.2).map(lambda x: float(np.float32(x)))
 seeds = st.integers(0, 2**32 - 1)
 
@@ -57,13 +57,13 @@ class Graph:
         return tvm.IRModule({"main": func.with_attr("global_symbol", "main")})
 
 
-def integer(mod, inputs, nhwc=False):
+def integer(mod, inputs, nhwc=False, run=evaluate_module):
     """Realize and run; check on the way that nothing is left of the QDQ form."""
     mod = ToNHWC()(mod) if nhwc else mod
     mod = RealizeInteger()(mod)
     relax.analysis.well_formed(mod)
     assert not {"quantize", "dequantize"} & {op_name(b.value) for b in bindings(mod["main"])}
-    return run_module(mod, inputs)
+    return run(mod, inputs)
 
 
 def activation(rng, shape, scale, reach=140):
@@ -261,8 +261,8 @@ def test_residual_of_a_layer_with_a_dying_channel_stays_exact():
     y = graph(op.add(y, graph.qdq(r, 0.05)))
     mod = graph.module(graph.quantize(y, 0.1))
     data = {"x": activation(rng, (1, 3, 4, 4), 0.02), "r": activation(rng, (1, 3, 4, 4), 0.05)}
-    simulated = run_module(mod, data)[0].astype(int)
-    assert np.abs(integer(mod, data)[0].astype(int) - simulated).max() <= 1
+    simulated = evaluate_module(mod, data)[0].astype(int)
+    assert np.abs(integer(mod, data, run=run_module)[0].astype(int) - simulated).max() <= 1
 
 
 @few
@@ -407,7 +407,7 @@ def test_activations_behind_a_relu_are_7_bits_unsigned():
 def test_the_integer_network_is_the_simulated_one():
     mod = residual_network()
     data = {"x": activation(np.random.default_rng(2), (1, 3, 8, 8), 0.03)}
-    simulated, real = run_module(mod, data)[0], integer(mod, data, nhwc=True)[0]
+    simulated, real = evaluate_module(mod, data)[0], integer(mod, data, nhwc=True, run=run_module)[0]
     # One quantum of the average in front of the last layer, times the largest weight.
     np.testing.assert_allclose(real, simulated, atol=0.03 * 127 * 4e-3)
 
@@ -442,7 +442,7 @@ def test_what_stays_float_is_reported():
         "t/half: its weights are not quantized",
     ]
     data = {"x": rng.standard_normal((1, 2, 4, 4)).astype("float32")}
-    np.testing.assert_allclose(run_module(real, data)[0], run_module(mod, data)[0], atol=0.01 * 0.1 * 2)
+    np.testing.assert_allclose(evaluate_module(real, data)[0], evaluate_module(mod, data)[0], atol=0.01 * 0.1 * 2)
 
 
 def test_8_bit_inputs_and_outputs_keep_their_type():
@@ -452,7 +452,7 @@ def test_8_bit_inputs_and_outputs_keep_their_type():
     real = graph.dequantize(x, 0.1, 7, "uint8")
     mod = graph.module(graph.quantize(graph(op.add(real, real)), 0.2, 7, "uint8"), real)
     data = {"x": np.array([[0, 7, 100, 255]], "uint8")}
-    codes, floats = integer(mod, data)
+    codes, floats = integer(mod, data, run=run_module)
     np.testing.assert_array_equal(codes, data["x"])
     np.testing.assert_array_equal(floats, (data["x"].astype("float32") - 7) * np.float32(0.1))
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from nnfuze_tvm.devices.processes import Nursery
-from nnfuze_tvm.jobs.tuning import pool as pools
-from nnfuze_tvm.jobs.tuning.pool import Failure, Pool
+from nnfuze_tvm.jobs import pool as pools
+from nnfuze_tvm.jobs.pool import Failure, Pool
 
 
 def worker(channel: Connection, factor: int) -> None:

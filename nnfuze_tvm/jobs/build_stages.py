@@ -1,13 +1,13 @@
-"""Building the stages of a compilation and measuring them against each other."""
+"""Building the stages of a compilation: from graphs to libraries that run, with what is known before they do."""
 
 from __future__ import annotations
 
 import errno
 import os
-import platform
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +20,12 @@ from nnfuze_tvm.deploy import build
 from nnfuze_tvm.deploy.bundle import unfit
 from nnfuze_tvm.deploy.manifest import describe_target
 from nnfuze_tvm.deploy.runner import Input, Output, Runner, signature
+from nnfuze_tvm.devices import targets
 from nnfuze_tvm.devices.toolchain import export_library
-from nnfuze_tvm.jobs.options import Arrays, Graphs
-from nnfuze_tvm.report import Stage, TaskQuality
+from nnfuze_tvm.jobs.announce import Announce
+from nnfuze_tvm.jobs.data import Arrays
+from nnfuze_tvm.jobs.graphs import Graphs
+from nnfuze_tvm.report import Stage
 
 
 @dataclass
@@ -156,8 +159,73 @@ class Builder:
 
     def separate(self, graphs: Graphs) -> Built:
         """Build every task's network on its own."""
-        feeds = [{graphs.inputs[task, p.name]: p.name for p in graphs.loaded[task].params} for task in graphs.tasks]
-        return self.build("separate", [graphs.alone(task) for task in graphs.tasks], feeds)
+        return self.build("separate", [graphs.alone(task) for task in graphs.tasks], graphs.feeds)
+
+
+def build_stages(
+    builder: Builder,
+    graphs: Graphs,
+    database: ms.Database | None,
+    library: Path,
+    *,
+    compare: bool,
+    trace: AbstractContextManager[object],
+    announce: Announce,
+) -> list[Built]:
+    """Build the stages; the last one's library is the bundle's.
+
+    Parameters
+    ----------
+    builder : Builder
+        Builds for the target.
+    graphs : Graphs
+        The stages' graphs.
+    database : tvm.s_tir.meta_schedule.Database, optional
+        Tuning records: with them the last stage, ``tuned``, is the last graph built with them.
+    library : Path
+        Where the last stage's library goes.
+    compare : bool
+        Whether to build all stages, not only the last.
+    trace : context manager
+        Entered around the build of the last stage.
+    announce : callable
+        Is told which stage is being built.
+    """
+    wanted: list[tuple[str, tvm.IRModule, ms.Database | None]] = [
+        (name, mod, None) for name, mod in graphs.stages.items()
+    ]
+    if database is not None:
+        wanted.append(("tuned", graphs.last, database))
+    *others, (name, mod, records) = wanted
+    built = []
+    if compare:
+        if len(graphs.tasks) > 1:
+            announce("building: separate")
+            built.append(builder.separate(graphs))
+        for stage, graph, _ in others:
+            announce(f"building: {stage}")
+            built.append(builder.build(stage, [graph]))
+    announce(f"building: {name}")
+    with trace:
+        built.append(builder.build(name, [mod], database=records, library=library))
+    return built
+
+
+def answering_stages(builder: Builder, built: Sequence[Built], graphs: Graphs, *, compare: bool) -> Sequence[Built]:
+    """Return stages that give the answers of ``built`` on this CPU: integers give the same answers on every one.
+
+    Where this CPU can't run code for the target, they are built for this one, untuned.
+    """
+    if builder.here:
+        return built
+    host = Builder(targets.resolve("host"), builder.threads, builder.directory / "host")
+    host.directory.mkdir()
+    wanted = graphs.stages if compare else {"final": graphs.last}
+    twins = [host.build(name, [mod]) for name, mod in wanted.items()]
+    if compare and len(graphs.tasks) > 1:
+        twins.insert(0, host.separate(graphs))
+    # What is tuned computes what the stage before it does.
+    return [*twins, twins[-1]][: len(built)]
 
 
 def _require_space(directory: Path, constants: int) -> None:
@@ -178,89 +246,3 @@ def describe(name: str, modules: Sequence[tvm.IRModule]) -> Stage:
         parameters=total,
         sparsity=sum(zeros * count for zeros, count in weights) / total if total else 0.0,
     )
-
-
-def qualities(
-    outputs: Sequence[Output],
-    answers: Sequence[np.ndarray],
-    reference: Sequence[np.ndarray] | None,
-    labels: Mapping[str, np.ndarray],
-) -> dict[str, TaskQuality]:
-    """Return the quality of every output, by the name it has in the report."""
-    found = {}
-    for n, (output, answer) in enumerate(zip(outputs, answers, strict=True)):
-        original = None if reference is None else reference[n]
-        value = measure.quality(output, answer, original, labels.get(output.task))
-        found[output_label(output, outputs)] = TaskQuality(**asdict(value))
-    return found
-
-
-def output_label(output: Output, outputs: Sequence[Output]) -> str:
-    """Return the task's name, with the output's where the task has several."""
-    alone = sum(other.task == output.task for other in outputs) == 1
-    return output.task if alone else f"{output.task}:{output.name}"
-
-
-class OnnxRuntime:
-    """The given files in ONNX Runtime, one session per task: what one would run without this package."""
-
-    def __init__(self, models: Sequence[str], graphs: Graphs, threads: int) -> None:
-        import onnxruntime
-
-        settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads = threads
-        settings.inter_op_num_threads = 1
-        settings.log_severity_level = 4
-        self.sessions = []
-        self.feeds = []
-        size = 0
-        for model, task in zip(models, graphs.tasks, strict=True):
-            path = model_path(model)
-            size += os.path.getsize(path)
-            self.sessions.append(onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"]))
-            self.feeds.append({graphs.inputs[task, p.name]: p.name for p in graphs.loaded[task].params})
-        self.record = Stage(
-            name="ONNX Runtime, separate" if len(models) > 1 else "ONNX Runtime", reference=True, bytes=size
-        )
-
-    def caller(self, sample: Mapping[str, np.ndarray]) -> Callable[[], object]:
-        """Return a function that runs all sessions once on a sample."""
-        pairs = [
-            (session, {own: sample[name] for name, own in feed.items()})
-            for session, feed in zip(self.sessions, self.feeds, strict=True)
-        ]
-        return lambda: [session.run(None, inputs) for session, inputs in pairs]
-
-    def answers(self, batches: Sequence[Arrays]) -> list[np.ndarray]:
-        """Return all sessions' outputs for all batches."""
-        collected: list[np.ndarray] = []
-        for session, feed in zip(self.sessions, self.feeds, strict=True):
-            rows = [session.run(None, {own: b[name] for name, own in feed.items()}) for b in batches]
-            collected.extend(np.concatenate(values) for values in zip(*rows, strict=True))
-        return collected
-
-
-def onnx_runtime(models: Sequence[str], graphs: Graphs, threads: int) -> OnnxRuntime | None:
-    """Return the reference, or None where ONNX Runtime is missing or can't run the files."""
-    try:
-        return OnnxRuntime(models, graphs, threads)
-    except Exception:  # a reference that fails, for whatever reason, is left out of the report
-        return None
-
-
-def model_path(model: str) -> str:
-    """Return the path of ``path`` or ``task=path``."""
-    _, found, path = model.partition("=")
-    return path if found and not os.path.exists(model) else model
-
-
-def machine_name() -> str:
-    """Return what this machine calls its CPU."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                return f"{value.strip()}, {os.cpu_count()} CPUs"
-    except OSError:
-        pass
-    return f"{platform.machine()}, {os.cpu_count()} CPUs"

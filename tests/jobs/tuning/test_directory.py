@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nnfuze_tvm.errors import InputError
-from nnfuze_tvm.jobs.tuning.journal import Final, Trial, WorkDir, read_journal
+from nnfuze_tvm.jobs.tuning.directory import Final, Trial, TuningDirectory, read_journal
 
 
 def trial(number: int, seconds: list[float] | None) -> Trial:
@@ -16,7 +16,7 @@ def trial(number: int, seconds: list[float] | None) -> Trial:
 
 
 def test_what_was_appended_is_read_back(tmp_path: Path) -> None:
-    directory = WorkDir(tmp_path)
+    directory = TuningDirectory(tmp_path)
     written = [trial(0, [3.0, 1.0, 2.0]), trial(1, None)]
     for one in written:
         directory.append(one)
@@ -26,16 +26,16 @@ def test_what_was_appended_is_read_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("keep", range(1, 60, 7))
 def test_a_cut_off_line_is_dropped(tmp_path: Path, keep: int) -> None:
-    directory = WorkDir(tmp_path)
+    directory = TuningDirectory(tmp_path)
     directory.append(trial(0, [1.0]))
-    whole = directory.journal.stat().st_size
+    whole = directory.journal.path.stat().st_size
     directory.append(trial(1, [1.0]))
     directory.close()
-    with open(directory.journal, "r+") as journal:
+    with open(directory.journal.path, "r+") as journal:
         journal.truncate(whole + keep)
     assert len(read_journal(tmp_path)) == 1
-    again = WorkDir(tmp_path)
-    assert again.journal.stat().st_size == whole
+    again = TuningDirectory(tmp_path)
+    assert again.journal.path.stat().st_size == whole
     again.append(trial(2, [1.0]))
     assert [t.decisions for t in read_journal(tmp_path)] == [(0, 1), (2, 1)]
 
@@ -47,15 +47,15 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
 
 
 def test_one_owner_at_a_time(tmp_path: Path) -> None:
-    directory = WorkDir(tmp_path)
+    directory = TuningDirectory(tmp_path)
     with pytest.raises(InputError, match="another tuning job"):
-        WorkDir(tmp_path)
+        TuningDirectory(tmp_path)
     directory.close()
-    WorkDir(tmp_path).close()
+    TuningDirectory(tmp_path).close()
 
 
 def test_times_of_different_targets_are_not_mixed(tmp_path: Path) -> None:
-    directory = WorkDir(tmp_path)
+    directory = TuningDirectory(tmp_path)
     directory.claim({"target": "a", "trials": 1}, fixed=("target",))
     directory.claim({"target": "b", "trials": 1}, fixed=("target",))
     directory.append(trial(0, [1.0]))
@@ -77,14 +77,14 @@ def test_the_untuned_schedule_wins_unless_another_one_is_faster(seconds: tuple, 
 
 
 def test_a_comparison_holds_until_there_are_more_trials(tmp_path: Path) -> None:
-    directory = WorkDir(tmp_path)
+    directory = TuningDirectory(tmp_path)
     directory.append(trial(0, [5.0]))
     directory.append(trial(1, [1.0]))
     assert directory.final("k") is None
     final = Final("k", ((0, 1), (1, 1)), ([2.0], [3.0]), 2, "h:1")
     directory.decide(final)
     directory.close()
-    again = WorkDir(tmp_path)
+    again = TuningDirectory(tmp_path)
     assert again.final("k") == final
     again.append(trial(2, [1.0]))
     assert again.final("k") is None

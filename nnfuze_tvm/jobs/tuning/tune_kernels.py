@@ -3,35 +3,35 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
-import shutil
 import tempfile
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import tvm
 from tvm import te
 from tvm.s_tir import meta_schedule as ms
 
+from nnfuze_tvm import schedules
 from nnfuze_tvm.devices import toolchain
 from nnfuze_tvm.devices.processes import Nursery
 from nnfuze_tvm.devices.remote import tracker as trackers
 from nnfuze_tvm.errors import DeviceError, InputError
+from nnfuze_tvm.jobs.board_queue import BoardQueue
+from nnfuze_tvm.jobs.fleet import Fleet
+from nnfuze_tvm.jobs.pool import Pool
 from nnfuze_tvm.jobs.tuning import workers
-from nnfuze_tvm.jobs.tuning.fleet import Fleet
-from nnfuze_tvm.jobs.tuning.journal import WorkDir
+from nnfuze_tvm.jobs.tuning.directory import TuningDirectory, load_database
 from nnfuze_tvm.jobs.tuning.kernels import extract
 from nnfuze_tvm.jobs.tuning.loop import Loop
-from nnfuze_tvm.jobs.tuning.pool import Pool
 from nnfuze_tvm.jobs.tuning.progress import Bars, Progress
 
 # The device ends a session that takes too long by itself; only if it doesn't, we stop listening.
 _GRACE = 5.0
 
 
-def tune(
+def tune_kernels(
     mod: tvm.IRModule,
     target: tvm.target.Target,
     *,
@@ -52,7 +52,7 @@ def tune(
     as the device's times repeat). Kernels whose rule leaves nothing to choose are not measured.
 
     ``work_dir`` is the truth: a job that was stopped or killed goes on from there, with no candidate measured
-    twice, and a finished one can be given more trials. See ``nnfuze_tvm.jobs.tuning.journal`` for the files.
+    twice, and a finished one can be given more trials. See ``nnfuze_tvm.jobs.tuning.directory`` for the files.
 
     Parameters
     ----------
@@ -103,100 +103,57 @@ def tune(
     """
     if trials < 1:
         raise InputError(f"trials is {trials}: at least one trial per kernel is needed")
-    if tracker is None:
-        if not toolchain.runs_here(target):
-            raise DeviceError(f"this machine can't run {target}: give the tracker of a board that can")
-        key = key or trackers.LOCAL_KEY
-    elif not key:
-        raise DeviceError(f"tracker {tracker}: give the key of the devices to use, too")
+    key = _device_key(target, tracker, key)
     if space is None:
-        from nnfuze_tvm import schedules
-
         space = schedules.apply
     if space.__module__ == "__main__":
         raise ValueError("space is defined in the main script: move it into a module that can be imported")
     _check_toolchain(target)
     with contextlib.ExitStack() as stack:
-        directory = WorkDir(work_dir)
-        stack.callback(directory.close)
-        scratch = directory.path / "scratch"
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir()
-        stack.callback(shutil.rmtree, scratch, ignore_errors=True)
-        stack.enter_context(_log_to(directory.path / "logs" / "tune.log"))
-        nursery = stack.enter_context(
-            Nursery(
-                preload=("tvm.rpc.server", space.__module__, workers.__name__),
-                log=directory.path / "logs" / "processes.log",
-                scratch=scratch,
-            )
-        )
-        kernels = extract(mod, target, directory.workloads())
-        directory.claim(
-            {
-                "target": str(target),
-                "key": key,
-                "tracker": tracker or "embedded",
-                "trials": trials,
-                "seed": seed,
-                "threads": threads,
-                "versions": {name: version(name) for name in ("apache-tvm", "apache-tvm-ffi")},
-                "kernels": [{"id": k.id, "name": k.name, "weight": k.weight} for k in kernels],
-            },
-            fixed=("target", "key", "threads", "versions"),
-        )
+        directory = stack.enter_context(contextlib.closing(TuningDirectory(work_dir)))
+        scratch = stack.enter_context(directory.scratch())
+        stack.enter_context(directory.logging("tune"))
+        preload = ("tvm.rpc.server", space.__module__, workers.__name__)
+        nursery = stack.enter_context(Nursery(preload=preload, log=directory.process_log, scratch=scratch))
+        kernels = extract(mod, target, directory.workloads)
+        facts = {
+            "target": str(target),
+            "key": key,
+            "tracker": tracker or "embedded",
+            "trials": trials,
+            "seed": seed,
+            "threads": threads,
+            "versions": {name: version(name) for name in ("apache-tvm", "apache-tvm-ffi")},
+            "kernels": [{"id": k.id, "name": k.name, "weight": k.weight} for k in kernels],
+        }
+        directory.claim(facts, fixed=("target", "key", "threads", "versions"))
         directory.write_workloads(kernels, target)
-        if tracker is None:
-            tracker = stack.enter_context(trackers.EmbeddedTracker(key=key, nursery=nursery)).address
-        fleet = Fleet(tracker, key, wait_for_device)
+        address = tracker or stack.enter_context(trackers.EmbeddedTracker(key=key, nursery=nursery)).address
+        fleet = Fleet(address, key, wait_for_device)
         display: Progress = Bars() if progress else Progress()
         stack.callback(display.stop)
         modules = {kernel.id: kernel.mod for kernel in kernels}
-        loop = Loop(
-            directory,
-            Pool(nursery, os.cpu_count() or 1, timeout, workers.compile_loop, modules, target, space),
-            Pool(
-                nursery,
-                len(fleet.devices),
-                timeout + _GRACE,
-                workers.measure_loop,
-                tracker,
-                key,
-                timeout,
-                threads,
-                from_note=True,
-            ),
-            fleet,
-            limit=trials,
-            seed=seed,
-            display=display,
-            patience=wait_for_device,
-        )
+        compilers = Pool(nursery, os.cpu_count() or 1, timeout, workers.compile_loop, modules, target, space)
+        measuring = (workers.measure_loop, address, key, timeout, threads)
+        measurers = Pool(nursery, len(fleet.devices), timeout + _GRACE, *measuring, from_note=True)
+        boards: BoardQueue[Any] = BoardQueue(measurers, fleet, wait_for_device, display.say)
+        loop = Loop(directory, compilers, boards, fleet, scratch=scratch, limit=trials, seed=seed, display=display)
         try:
             loop.run(kernels)
         finally:
             directory.write_records()
-        return ms.database.JSONDatabase(work_dir=str(directory.path))
+        return load_database(directory.path)
 
 
-def load_database(work_dir: str | os.PathLike[str]) -> ms.database.JSONDatabase:
-    """Return the best records of an earlier job.
-
-    Raises
-    ------
-    InputError
-        If there was none in ``work_dir``, or if its database is damaged.
-    """
-    # The records may name tensor intrinsics.
-    import nnfuze_tvm.schedules  # noqa: F401
-
-    path = Path(work_dir)
-    if not (path / "database_tuning_record.json").exists():
-        raise InputError(f"work directory {path}: no tuning job was run there")
-    try:
-        return ms.database.JSONDatabase(work_dir=str(path))
-    except Exception as err:  # TVM raises many kinds here
-        raise InputError(f"work directory {path}: the database is damaged; run the tuning job again") from err
+def _device_key(target: tvm.target.Target, tracker: str | None, key: str | None) -> str:
+    """Return the key of the devices, that of this machine where there is no tracker."""
+    if tracker is None:
+        if not toolchain.runs_here(target):
+            raise DeviceError(f"this machine can't run {target}: give the tracker of a board that can")
+        return key or trackers.LOCAL_KEY
+    if not key:
+        raise DeviceError(f"tracker {tracker}: give the key of the devices to use, too")
+    return key
 
 
 def _check_toolchain(target: tvm.target.Target) -> None:
@@ -205,20 +162,3 @@ def _check_toolchain(target: tvm.target.Target) -> None:
     with tempfile.TemporaryDirectory(prefix="nnfuze-") as folder:
         built = tvm.compile(tvm.IRModule({"main": zeros}), target=target)
         toolchain.export_library(built, Path(folder) / "probe.so", target)
-
-
-@contextlib.contextmanager
-def _log_to(path: Path) -> Iterator[None]:
-    """Send the log of the job into a file."""
-    handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger = logging.getLogger("nnfuze_tvm.jobs.tuning")
-    before = logger.propagate
-    logger.addHandler(handler)
-    logger.propagate = False
-    try:
-        yield
-    finally:
-        logger.propagate = before
-        logger.removeHandler(handler)
-        handler.close()

@@ -16,6 +16,7 @@ from nnfuze_tvm.errors import DeviceError
 
 # A board that only serves has TVM and Typer, nothing else: commands import what they need when they run.
 
+POSITION = 7
 _EXAMPLES = """
 Examples:
 

@@ -1,9 +1,12 @@
-"""The devices of a job: how many are registered just now."""
+"""The devices of a job: how many are registered just now, and what each of them did."""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
 
 from tvm import rpc
 
@@ -13,7 +16,7 @@ from nnfuze_tvm.errors import DeviceError
 _PERIOD = 1.0
 _TIMEOUT = 2.0
 
-_log = logging.getLogger("nnfuze_tvm.jobs.tuning")
+_log = logging.getLogger(__name__)
 
 
 class Fleet:
@@ -82,3 +85,54 @@ class Fleet:
         """
         if self._trouble and time.monotonic() - self._present > patience:
             raise DeviceError(f"{self._trouble} (for {patience:g} s); the job goes on when it is started again")
+
+
+@dataclass
+class Usage:
+    """The work of one device.
+
+    Attributes
+    ----------
+    device : str
+        ``host:port``.
+    trials : int
+        Candidates that it gave a result for, failures included.
+    failed : int
+        Those among them that did not run.
+    lost : int
+        Times that it went away with a candidate, which was then measured again.
+    """
+
+    device: str
+    trials: int = 0
+    failed: int = 0
+    lost: int = 0
+
+
+class DeviceTrial(Protocol):
+    """What every job's journal says of a candidate: where it ran, why it did not, and which devices it lost."""
+
+    @property
+    def device(self) -> str | None:
+        """``host:port`` of the device that gave the result; None if the candidate did not get that far."""
+
+    @property
+    def error(self) -> str | None:
+        """Why there is no result."""
+
+    @property
+    def lost(self) -> tuple[str, ...]:
+        """The devices that went away with the candidate."""
+
+
+def usage(trials: Iterable[DeviceTrial]) -> list[Usage]:
+    """Return what every device did, in the order of its first trial; candidates that didn't compile had none."""
+    found: dict[str, Usage] = {}
+    for trial in trials:
+        for device in trial.lost:
+            found.setdefault(device, Usage(device)).lost += 1
+        if trial.device is not None:
+            one = found.setdefault(trial.device, Usage(trial.device))
+            one.trials += 1
+            one.failed += trial.error is not None
+    return list(found.values())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from nnfuze_tvm.jobs.tuning import Trial, Usage, usage
+from nnfuze_tvm.jobs.fleet import Usage, usage
+from nnfuze_tvm.jobs.tuning import Trial
 
 
 def trial(device: str | None, ran: bool, lost: tuple[str, ...] = ()) -> Trial:

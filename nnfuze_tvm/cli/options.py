@@ -1,0 +1,152 @@
+"""What several verbs take: arguments and options, one by one and in groups."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+
+from nnfuze_tvm.cli.method_options import method_options
+from nnfuze_tvm.errors import InputError
+
+Models = Annotated[list[str], typer.Argument(help="ONNX files, one per task: PATH or TASK=PATH.", show_default=False)]
+Target = Annotated[
+    str, typer.Option(help="host, a board such as rpi4, aarch64, x86-64-v3, x86-64-v4, or a TVM target as JSON.")
+]
+Calibration = Annotated[str | None, typer.Option(help="Sample inputs: an .npz file with an array [N, …] per input.")]
+WorkDir = Annotated[
+    str | None,
+    typer.Option(
+        help="Directory of the tuning job: an interrupted one goes on, a finished one is used. "
+        "With --trials, nnfuze-tuning by default."
+    ),
+]
+Threads = Annotated[int, typer.Option(help="Threads per inference.")]
+SomeThreads = Annotated[int | None, typer.Option(help="Threads per inference; as compiled by default.")]
+DumpIR = Annotated[
+    str | None,
+    typer.Option("--dump-ir", help="Directory for the module after every pass, as text.", metavar="DIR"),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+BundlePath = Annotated[str, typer.Argument(metavar="BUNDLE", help="Directory that compile wrote.", show_default=False)]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Options that a verb gets as one dict: the fields of a request that they stand for.
+
+    Attributes
+    ----------
+    options : callable
+        Returns type and default of each option by name; it may take a moment.
+    fields : callable
+        From the options' values to the fields.
+    """
+
+    options: Callable[[], Mapping[str, tuple[Any, Any]]]
+    fields: Callable[..., dict[str, Any]] = dict
+
+
+def spread(verb: Callable[..., None], *, complete: bool) -> Callable[..., None]:
+    """Return a verb whose groups are options, as Typer wants them.
+
+    Parameters
+    ----------
+    verb : callable
+        Parameters with a `Group` in their annotation get a dict.
+    complete : bool
+        Without, the groups' options are left out: enough to list the verb.
+    """
+    hints = typing.get_type_hints(verb, include_extras=True)
+    members: dict[str, tuple[Group, list[str]]] = {}
+    parameters = []
+    for name, parameter in inspect.signature(verb).parameters.items():
+        annotated = getattr(hints[name], "__metadata__", ())
+        group = next((entry for entry in annotated if isinstance(entry, Group)), None)
+        own = {name: (hints[name], parameter.default)} if group is None else group.options() if complete else {}
+        if group is not None:
+            members[name] = group, list(own)
+        for option, (kind, default) in own.items():
+            parameters.append(
+                inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+            )
+
+    @functools.wraps(verb)
+    def command(**given: Any) -> None:
+        for name, (group, options) in members.items():
+            given[name] = group.fields(**{option: given.pop(option) for option in options})
+        verb(**given)
+
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return command
+
+
+def _compression_options() -> dict[str, tuple[Any, Any]]:
+    found = {
+        option.name: (
+            Annotated[option.python_type, typer.Option(help=option.help, metavar=option.metavar)],
+            option.default,
+        )
+        for option in method_options()
+    }
+    file = typer.Option("--policy", help="JSON file: compression layer by layer, before the options above.")
+    return {**found, "policy": (Annotated[str | None, file], None)}
+
+
+def _input_fields(share_input: list[str] | None, shape: list[str] | None) -> dict[str, Any]:
+    return {"shared_inputs": share_input or None, "shapes": _parse_shapes(shape or [])}
+
+
+def _parse_shapes(texts: Sequence[str]) -> dict[str, list[int]]:
+    """Return ``{"audio": [1, 1, 49, 40]}`` for ``["audio=1,1,49,40"]``."""
+    shapes = {}
+    for text in texts:
+        name, found, dims = text.rpartition("=")
+        try:
+            shape = [int(dim) for dim in dims.replace("x", ",").split(",")]
+        except ValueError:
+            shape = []
+        if not found or not name or not shape or min(shape) < 1:
+            raise InputError(f"--shape {text}: write it as name=1,3,224,224")
+        shapes[name] = shape
+    return shapes
+
+
+_SHARE_INPUT = typer.Option(
+    help="An input that is one and the same in all tasks. By default: equal name, shape, dtype."
+)
+_SHAPE = typer.Option(help="Shape of an input, where the file leaves it open: name=1,3,224,224.")
+_TRACKER = typer.Option(help="RPC tracker of the boards: host:port.")
+_KEY = typer.Option(help="Key of the boards at the tracker.")
+_WAIT = typer.Option(help="Seconds to wait for a tracker or a board that isn't there.")
+
+# How the networks are compressed.
+Compression = Annotated[dict[str, Any], Group(_compression_options)]
+# What the networks' files leave open.
+Inputs = Annotated[
+    dict[str, Any],
+    Group(
+        lambda: {
+            "share_input": (Annotated[list[str] | None, _SHARE_INPUT], None),
+            "shape": (Annotated[list[str] | None, _SHAPE], None),
+        },
+        _input_fields,
+    ),
+]
+# The boards to measure on.
+Boards = Annotated[
+    dict[str, Any],
+    Group(
+        lambda: {
+            "tracker": (Annotated[str | None, _TRACKER], None),
+            "key": (Annotated[str | None, _KEY], None),
+            "wait": (Annotated[float, _WAIT], 60.0),
+        }
+    ),
+]

@@ -1,0 +1,1 @@
+"""One file per verb; see `nnfuze_tvm.cli`."""

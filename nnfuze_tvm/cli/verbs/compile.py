@@ -1,0 +1,92 @@
+"""``nnfuze compile``: networks in, a bundle and its report out."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from nnfuze_tvm.cli.console import out, progress
+from nnfuze_tvm.cli.options import (
+    AsJson,
+    Boards,
+    Calibration,
+    Compression,
+    DumpIR,
+    Inputs,
+    Models,
+    Target,
+    Threads,
+    WorkDir,
+)
+
+POSITION = 0
+EXAMPLES = """
+Examples:
+
+[bold]nnfuze compile keyword.onnx speaker.onnx -o out[/bold]
+Merge two networks; their common trunk is computed once.
+
+[bold]nnfuze compile keyword.onnx speaker.onnx --quantize int8 --calibration calibration.npz -o out[/bold]
+The same in int8.
+
+[bold]nnfuze compile a=net1.onnx b=net2.onnx --prune 0.75 --trials 64 --work-dir tuning -o out[/bold]
+Name the tasks, drop a quarter of the channels, tune on this machine.
+
+[bold]nnfuze compile a.onnx b.onnx --target aarch64 --tracker pi.local:9190 --key rpi4 --trials 64 -o out[/bold]
+Tune on the boards that are registered as rpi4.
+"""
+
+
+def command(
+    models: Models,
+    *,
+    output: Annotated[str, typer.Option("--output", "-o", help="Directory of the bundle.", show_default=False)],
+    target: Target = "host",
+    calibration: Calibration = None,
+    evaluation: Annotated[
+        str | None,
+        typer.Option(help="Inputs to judge the result on, in the same form; labels [N] under the tasks' names."),
+    ] = None,
+    compression: Compression,
+    inputs: Inputs,
+    trials: Annotated[int, typer.Option(help="Tuning trials per kernel; 0: no tuning.")] = 0,
+    boards: Boards,
+    work_dir: WorkDir = None,
+    threads: Threads = 1,
+    compare: Annotated[
+        bool, typer.Option(help="Build and measure every stage for the report, not only the last.")
+    ] = True,
+    force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is already there.")] = False,
+    dump_ir: DumpIR = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compile networks into one bundle, with a report."""
+    with progress() as announce:
+        from nnfuze_tvm.jobs.compile import compile
+
+        report = compile(
+            models,
+            output,
+            force=force,
+            dump_ir=dump_ir,
+            announce=announce,
+            progress=not as_json,
+            target=target,
+            calibration=calibration,
+            evaluation=evaluation,
+            trials=trials,
+            work_dir=work_dir,
+            threads=threads,
+            compare=compare,
+            **compression,
+            **inputs,
+            **boards,
+        )
+    if as_json:
+        print(report.to_json(), end="")
+        return
+    from nnfuze_tvm.report import render_table
+
+    out().print(render_table(report))
+    out().print(f"bundle: {output}   report: {output}/report.html", highlight=False)

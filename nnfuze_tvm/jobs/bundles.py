@@ -1,0 +1,61 @@
+"""What ``nnfuze run``, ``bench`` and ``inspect`` do with a bundle."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import Any
+
+from nnfuze_tvm.analysis import measure
+from nnfuze_tvm.deploy.bundle import Bundle, bytes_on_disk
+from nnfuze_tvm.deploy.manifest import read_manifest
+from nnfuze_tvm.deploy.runner import made_up
+from nnfuze_tvm.errors import BundleError
+
+
+def bench(bundle: Bundle, repeats: int) -> dict[str, Any]:
+    """Return a bundle's latency on this machine, as a whole and kernel by kernel, in seconds."""
+    inputs = made_up(bundle.inputs)
+    latency = measure.measure(lambda: bundle.run(inputs), repeats)
+    kernels = bundle.manifest.kernels
+    times = measure.kernel_times(bundle.runner.library, [(k.name, k.arguments) for k in kernels])
+    return {
+        "latency": latency.median,
+        "latency_p95": latency.p95,
+        "throughput": latency.throughput,
+        "repeats": latency.repeats,
+        "threads": bundle.runner.threads,
+        "bytes": bytes_on_disk(bundle.path),
+        "kernels": [
+            {
+                "name": k.name,
+                "calls": k.calls,
+                "seconds": times[k.name] * k.calls,
+                "tasks": k.tasks,
+                "layers": k.layers,
+            }
+            for k in kernels
+            if k.name in times
+        ],
+    }
+
+
+def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return what a bundle says about itself, without loading its code; it may be another machine's."""
+    directory = Path(path)
+    manifest = read_manifest(directory)
+    return {**manifest.model_dump(mode="json"), "bytes": bytes_on_disk(directory)}
+
+
+def load_bundle(path: str | os.PathLike[str], threads: int | None) -> Bundle:
+    """Load a bundle; say which neighbour was perhaps meant when there is none."""
+    try:
+        return Bundle.load(path, threads)
+    except BundleError as error:
+        parent = Path(path).parent
+        if not Path(path).exists() and parent.is_dir():
+            bundles = [p.name for p in parent.iterdir() if (p / "manifest.json").is_file()]
+            if near := difflib.get_close_matches(Path(path).name, bundles, n=1):
+                raise BundleError(f"{error}, or did you mean {parent / near[0]}?") from None
+        raise

@@ -1,0 +1,121 @@
+"""The directory of a job: held by one process, bound to what the job is about, safe from being killed.
+
+- ``job.json``: what the job is about.
+- ``logs/``: what the job and its child processes print; ``logs/processes.log`` is theirs.
+- ``scratch/``: what only a running job needs.
+- ``lock``: held while the job runs.
+
+Jobs add journals of their own (`journal.Journal`).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from nnfuze_tvm.errors import InputError
+
+
+class JobDirectory:
+    """A job's directory, held by one process at a time.
+
+    Parameters
+    ----------
+    path : path
+        The directory; it is made if need be.
+    kind : str
+        What such a job is called, for messages.
+
+    Raises
+    ------
+    InputError
+        If another process holds it, or if it can't be written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], kind: str) -> None:
+        self.path = Path(path)
+        try:
+            (self.path / "logs").mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.path / "lock", "w")
+        except OSError as err:
+            raise InputError(f"work directory {self.path}: {err.strerror}") from err
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as err:
+            self._lock.close()
+            raise InputError(f"work directory {self.path}: another {kind} is using it") from err
+
+    def close(self) -> None:
+        """Let other processes have the directory."""
+        self._lock.close()
+
+    @property
+    def process_log(self) -> Path:
+        """Where child processes print to."""
+        return self.path / "logs" / "processes.log"
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """Give an empty directory that vanishes at the end; one that a killed job left is emptied."""
+        scratch = self.path / "scratch"
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
+        try:
+            yield scratch
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    @contextmanager
+    def logging(self, name: str) -> Iterator[None]:
+        """Send what jobs log into ``logs/<name>.log``."""
+        handler = logging.FileHandler(self.path / "logs" / f"{name}.log")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logger = logging.getLogger("nnfuze_tvm.jobs")
+        before = logger.propagate
+        logger.addHandler(handler)
+        logger.propagate = False
+        try:
+            yield
+        finally:
+            logger.propagate = before
+            logger.removeHandler(handler)
+            handler.close()
+
+    def claim(self, facts: Mapping[str, Any], fixed: Sequence[str]) -> None:
+        """Write ``job.json``; the facts named in ``fixed`` may not differ from those of an earlier run.
+
+        Raises
+        ------
+        InputError
+            If they do: its results can't be compared with new ones.
+        """
+        path = self.path / "job.json"
+        try:
+            before = json.loads(path.read_text())
+        except (OSError, ValueError):
+            before = {}
+        before = before if isinstance(before, dict) else {}
+        for name in fixed:
+            if before.get(name, facts[name]) != facts[name]:
+                raise InputError(
+                    f"work directory {self.path} belongs to a job with {name} {before[name]!r}, "
+                    f"not {facts[name]!r}; use another directory"
+                )
+        replace(path, json.dumps(facts, indent=1) + "\n")
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a file so that it is always either the old or the new one."""
+    temporary = path.with_name(f".{path.name}.new")
+    with open(temporary, "w", encoding="utf-8") as out:
+        out.write(text)
+        out.flush()
+        os.fsync(out.fileno())
+    os.replace(temporary, path)

@@ -1,0 +1,118 @@
+"""The graphs of a compilation: networks as loaded, merged, and compressed method by method; none is lowered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from nnfuze_tvm.analysis import metrics
+from nnfuze_tvm.deploy.executor import host_executor
+from nnfuze_tvm.devices.targets import llvm_features, resolve
+from nnfuze_tvm.frontend import load
+from nnfuze_tvm.graph import ir
+from nnfuze_tvm.jobs.announce import Announce, silent
+from nnfuze_tvm.jobs.request import NetworkRequest
+from nnfuze_tvm.passes import pipeline
+from nnfuze_tvm.passes.compress import method
+from nnfuze_tvm.passes.compress.calibration import load_calibration
+from nnfuze_tvm.passes.compress.policy import Policy
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """The graphs of a compilation, stage by stage.
+
+    Attributes
+    ----------
+    loaded : tvm.IRModule
+        One function per task.
+    stages : dict of str to tvm.IRModule
+        ``merged`` and the name of every compression method that was asked for, in the order in which they follow.
+    calibration : dict of str to numpy.ndarray, optional
+        Samples by input.
+    """
+
+    loaded: tvm.IRModule
+    stages: Mapping[str, tvm.IRModule]
+    calibration: Mapping[str, np.ndarray] | None = None
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks, in the order they were given."""
+        return ir.tasks(self.loaded)
+
+    @property
+    def last(self) -> tvm.IRModule:
+        """The graph of the last stage."""
+        return list(self.stages.values())[-1]
+
+    @property
+    def feeds(self) -> list[dict[str, str]]:
+        """For each task: name in the merged graph → its own name, of each input."""
+        names = {param.name for param in self.stages["merged"]["main"].params}
+        return [
+            {f"{task}.{p.name}" if f"{task}.{p.name}" in names else p.name: p.name for p in self.loaded[task].params}
+            for task in self.tasks
+        ]
+
+    def alone(self, task: str) -> tvm.IRModule:
+        """Return the graph of one task, as if it were the only one."""
+        outputs = [output for output in ir.task_outputs(self.loaded) if output.task == task]
+        functions = {
+            var: func
+            for var, func in self.loaded.functions.items()
+            if not isinstance(func, relax.Function) or var.name_hint == task
+        }
+        return _run(pipeline.merge_phases(), ir.with_task_outputs(tvm.IRModule(functions), outputs))
+
+
+def make_graphs(request: NetworkRequest, announce: Announce = silent) -> Graphs:
+    """Load the networks, merge them, and compress the merged one as options and policy say.
+
+    Raises
+    ------
+    NNFuzeError
+        If anything given doesn't fit.
+    """
+    announce("loading the networks")
+    loaded = load(request.models, shared_inputs=request.shared_inputs, shapes=request.shapes or None)
+    announce("merging")
+    merged = _run(pipeline.merge_phases(request.shared_inputs), loaded)
+    policy = _policy(request)
+    asked = _asked_for(policy, merged)
+    samples = None
+    if request.calibration is not None:
+        samples = load_calibration(request.calibration, merged)
+    features = llvm_features(resolve(request.target))
+    for one in asked:
+        if samples is None:
+            one.check_samples(str(request.policy))
+        one.check_features(features, request.target)
+    stages = {"merged": merged}
+    inputs = method.Inputs(policy, samples, request.options, host_executor)
+    for one in asked:
+        announce(one.activity)
+        stages[one.name] = pipeline.compression_phase(one, inputs)(list(stages.values())[-1])
+    return Graphs(loaded, stages, samples)
+
+
+def _policy(request: NetworkRequest) -> Policy:
+    """Return the policy file's policy; where it says nothing of all layers, the options do."""
+    stated = method.settings(pipeline.METHODS, request.options)
+    return (Policy.load(request.policy) if request.policy else Policy()).with_default(stated)
+
+
+def _asked_for(policy: Policy, merged: tvm.IRModule) -> list[method.Method]:
+    """Return the methods that the policy asks for on any layer, in the pipeline's order."""
+    names = [layer.name for layer in metrics.layers(merged)]
+    lineage = ir.lineage(merged)
+    policy.validate_layers(names, lineage)
+    return method.asked(pipeline.METHODS, [policy.for_layer(name, lineage) for name in names])
+
+
+def _run(phases: Sequence[tvm.transform.Pass], mod: tvm.IRModule) -> tvm.IRModule:
+    return tvm.transform.Sequential(list(phases))(mod)

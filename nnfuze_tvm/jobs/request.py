@@ -1,0 +1,134 @@
+"""What compile, tune and analyze are asked for: checked records, by names that command line and Python share."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from nnfuze_tvm.errors import InputError
+from nnfuze_tvm.passes import pipeline
+from nnfuze_tvm.passes.compress import method
+
+_Request = TypeVar("_Request", bound="NetworkRequest")
+
+
+class NetworkRequest(BaseModel):
+    """Which networks, how to compress them, for and on which machine.
+
+    Attributes
+    ----------
+    models : list of str
+        ONNX files, ``path`` or ``task=path``.
+    shared_inputs : list of str, optional
+        Inputs that are one and the same in all tasks.
+    shapes : dict
+        Input shapes, by name or ``task:name``.
+    target : str
+        See `devices.targets.resolve`.
+    threads : int
+        Threads per inference.
+    calibration : str, optional
+        An ``.npz`` file: samples ``[N, …]`` by input name.
+    policy : str, optional
+        A policy file; what it states goes before the methods' options.
+    options : dict
+        The values of the compression methods' options by name, all of them.
+    tracker, key : str, optional
+        An RPC tracker (``host:port``) and the key of the devices there.
+    wait : float
+        Seconds to wait for a tracker that doesn't answer, and for a device that isn't registered.
+    work_dir : str, optional
+        The directory of a tuning job.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    models: Annotated[list[str], Field(min_length=1)]
+    shared_inputs: list[str] | None = None
+    shapes: dict[str, list[int]] = Field(default_factory=dict)
+    target: str = "host"
+    threads: Annotated[int, Field(ge=1)] = 1
+    calibration: str | None = None
+    policy: str | None = None
+    options: dict[str, Any]
+    tracker: str | None = None
+    key: str | None = None
+    wait: Annotated[float, Field(ge=0)] = 60.0
+    work_dir: str | None = None
+
+    @classmethod
+    def parse(cls: type[_Request], models: Sequence[str] | None, fields: Mapping[str, Any]) -> _Request:
+        """Return a checked request.
+
+        Parameters
+        ----------
+        models
+            The networks.
+        fields
+            Everything else by name, the methods' options beside the fields of this class.
+
+        Raises
+        ------
+        InputError
+            With one line that names the option and what is wrong with it, also if there is no such option.
+        """
+        options = method.options(pipeline.METHODS)
+        known = [*(name for name in cls.model_fields if name not in ("models", "options")), *options]
+        for name in fields:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+                raise InputError(f"unknown option {name!r}; {hint}")
+        types = {option.name: (option.type | None, option.default) for option in options.values()}
+        checker = create_model("Options", **types)  # type: ignore[call-overload]
+        own = {name: value for name, value in fields.items() if name not in options}
+        try:
+            chosen = checker(**{name: value for name, value in fields.items() if name in options})
+            request = cls.model_validate({"models": models or [], "options": chosen.model_dump(), **own})
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = str(first["loc"][0]).replace("_", "-")
+            raise InputError(f"--{name} {first['input']}: {first['msg'].lower()}") from None
+        if not request.calibration:
+            method.check_samples(pipeline.METHODS, request.options)
+        if request.tracker and not request.key:
+            raise InputError(f"--tracker {request.tracker}: give the --key of the devices to use, too")
+        if request.key and not request.tracker:
+            raise InputError(f"--key {request.key}: give the --tracker where the devices are registered, too")
+        return request
+
+    def to_fields(self) -> dict[str, Any]:
+        """Return what `parse` takes, for JSON."""
+        fields = self.model_dump(mode="json")
+        return {**fields.pop("options"), **fields}
+
+
+class TuneRequest(NetworkRequest):
+    """What to tune; ``trials`` is how many candidates to measure per kernel, 0: none."""
+
+    trials: Annotated[int, Field(ge=0)] = 0
+
+
+class CompileRequest(TuneRequest):
+    """What to compile.
+
+    Attributes
+    ----------
+    evaluation : str, optional
+        An ``.npz`` file like the calibration's, perhaps with labels by task name: what to judge the result on.
+    compare : bool
+        Whether to build and measure every stage, not only the last.
+    """
+
+    evaluation: str | None = None
+    compare: bool = True
+
+
+def model_path(model: str) -> str:
+    """Return the path of ``path`` or ``task=path``."""
+    _, found, path = model.partition("=")
+    return path if found and not os.path.exists(model) else model
