@@ -19,8 +19,8 @@ from nnfuze_tvm.passes.lower.weights import is_constant, rearranged
 
 # From this many channels on, a convolution has long enough reductions without their neighbours.
 _CHANNELS = 16
-# Output channels that make pairs of whole vectors on any machine, and from how many on others are worth some more.
-_VECTOR = 32
+# Output channels that make whole vectors on any machine, and from how many on others are worth some more.
+_VECTOR = 16
 _MIN_OUTPUTS = 64
 # Output channels that are a multiple of this make vectors, if not of the longest kind.
 _ODD = 4
@@ -86,15 +86,17 @@ def _convolution(rewriter: Rewriter, call: Call, var: Var) -> tuple[Call, Form] 
         wide[:outputs] = rows.reshape(outputs, channels * step, kernel // step)
         return wide
 
-    # All that the kernel meets, and nothing behind it.
+    # All that the kernel meets, and what is behind it, in whole parts.
     needed = (static_shape(var)[2] - 1) * stride + kernel
     before = int(attrs.padding[0])
+    after = max(0, needed - before - length)
+    parts = (before + length + after) // step
     data = rewriter.read(call.args[0])
-    if before or needed > length:
-        data = op.nn.pad(data, [0, 0, 0, 0, before, max(0, needed - before - length)])
-    if before + length > needed:
-        data = op.strided_slice(data, [2], [0], [needed])
-    rows = op.reshape(op.permute_dims(data, [0, 2, 1]), [batch, needed // step, step * channels])
+    if before or after:
+        data = op.nn.pad(data, [0, 0, 0, 0, before, after])
+    if parts * step < before + length + after:
+        data = op.strided_slice(data, [2], [0], [parts * step])
+    rows = op.reshape(op.permute_dims(data, [0, 2, 1]), [batch, parts, step * channels])
     weights = rearranged(call.args[1], rewriter.bound, arrange, form.along_channels, channel_axes=(0, 0))
     convolution = op.nn.conv1d(
         op.permute_dims(rows, [0, 2, 1]), weights, strides=stride // step, out_dtype=attrs.out_dtype or None

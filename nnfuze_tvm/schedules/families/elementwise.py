@@ -146,12 +146,15 @@ def _square_source(body: s_tir.SBlock, shape: list[int], strided: int, hw: Hardw
 def _transpose_squares(sch: s_tir.Schedule, loops: list[LoopRV], strided: int, rows: int, source: str) -> LoopRV:
     """Tile a transpose by squares that a rewrite transposes in registers; return the outermost loop over tiles."""
     extents = [int(sch.get(loops[axis]).extent) for axis in (strided, -1)]
+    # Whole cache lines of the result are written at once: rows may be apart by what makes them share few of L1's sets.
+    columns = 2 * _SQUARE if extents[1] >= 2 * _SQUARE else _SQUARE
     # Without conditions: the last tile will overlap the one before.
     row_outer, row = sch.split(loops[strided], [None, rows], disable_predication=True)
-    column_outer, column = sch.split(loops[-1], [None, _SQUARE], disable_predication=True)
-    squares, row = sch.split(row, [None, _SQUARE])
-    sch.reorder(*loops[:strided], row_outer, *loops[strided + 1 : -1], column_outer, squares, row, column)
-    for loop, size, extent in ((row_outer, rows, extents[0]), (column_outer, _SQUARE, extents[1])):
+    column_outer, column = sch.split(loops[-1], [None, columns], disable_predication=True)
+    (row_squares, row), (column_squares, column) = (sch.split(loop, [None, _SQUARE]) for loop in (row, column))
+    inside = (row_squares, column_squares, row, column)
+    sch.reorder(*loops[:strided], row_outer, *loops[strided + 1 : -1], column_outer, *inside)
+    for loop, size, extent in ((row_outer, rows, extents[0]), (column_outer, columns, extents[1])):
         if extent % size:
             overlap.mark(sch, loop, extent)
     transposes.mark(sch, row, source)
