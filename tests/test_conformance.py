@@ -20,6 +20,7 @@ from nnfuze_tvm.devices.targets import resolve
 from nnfuze_tvm.graph import ops
 from nnfuze_tvm.graph.dataflow import bindings
 from nnfuze_tvm.graph.evaluate import evaluate, executor
+from nnfuze_tvm.passes import pipeline
 from nnfuze_tvm.passes.compress.half_precision import HalfPrecision
 from nnfuze_tvm.passes.compress.insert_qdq import InsertQDQ
 from nnfuze_tvm.passes.compress.policy import Policy
@@ -96,7 +97,7 @@ def test_kernels_equal_their_reference(family, precision):
     _check_rules(mod, build.lower(mod, HOST))
     got = _run(mod, data)
     if precision == "int8":
-        integer = RealizeInteger()(mod)
+        integer = tvm.transform.Sequential([pipeline.layout_phase(), RealizeInteger()])(mod)
         assert not integer.attrs["nnfuze.float_layers"]
         want = executor(integer)(data)
     else:

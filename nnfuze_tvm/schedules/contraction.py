@@ -273,8 +273,10 @@ def pack_weights(sch: s_tir.Schedule, anchor: SBlockRV, block: int, dot: Dot | N
         if dot is None or dot.depth == 1:
             return (*before, channel // block, *kernel, depth, channel % block)
         if dot.paired:
-            lane, pair = (channel % block // dot.lanes, channel % dot.lanes), depth % dot.depth // 2
-            return (*before, channel // block, *kernel, depth // dot.depth, lane[0], pair, lane[1], depth % 2)
+            # TVM does not see by itself that a block of one vector has one only.
+            vector = channel % block // dot.lanes if block > dot.lanes else tirx.IntImm(channel.ty.dtype, 0)
+            pair, lane = depth % dot.depth // 2, channel % dot.lanes
+            return (*before, channel // block, *kernel, depth // dot.depth, vector, pair, lane, depth % 2)
         return (*before, channel // block, *kernel, depth // dot.depth, channel % block, depth % dot.depth)
 
     sch.transform_layout(anchor, ("read", 1), place)

@@ -1,4 +1,7 @@
-"""Transposed convolutions: every input pixel adds its products to a window of the output."""
+"""Transposed convolutions: every input pixel adds its products to a window of the output.
+
+They have no integer form of their own: `TransposedConvolutions` makes convolutions of them before.
+"""
 
 from __future__ import annotations
 
@@ -64,6 +67,7 @@ def _operator(rank: int, kernels: tuple[str, ...]) -> Operator:
         macs=macs,
         couple=convolution.couple,
         cut=convolution.cut,
+        quantizes=True,
         half=True,
         kernels=kernels,
     )

@@ -7,6 +7,7 @@ import os
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import tvm
 from tvm import te
@@ -135,16 +136,8 @@ def tune_kernels(
         compilers = Pool(nursery, os.cpu_count() or 1, timeout, workers.compile_loop, modules, target, space)
         measuring = (workers.measure_loop, address, key, timeout, threads)
         measurers = Pool(nursery, len(fleet.devices), timeout + _GRACE, *measuring, from_note=True)
-        loop = Loop(
-            directory,
-            compilers,
-            BoardQueue(measurers, fleet, wait_for_device, display.say),
-            fleet,
-            scratch=scratch,
-            limit=trials,
-            seed=seed,
-            display=display,
-        )
+        boards: BoardQueue[Any] = BoardQueue(measurers, fleet, wait_for_device, display.say)
+        loop = Loop(directory, compilers, boards, fleet, scratch=scratch, limit=trials, seed=seed, display=display)
         try:
             loop.run(kernels)
         finally:

@@ -135,7 +135,8 @@ def _convolution(rewriter: Rewriter, call: Call, var: Var) -> tuple[Call, Form] 
         call.args[1],
         rewriter.bound,
         lambda values, fill: _phases(values, fill, spread),
-        spread.along_channels,
+        # The groups share the scales of a kernel's output channels.
+        lambda values: spread.along_channels(np.tile(values, spread.groups)),
         channel_axes=(1, 0),
     )
     convolution = getattr(op.nn, op_name(call).removeprefix("nn.").removesuffix("_transpose"))(
