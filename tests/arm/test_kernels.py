@@ -94,7 +94,8 @@ TOLERANCES = {"float32": 1e-5, "float16": 5e-3}
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
-        (name, dtype)
+        # The first two boards have the same instructions.
+        pytest.param(name, dtype, marks=pytest.mark.slow if name == "rpi4" else ())
         for name in ("rpi3", "rpi4", "rpi5", "aarch64+i8mm")
         for dtype in ("float32", "float16", "uint8", "int8")
         if dtype != "float16" or "fullfp16" in BOARDS[name].features
