@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 
 import tvm
 from tvm import relax
 
-from nnfuze_tvm.passes.compress import half_precision, insert_qdq
 from nnfuze_tvm.passes.compress.method import Inputs, Method
-from nnfuze_tvm.passes.compress.prune import prune_channels
 from nnfuze_tvm.passes.lower.batching.batch_branches import BatchBranches
 from nnfuze_tvm.passes.lower.fuse_layers import FuseLayers
 from nnfuze_tvm.passes.lower.integer.realize_integer import RealizeInteger
@@ -31,10 +30,13 @@ from nnfuze_tvm.passes.simplify.fuse_gelu import FuseGelu
 _PHASE = "phase "
 
 # Phases 3 and 4: what is removed, then what the rest computes in. Each runs if the policy of a layer asks for it.
-METHODS = (
-    prune_channels.METHOD,
-    insert_qdq.METHOD,
-    half_precision.METHOD,
+METHODS: tuple[Method, ...] = tuple(
+    import_module(f"nnfuze_tvm.passes.compress.{name}").METHOD
+    for name in (
+        "prune.prune_channels",
+        "insert_qdq",
+        "half_precision",
+    )
 )
 
 

@@ -1,24 +1,16 @@
-"""One schedule rule per operator family."""
+"""One schedule rule per operator family: every module here with a ``RULE`` is one."""
 
-from nnfuze_tvm.schedules.families import (
-    conv2d,
-    dense,
-    depthwise,
-    elementwise,
-    fallback,
-    pooling,
-    reduction,
-    winograd,
-)
+import pkgutil
+from importlib import import_module
 
-# In the order in which they are asked; the last one takes every kernel.
-RULES = (
-    winograd.RULE,
-    conv2d.RULE,
-    depthwise.RULE,
-    dense.RULE,
-    pooling.RULE,
-    reduction.RULE,
-    elementwise.RULE,
-    fallback.RULE,
-)
+from nnfuze_tvm.schedules.rule import Rule
+
+
+def _read() -> tuple[Rule, ...]:
+    modules = [import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
+    found: list[Rule] = [module.RULE for module in modules if hasattr(module, "RULE")]
+    return tuple(sorted(found, key=lambda rule: rule.order))
+
+
+RULES = _read()
+"""The rules in the order in which they are asked; the last one, the fallback, takes every kernel."""

@@ -34,4 +34,4 @@ def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
     return schedule(sch, block, hw, tunable, pixel_axes=min(2, spatial - 2), groups=in_channels // depth)
 
 
-RULE = Rule("conv2d", apply)
+RULE = Rule("conv2d", apply, order=20)

@@ -28,4 +28,4 @@ def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
     return schedule(sch, block, hw, tunable, pixel_axes=1, groups=1)
 
 
-RULE = Rule("dense", apply)
+RULE = Rule("dense", apply, order=40)

@@ -160,4 +160,4 @@ def _pack_weights(sch: s_tir.Schedule, conv: SBlockRV) -> None:
         sch.annotate(packed, "meta_schedule.layout_rewrite_preproc", True)
 
 
-RULE = Rule("depthwise", apply)
+RULE = Rule("depthwise", apply, order=30)

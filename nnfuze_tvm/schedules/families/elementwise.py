@@ -202,4 +202,4 @@ def _constants(node: tirx.PrimExpr) -> list[int]:
     return [c for side in ("a", "b") if hasattr(node, side) for c in _constants(getattr(node, side))]
 
 
-RULE = Rule("elementwise", apply)
+RULE = Rule("elementwise", apply, order=90)

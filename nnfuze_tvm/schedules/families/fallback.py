@@ -76,4 +76,4 @@ def _schedule(sch: s_tir.Schedule, block: SBlockRV, hw: Hardware) -> None:
     attempt(lambda: vectorize_inner(sch, spatial[-1], str(body.writes[0].source.dtype), hw))
 
 
-RULE = Rule("fallback", apply)
+RULE = Rule("fallback", apply, order=100)

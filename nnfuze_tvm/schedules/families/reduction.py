@@ -134,4 +134,4 @@ def _split_lanes(sch: s_tir.Schedule, block: SBlockRV, hw: Hardware, vectors: in
     return partials
 
 
-RULE = Rule("reduction", apply)
+RULE = Rule("reduction", apply, order=60)

@@ -225,4 +225,4 @@ def _register_tiles(work: Work, hw: Hardware) -> list[RegisterTile]:
     return small or whole
 
 
-RULE = Rule("winograd", apply)
+RULE = Rule("winograd", apply, order=10)
