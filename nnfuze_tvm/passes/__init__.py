@@ -6,9 +6,12 @@ from nnfuze_tvm.passes.compress.prune.prune_channels import PruneChannels
 from nnfuze_tvm.passes.lower.batching.batch_branches import BatchBranches
 from nnfuze_tvm.passes.lower.fuse_layers import FuseLayers
 from nnfuze_tvm.passes.lower.integer.realize_integer import RealizeInteger
+from nnfuze_tvm.passes.lower.keep_crops import KeepCrops
 from nnfuze_tvm.passes.lower.layout import ToNHWC
 from nnfuze_tvm.passes.lower.round_to_integer import RoundToInteger
 from nnfuze_tvm.passes.lower.row_convolutions import RowConvolutions
+from nnfuze_tvm.passes.lower.shuffles import Shuffles
+from nnfuze_tvm.passes.lower.strided_rows import StridedRows
 from nnfuze_tvm.passes.lower.transposed_convolutions import TransposedConvolutions
 from nnfuze_tvm.passes.lower.winograd.winograd import Winograd
 from nnfuze_tvm.passes.merge.merge_tasks import MergeTasks
@@ -23,12 +26,15 @@ __all__ = [
     "FuseLayers",
     "HalfPrecision",
     "InsertQDQ",
+    "KeepCrops",
     "MergeTasks",
     "PruneChannels",
     "RealizeInteger",
     "RoundToInteger",
     "RowConvolutions",
     "ShareTrunk",
+    "Shuffles",
+    "StridedRows",
     "ToNHWC",
     "TransposedConvolutions",
     "Winograd",
