@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm import relax
-from tvm.ir import Call
+from tvm.ir import Call, IRModule, Var
 
-from nnfuze_tvm.graph.dataflow import bindings, op_name
+from nnfuze_tvm.graph.dataflow import Emitter, bindings, op_name
 from nnfuze_tvm.passes import ToNHWC
 from tests.helpers import evaluate_module
 
@@ -121,3 +122,25 @@ def test_single_channel_input_needs_no_transpose():
             pooled = builder.emit_output(builder.emit(op.mean(value, [2, 3], keepdims=True)))
         builder.emit_func_output(pooled)
     assert "permute_dims" not in operators(ToNHWC()(builder.get()))
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_a_layer_that_is_an_output_keeps_its_name_and_poolings_run_channels_last(rank):
+    """The transpose behind the layer has none; what only pools has no convolution whose layout it could follow."""
+    rng = np.random.default_rng(0)
+    emitter = Emitter()
+    x = Var("x", relax.TensorType((1, 4, *[6] * rank), "float32"))
+    weights = relax.const(rng.standard_normal((8, 4, *[3] * rank)).astype("float32"))
+    layer = emitter.emit(getattr(op.nn, f"conv{rank}d")(x, weights), "task/layer")
+    pooled = emitter.emit(getattr(op.nn, f"max_pool{rank}d")(x, (2,) * rank, (2,) * rank), "task/pool")
+    mod = IRModule({"main": emitter.finish([x], [layer, pooled]).with_attr("global_symbol", "main")})
+    new = ToNHWC()(mod)
+    named = {b.var.name: b.value for b in bindings(new["main"]) if "/" in b.var.name}
+    assert {name: op_name(value) for name, value in named.items()} == {
+        "task/layer": f"nn.conv{rank}d",
+        "task/pool": f"nn.max_pool{rank}d",
+    }
+    assert str(named["task/layer"].attrs.data_layout)[-1] == str(named["task/pool"].attrs.layout)[-1] == "C"
+    inputs = {"x": rng.standard_normal((1, 4, *[6] * rank)).astype("float32")}
+    for got, want in zip(evaluate_module(new, inputs), evaluate_module(mod, inputs), strict=True):
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
