@@ -104,7 +104,7 @@ def calls(mod: tvm.IRModule) -> Counter[str]:
     )
 
 
-@pytest.mark.parametrize("pair", ["shared", "independent"])
+@pytest.mark.parametrize("pair", ["shared", slow("independent")])
 def test_speech_pair_equals_onnx_runtime_and_the_separate_networks(pair):
     paths = [SPEECH / pair / f"{task}.onnx" for task in ("keyword", "speaker")]
     clips = np.load(SPEECH / "evaluation.npz")["audio"][:4]

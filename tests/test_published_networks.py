@@ -6,7 +6,6 @@ weights as well, since equal weights hide what is mixed up.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,6 @@ import onnx
 import onnxruntime
 import pytest
 import tvm
-from _pytest.mark import ParameterSet
 from onnx import numpy_helper
 from tvm import relax
 
@@ -60,15 +58,12 @@ SMALL = ("shufflenet", "squeezenet")
 NAMES = sorted(path.stem.removeprefix("light_") for path in LIGHT.glob("light_*.onnx"))
 
 
-def slow_unless_small(names: Sequence[str]) -> list[ParameterSet]:
-    return [pytest.param(name, marks=() if name in SMALL else pytest.mark.slow) for name in names]
-
-
-@pytest.mark.parametrize("name", slow_unless_small(NAMES))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 def test_as_it_is(name: str) -> None:
     check(onnx.load(LIGHT / f"light_{name}.onnx"))
 
 
-@pytest.mark.parametrize("name", slow_unless_small(["squeezenet", "shufflenet", "inception_v1"]))
+@pytest.mark.parametrize("name", [*SMALL, pytest.param("inception_v1", marks=pytest.mark.slow)])
 def test_with_random_weights(name: str) -> None:
     assert check(with_random_weights(onnx.load(LIGHT / f"light_{name}.onnx"))) > 0

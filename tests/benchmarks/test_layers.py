@@ -59,7 +59,7 @@ def test_integers_are_those_of_numpy(layer, tmp_path):
     model = layers.network(layer, np.dtype("int8"))
     x = np.random.default_rng(1).standard_normal(layer.data).astype("float32")
     mod = loaded(model, tmp_path)
-    integer = tvm.transform.Sequential([*pipeline.layout_phases(), RealizeInteger()])(mod)
+    integer = tvm.transform.Sequential([pipeline.layout_phase(), RealizeInteger()])(mod)
     assert not integer.attrs["nnfuze.float_layers"]
     (got,) = layers.ours(model).run({"x": x}).values()
     (want,) = executor(integer)({mod["main"].params[0].name: x})
