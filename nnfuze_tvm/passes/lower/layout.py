@@ -13,6 +13,7 @@ from tvm.ir.transform import PassContext, module_pass
 from nnfuze_tvm.graph import ops
 from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, op_name, output_fields, substitute
 from nnfuze_tvm.graph.ir import static_shape
+from nnfuze_tvm.passes.lower.lone_rows import lone_rows
 
 # Poolings follow their input; to name them here is an error.
 DESIRED_LAYOUTS = {
@@ -33,7 +34,8 @@ class ToNHWC:
 
     ``relax.transform.ConvertLayout`` puts a transpose on both sides of every operator that it knows nothing
     about, quantize and dequantize among them. Those are moved through and cancelled; transposes of constants
-    are computed, and a transpose that only moves axes of length one becomes a reshape.
+    are computed, and a transpose that only moves axes of length one becomes a reshape. A convolution that transposes
+    would be made for alone stays as it is, see `lone_rows`.
     """
 
     def transform_module(self, mod: tvm.IRModule, _: PassContext) -> tvm.IRModule:
@@ -42,7 +44,13 @@ class ToNHWC:
         for gvar, func in mod.functions_items():
             if isinstance(func, relax.Function):
                 mod.update_func(gvar, _with_names(func, lambda name: name.replace(".", _DOT)))
-        mod = relax.transform.ConvertLayout(DESIRED_LAYOUTS)(mod)
+        lone = [call for func in mod.functions.values() if isinstance(func, relax.Function) for call in lone_rows(func)]
+
+        def desired(call: Call) -> dict[str, list[str]]:
+            stays = any(call.same_as(each) for each in lone)
+            return {"relax.nn.conv1d": ["NCW", "OIW"]} if stays else DESIRED_LAYOUTS
+
+        mod = relax.transform.ConvertLayout(DESIRED_LAYOUTS, desired)(mod)
         for gvar, func in mod.functions_items():
             if isinstance(func, relax.Function):
                 mod.update_func(gvar, _TransposeMover().rewrite(func))
