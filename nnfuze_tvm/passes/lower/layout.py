@@ -84,6 +84,8 @@ class _TransposeMover:
         self.pending: dict[Value, tuple[Value, Axes]] = {}
         self.bound: dict[Value, Call] = {}
         self.names: dict[Value, str] = {}
+        # What several operators read transposed is transposed once.
+        self.moved: dict[tuple[Value, Axes], Value] = {}
 
     def rewrite(self, func: relax.Function) -> relax.Function:
         """Return ``func`` with its transposes moved."""
@@ -196,11 +198,13 @@ class _TransposeMover:
         if expr in self.pending:
             source, axes = self.pending[expr]
             shape = static_shape(source)
-            if _moves_only_unit_axes(shape, axes):
-                moved = relax.op.reshape(source, [shape[a] for a in axes])
-            else:
-                moved = relax.op.permute_dims(source, list(axes))
-            self.values[expr] = self.emitter.emit(moved)
+            if (source, axes) not in self.moved:
+                if _moves_only_unit_axes(shape, axes):
+                    moved = relax.op.reshape(source, [shape[a] for a in axes])
+                else:
+                    moved = relax.op.permute_dims(source, list(axes))
+                self.moved[source, axes] = self.emitter.emit(moved)
+            self.values[expr] = self.moved[source, axes]
             return self.values[expr]
         if isinstance(expr, relax.Tuple):
             return relax.Tuple([self._read(field) for field in expr.fields])

@@ -46,9 +46,7 @@ def lone_rows(func: relax.Function) -> list[Call]:
         elif op_name(value) == "permute_dims":
             wanting.append((value, (value.args[0], binding.var)))
     count = Counter(end for _, ends in wanting for end in {group(end) for end in ends})
-    return [
-        call for call, ends in wanting if _is_depthwise_row(call) and all(count[group(end)] == 1 for end in ends)
-    ]
+    return [call for call, ends in wanting if _is_depthwise_row(call) and all(count[group(end)] == 1 for end in ends)]
 
 
 def _is_depthwise_row(call: Call) -> bool:

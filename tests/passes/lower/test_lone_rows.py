@@ -97,7 +97,9 @@ def test_what_needs_its_own_order_of_axes_keeps_layers_apart():
 
 
 @settings(max_examples=25, deadline=None)
-@given(steps=st.lists(st.sampled_from(["depthwise", "dense", "relu", "add", "pool", "softmax"]), min_size=1, max_size=6))
+@given(
+    steps=st.lists(st.sampled_from(["depthwise", "dense", "relu", "add", "pool", "softmax"]), min_size=1, max_size=6)
+)
 def test_values_never_change(steps):
     kept, _ = check(steps)
     assert kept <= steps.count("depthwise")
