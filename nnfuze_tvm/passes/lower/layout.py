@@ -198,13 +198,12 @@ class _TransposeMover:
         if expr in self.pending:
             source, axes = self.pending[expr]
             shape = static_shape(source)
-            if (source, axes) not in self.moved:
-                if _moves_only_unit_axes(shape, axes):
-                    moved = relax.op.reshape(source, [shape[a] for a in axes])
-                else:
-                    moved = relax.op.permute_dims(source, list(axes))
-                self.moved[source, axes] = self.emitter.emit(moved)
-            self.values[expr] = self.moved[source, axes]
+            if _moves_only_unit_axes(shape, axes):
+                self.values[expr] = self.emitter.emit(relax.op.reshape(source, [shape[a] for a in axes]))
+            else:
+                if (source, axes) not in self.moved:
+                    self.moved[source, axes] = self.emitter.emit(relax.op.permute_dims(source, list(axes)))
+                self.values[expr] = self.moved[source, axes]
             return self.values[expr]
         if isinstance(expr, relax.Tuple):
             return relax.Tuple([self._read(field) for field in expr.fields])

@@ -30,6 +30,9 @@ class TransposedConvolutions:
     all of them are one convolution of ``s`` times as many output channels. Its channels are then spread over space
     (Shi et al., "Is the deconvolution layer the same as a convolutional layer?", 2016). What follows element by
     element, a bias, an activation, a quantization, is computed before that: so what is moved may be 8-bit.
+
+    Phases that have different numbers of taps may be faster apart, see `separate_phases`. What has weights that are no
+    constants stays as it is: their values can't be rearranged now.
     """
 
     def transform_module(self, mod: tvm.IRModule, _: PassContext) -> tvm.IRModule:
