@@ -164,12 +164,13 @@ def test_a_tensor_that_is_always_zero_has_a_range():
 def test_a_network_with_kernels_of_its_own_is_calibrated(executor):
     """An importer makes PrimFuncs of what has no operator, a reflecting pad for example."""
     rng = np.random.default_rng(0)
-    weights = {f"w{n}": rng.standard_normal((6, 6, 3, 3)).astype("float32") for n in range(2)}
+    weights = {f"w{n}": rng.standard_normal((6, 6, 3, 3)).astype("float32") for n in range(3)}
     graph = helper.make_graph(
         [
             helper.make_node("Conv", ["x", "w0"], ["a"], name="first", pads=[1] * 4),
-            helper.make_node("Pad", ["a", "widths"], ["b"], name="pad", mode="reflect"),
-            helper.make_node("Conv", ["b", "w1"], ["y"], name="second"),
+            helper.make_node("Conv", ["a", "w1"], ["b"], name="second", pads=[1] * 4),
+            helper.make_node("Pad", ["b", "widths"], ["c"], name="pad", mode="reflect"),
+            helper.make_node("Conv", ["c", "w2"], ["y"], name="third"),
         ],
         "padded",
         [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 6, 8, 8])],
@@ -185,5 +186,5 @@ def test_a_network_with_kernels_of_its_own_is_calibrated(executor):
     policy = Policy.uniform(keep=0.5, bits=8)
     passes = [PruneChannels(policy, "activation", samples, executor), InsertQDQ(samples, policy, executor=executor)]
     quantized = tvm.transform.Sequential(passes)(mod)
-    assert [layer.integer for layer in metrics.layers(quantized)] == [True, True]
-    assert [layer.shape[1] for layer in metrics.layers(quantized)] == [3, 6]
+    assert [layer.integer for layer in metrics.layers(quantized)] == [True, True, True]
+    assert [layer.shape[1] for layer in metrics.layers(quantized)] == [3, 6, 6]  # nothing is known of the pad

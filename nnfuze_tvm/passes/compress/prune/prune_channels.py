@@ -164,7 +164,7 @@ def mean_magnitudes(
     samples: Mapping[str, np.ndarray],
     executor: Executor = evaluate.executor,
 ) -> dict[str, np.ndarray]:
-    """Return ``mean |x|`` per channel of what each layer of a function of ``mod`` reads, if it mixes removable channels.
+    """Return ``mean |x|`` per channel of what layers of a function of ``mod`` read that mix removable channels.
 
     Raises
     ------
