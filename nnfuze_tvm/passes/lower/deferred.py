@@ -1,8 +1,8 @@
-"""A layer whose result stands in other channels until an operator needs it as it was."""
+"""A layer whose result stands in other tensors until an operator needs it as it was."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -12,24 +12,25 @@ from tvm.ir import Call, GenericConst, Var
 from nnfuze_tvm.graph import ops
 from nnfuze_tvm.graph.constants import constant
 from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, op_name, operands, output_fields, substitute
-from nnfuze_tvm.graph.ir import static_shape
+from nnfuze_tvm.graph.ir import JOINED, static_shape
 from nnfuze_tvm.passes.lower.weights import known_values
 
 
 class Form(Protocol):
-    """How a result stands in the channels of another tensor, channels first in both."""
+    """How a result stands in the channels of one other tensor or several of one shape, channels first in all."""
 
     def along_channels(self, values: np.ndarray) -> np.ndarray:
-        """Return one value per channel of the result as one per channel of the tensor."""
+        """Return one value per channel of the result as one per channel of each tensor."""
         ...
 
-    def restored(self, source: Value) -> Value:
+    def restored(self, *sources: Value) -> Value:
         """Return the result; its operators but the last may be unbound calls."""
         ...
 
 
-Layer = Callable[["Rewriter", Call, Var], "tuple[Call, Form] | None"]
-"""From a call and the Var it is bound to, to what computes it in another form; None leaves it as it is."""
+Layer = Callable[["Rewriter", Call, Var], "tuple[Sequence[Call], Form] | None"]
+"""From a call and the Var it is bound to, to what computes it in another form, a call per tensor of the form; None
+leaves it as it is."""
 
 
 class Rewriter:
@@ -48,7 +49,7 @@ class Rewriter:
         self.layer = layer
         self.emitter = Emitter()
         self.values: dict[Value, Value] = {}
-        self.pending: dict[Value, tuple[Value, Form]] = {}
+        self.pending: dict[Value, tuple[list[Value], Form]] = {}
         self.bound: dict[Value, Value] = {}
 
     def rewrite(self, func: relax.Function) -> relax.Function:
@@ -66,20 +67,24 @@ class Rewriter:
         moved = self.layer(self, value, var) if op_name(value) else None
         moved = moved or self._element_by_element(var, value)
         if moved is not None:
-            call, form = moved
-            self.pending[var] = (self.emitter.emit(call, var.name), form)
+            calls, form = moved
+            # All are the layer, and no two Vars have one name.
+            names = [var.name, *(f"{var.name}{JOINED}{n}" for n in range(1, len(calls)))]
+            sources = [self.emitter.emit(call, name) for call, name in zip(calls, names, strict=True)]
+            self.pending[var] = (sources, form)
             return
         self.values[var] = self.emitter.emit(self.read(value), var.name)
 
-    def _element_by_element(self, var: Var, value: Value) -> tuple[Call, Form] | None:
+    def _element_by_element(self, var: Var, value: Value) -> tuple[Sequence[Call], Form] | None:
         """Return an operator of each element in the form of its operands, if it can be computed there."""
         operator, pending = ops.of(value), [leaf for leaf in operands(value) if leaf in self.pending]
         if operator is None or operator.effect != "maps" or not pending:
             return None
-        shape, form = static_shape(var), self.pending[pending[0]][1]
+        shape, (sources, form) = static_shape(var), self.pending[pending[0]]
         if any(static_shape(leaf) != shape for leaf in pending):
             return None
-        args: list[Value] = []
+        # Per operand, what it is for each of the form's tensors.
+        args: list[Sequence[Value]] = []
         for arg in value.args:
             if arg in self.pending and self.pending[arg][1] == form:
                 args.append(self.pending[arg][0])
@@ -88,17 +93,18 @@ class Rewriter:
                 own = _in_channels(values, form, value, shape) if values is not None else None
                 if own is None:
                     return None
-                args.append(own)
+                args.append([own] * len(sources))
             else:
-                args.append(arg)
-        return Call(value.op, args, value.attrs, value.ty_args, value.span), form
+                args.append([arg] * len(sources))
+        calls = [Call(value.op, list(own), value.attrs, value.ty_args, value.span) for own in zip(*args, strict=True)]
+        return calls, form
 
     def read(self, expr: Value) -> Value:
         """Return ``expr`` over the rebuilt function's variables, with the results it needs restored."""
         for leaf in operands(expr):
             if leaf in self.pending and leaf not in self.values:
-                source, form = self.pending[leaf]
-                self.values[leaf] = self.emitter.emit(form.restored(source))
+                sources, form = self.pending[leaf]
+                self.values[leaf] = self.emitter.emit(form.restored(*sources))
         return substitute(expr, self.values)
 
 

@@ -58,7 +58,7 @@ class FuseLayers:
                 for step in bindings(func):
                     inner[step.var] = unfused.get(_key(step.value, [inner.get(v, v) for v in operands(step.value)]))
                     if inner[step.var] is not None:
-                        layers += ir.layers_of(inner[step.var])
+                        layers += _names(inner[step.var])
                 results = [inner.get(field, field) for field in output_fields(func)]
                 origins[binding.var] = results[0] if len(results) == 1 else results
             elif isinstance(binding.value, relax.TupleGetItem) and isinstance(
@@ -69,11 +69,16 @@ class FuseLayers:
                 key = _key(binding.value, [origins.get(v, v) for v in operands(binding.value)])
                 origins[binding.var] = unfused.get(key)
                 if origins[binding.var] is not None:
-                    layers += ir.layers_of(origins[binding.var])
+                    layers += _names(origins[binding.var])
             name = ir.JOINED.join(dict.fromkeys(layers)) or binding.var.name
             values[binding.var] = emitter.emit(substitute(binding.value, values), name)
         outputs = [values.get(field, field) for field in output_fields(main)]
         return with_main(fused, emitter.finish(main.params, outputs, main.attrs))
+
+
+def _names(var: Value) -> list[str]:
+    """Return the parts of a Var's name, if it is that of layers; of a layer in several kernels each has a number."""
+    return str(var.name).split(ir.JOINED) if ir.layers_of(var) else []
 
 
 def _key(value: Value, read: list[Value]) -> tuple[Any, ...]:

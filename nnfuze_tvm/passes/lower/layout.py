@@ -13,6 +13,7 @@ from tvm.ir.transform import PassContext, module_pass
 from nnfuze_tvm.graph import ops
 from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, op_name, output_fields, substitute
 from nnfuze_tvm.graph.ir import static_shape
+from nnfuze_tvm.passes.lower.lone_rows import lone_rows
 
 # Poolings follow their input; to name them here is an error.
 DESIRED_LAYOUTS = {
@@ -33,7 +34,8 @@ class ToNHWC:
 
     ``relax.transform.ConvertLayout`` puts a transpose on both sides of every operator that it knows nothing
     about, quantize and dequantize among them. Those are moved through and cancelled; transposes of constants
-    are computed, and a transpose that only moves axes of length one becomes a reshape.
+    are computed, and a transpose that only moves axes of length one becomes a reshape. A convolution that transposes
+    would be made for alone stays as it is, see `lone_rows`.
     """
 
     def transform_module(self, mod: tvm.IRModule, _: PassContext) -> tvm.IRModule:
@@ -42,7 +44,13 @@ class ToNHWC:
         for gvar, func in mod.functions_items():
             if isinstance(func, relax.Function):
                 mod.update_func(gvar, _with_names(func, lambda name: name.replace(".", _DOT)))
-        mod = relax.transform.ConvertLayout(DESIRED_LAYOUTS)(mod)
+        lone = [call for func in mod.functions.values() if isinstance(func, relax.Function) for call in lone_rows(func)]
+
+        def desired(call: Call) -> dict[str, list[str]]:
+            stays = any(call.same_as(each) for each in lone)
+            return {"relax.nn.conv1d": ["NCW", "OIW"]} if stays else DESIRED_LAYOUTS
+
+        mod = relax.transform.ConvertLayout(DESIRED_LAYOUTS, desired)(mod)
         for gvar, func in mod.functions_items():
             if isinstance(func, relax.Function):
                 mod.update_func(gvar, _TransposeMover().rewrite(func))
@@ -76,6 +84,8 @@ class _TransposeMover:
         self.pending: dict[Value, tuple[Value, Axes]] = {}
         self.bound: dict[Value, Call] = {}
         self.names: dict[Value, str] = {}
+        # What several operators read transposed is transposed once.
+        self.moved: dict[tuple[Value, Axes], Value] = {}
 
     def rewrite(self, func: relax.Function) -> relax.Function:
         """Return ``func`` with its transposes moved."""
@@ -189,10 +199,11 @@ class _TransposeMover:
             source, axes = self.pending[expr]
             shape = static_shape(source)
             if _moves_only_unit_axes(shape, axes):
-                moved = relax.op.reshape(source, [shape[a] for a in axes])
+                self.values[expr] = self.emitter.emit(relax.op.reshape(source, [shape[a] for a in axes]))
             else:
-                moved = relax.op.permute_dims(source, list(axes))
-            self.values[expr] = self.emitter.emit(moved)
+                if (source, axes) not in self.moved:
+                    self.moved[source, axes] = self.emitter.emit(relax.op.permute_dims(source, list(axes)))
+                self.values[expr] = self.moved[source, axes]
             return self.values[expr]
         if isinstance(expr, relax.Tuple):
             return relax.Tuple([self._read(field) for field in expr.fields])

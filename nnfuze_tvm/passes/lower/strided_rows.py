@@ -55,8 +55,9 @@ class _FirstChannels:
         """Return one value per channel for all that are computed."""
         return np.pad(values.reshape(-1), (0, self.computed - self.channels), mode="edge")
 
-    def restored(self, source: Value) -> Value:
+    def restored(self, *sources: Value) -> Value:
         """Return the result."""
+        (source,) = sources
         if self.channels == self.computed:
             return source
         # In memory the channels are the last axis.
@@ -65,7 +66,7 @@ class _FirstChannels:
         )
 
 
-def _convolution(rewriter: Rewriter, call: Call, var: Var) -> tuple[Call, Form] | None:
+def _convolution(rewriter: Rewriter, call: Call, var: Var) -> tuple[list[Call], Form] | None:
     """Return the convolution over fewer positions, and which of its channels are the result."""
     if op_name(call) != "nn.conv1d" or not is_constant(call.args[1], rewriter.bound):
         return None
@@ -101,4 +102,4 @@ def _convolution(rewriter: Rewriter, call: Call, var: Var) -> tuple[Call, Form] 
     convolution = op.nn.conv1d(
         op.permute_dims(rows, [0, 2, 1]), weights, strides=stride // step, out_dtype=attrs.out_dtype or None
     )
-    return convolution, form
+    return [convolution], form

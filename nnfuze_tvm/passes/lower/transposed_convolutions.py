@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 
 import numpy as np
@@ -16,7 +17,8 @@ from nnfuze_tvm.graph import ops
 from nnfuze_tvm.graph.dataflow import Value, bindings, op_name
 from nnfuze_tvm.graph.ir import static_shape
 from nnfuze_tvm.passes.lower.deferred import Form, Rewriter
-from nnfuze_tvm.passes.lower.weights import rearranged
+from nnfuze_tvm.passes.lower.separate_phases import separate_phases
+from nnfuze_tvm.passes.lower.weights import is_constant, rearranged
 
 
 @module_pass(opt_level=0, name="TransposedConvolutions")
@@ -28,14 +30,19 @@ class TransposedConvolutions:
     all of them are one convolution of ``s`` times as many output channels. Its channels are then spread over space
     (Shi et al., "Is the deconvolution layer the same as a convolutional layer?", 2016). What follows element by
     element, a bias, an activation, a quantization, is computed before that: so what is moved may be 8-bit.
+
+    Phases that have different numbers of taps may be faster apart, see `separate_phases`. What has weights that are no
+    constants stays as it is: their values can't be rearranged now.
     """
 
     def transform_module(self, mod: tvm.IRModule, _: PassContext) -> tvm.IRModule:
         """Rewrite every Relax function of ``mod``."""
+        builder = relax.BlockBuilder(mod)
         for gvar, func in mod.functions_items():
             if isinstance(func, relax.Function) and any(_is_transposed(b.value) for b in bindings(func)):
-                mod.update_func(gvar, Rewriter(_convolution).rewrite(func))
-        return mod
+                builder.update_func(gvar, Rewriter(partial(_convolution, builder)).rewrite(func))
+        result = builder.get()
+        return result.with_attrs(dict(mod.attrs.items())) if mod.attrs is not None else result
 
 
 @dataclass(frozen=True)
@@ -96,8 +103,9 @@ class _Spread:
         """Return one value per channel of the result as one per channel of the convolution."""
         return np.repeat(values.reshape(self.groups, 1, -1), self.phases, axis=1).reshape(-1)
 
-    def restored(self, source: Value) -> Value:
+    def restored(self, *sources: Value) -> Value:
         """Return the result: the channels, the last axis meanwhile as it will be in memory, are spread over space."""
+        (source,) = sources
         batch, channels, *positions = static_shape(source)
         axes, rank, groups = self.axes, len(positions), self.groups
         if self.phases == 1 and all(axis.size == n for axis, n in zip(axes, positions, strict=True)):
@@ -122,10 +130,15 @@ def _is_transposed(value: Value) -> bool:
     return operator is not None and operator.family == "transposed_convolution"
 
 
-def _convolution(rewriter: Rewriter, call: Call, var: Var) -> tuple[Call, Form] | None:
+def _convolution(
+    builder: relax.BlockBuilder, rewriter: Rewriter, call: Call, var: Var
+) -> tuple[list[Call], Form] | None:
     """Return the convolution in the place of a transposed one, and how the result stands in its channels."""
-    if not _is_transposed(call):
+    if not _is_transposed(call) or not is_constant(call.args[1], rewriter.bound):
         return None
+    apart = separate_phases(builder, rewriter, call, var)
+    if apart is not None:
+        return apart
     attrs = call.attrs
     extents, kernel = (static_shape(expr)[2:] for expr in call.args)
     sizes = zip(extents, kernel, attrs.strides, attrs.dilation, attrs.padding, static_shape(var)[2:], strict=False)
@@ -147,7 +160,7 @@ def _convolution(rewriter: Rewriter, call: Call, var: Var) -> tuple[Call, Form] 
         groups=spread.groups,
         out_dtype=attrs.out_dtype or None,
     )
-    return convolution, spread
+    return [convolution], spread
 
 
 def _phases(values: np.ndarray, fill: np.ndarray, spread: _Spread) -> np.ndarray:

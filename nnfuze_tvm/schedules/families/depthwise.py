@@ -4,7 +4,8 @@ The loop nest is ``n, oh, ow_outer, c_block, (kh, kw, ow_inner, vector; all unro
 tile stay in registers; the weights, packed to ``[kh][kw][c]`` at compile time, are loaded once per tile. Padding is
 inlined as a condition on the load: where a row has few tiles, their loop is unrolled too, which decides the
 conditions on columns at compile time, and the one on rows is the same for a whole tile, so its branch is predicted.
-Float32 on AArch64 has a nest of its own, see ``depthwise_columns``.
+Float32 on AArch64 has a nest of its own, see ``depthwise_columns``, and so has one axis channels first, see
+``depthwise_rows``.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from nnfuze_tvm.schedules.blocks import (
     single_anchor,
     uses,
 )
-from nnfuze_tvm.schedules.families import depthwise_columns
+from nnfuze_tvm.schedules.families import depthwise_columns, depthwise_rows
 from nnfuze_tvm.schedules.intrinsics import words
 from nnfuze_tvm.schedules.knobs import choose
 from nnfuze_tvm.schedules.loops import PARALLEL_MIN_OPS, STACK_BYTES, divisors, unroll_tile, vectorize_copy
@@ -94,6 +95,8 @@ def _is_depthwise(sch: s_tir.Schedule, block: SBlockRV) -> bool:
 def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
     """Schedule a depthwise convolution with NHWC data and OHWI weights; see `Rule`."""
     conv = single_anchor(sch)
+    if conv is not None and depthwise_rows.schedule(sch, conv, hw, tunable):
+        return True
     if conv is None or not _is_depthwise(sch, conv):
         return False
     if iter_kinds(sch, conv) == "SSSSRRR" and depthwise_columns.schedule(sch, conv, hw, tunable):

@@ -144,3 +144,25 @@ def test_a_layer_that_is_an_output_keeps_its_name_and_poolings_run_channels_last
     inputs = {"x": rng.standard_normal((1, 4, *[6] * rank)).astype("float32")}
     for got, want in zip(evaluate_module(new, inputs), evaluate_module(mod, inputs), strict=True):
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
+
+
+def test_what_two_layers_read_is_transposed_once():
+    rng = np.random.default_rng(0)
+    builder = relax.BlockBuilder()
+    data = relax.Var("x", relax.TensorType((1, 4, 8, 8), "float32"))
+    with builder.function("main", [data]):
+        with builder.dataflow():
+            read = builder.emit(op.nn.relu(data))
+            results = []
+            for size in (1, 3):
+                weights = relax.const(rng.standard_normal((4, 4, size, size)).astype("float32"))
+                value = builder.emit(op.nn.conv2d(read, weights, padding=size // 2))
+                results.append(builder.emit(op.mean(value, [2, 3])))
+            results = builder.emit_output(relax.Tuple(results))
+        builder.emit_func_output(results)
+    mod = builder.get()
+    moved = ToNHWC()(mod)
+    assert operators(moved).count("permute_dims") == 1
+    inputs = {"x": rng.standard_normal((1, 4, 8, 8)).astype("float32")}
+    for want, got in zip(evaluate_module(mod, inputs), evaluate_module(moved, inputs), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tvm import relax
 
@@ -137,3 +137,57 @@ def test_accumulators_fit_the_registers(name, dtype):
 def test_an_arm_kernel_multiplies_and_adds_at_once(integer, instruction):
     mod, _ = depthwise_module(9, 9, 32, integer=integer)
     assert kernels.assembly(mod, resolve("aarch64")).count(f"\t{instruction}\t") >= 8
+
+
+def rows_module(width: int, channels: int, taps: int, padding: tuple[int, int], dilation: int, dtype: str, seed: int):
+    """A depthwise convolution of rows, channels first, and the epilogue that it has in a network."""
+    rng = np.random.default_rng(seed)
+    weight = rng.integers(-127, 128, (channels, 1, taps)).astype("int8")
+    integer = dtype in ("int8", "uint8")
+
+    def body(builder, variables):
+        kernel = weight if integer else (weight / 64).astype(dtype)
+        call = relax.op.nn.conv1d(
+            variables[0],
+            relax.const(kernel),
+            padding=padding,
+            dilation=dilation,
+            groups=channels,
+            out_dtype="int32" if integer else dtype,
+        )
+        y = builder.emit(call)
+        bias = rng.integers(-100, 100, (1, channels, 1)).astype("int32" if integer else dtype)
+        return builder.emit(relax.op.nn.relu(builder.emit(relax.op.add(y, relax.const(bias)))))
+
+    shape = (1, channels, width)
+    x = rng.integers(0, 128, shape) if integer else rng.standard_normal(shape)
+    return kernels.single_function({"x": (shape, dtype)}, body), {"x": x.astype(dtype)}
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    width=st.integers(16, 90),
+    channels=st.integers(2, 20),
+    taps=st.integers(1, 12),
+    padding=st.tuples(st.integers(0, 9), st.integers(0, 9)),
+    dilation=st.integers(1, 3),
+    dtype=st.sampled_from(["float32", "int8", "uint8"]),
+    seed=st.integers(0, 99),
+    tunable=st.booleans(),
+)
+def test_rows_channels_first_give_what_the_unscheduled_kernel_gives(
+    width, channels, taps, padding, dilation, dtype, seed, tunable
+):
+    assume(width + sum(padding) - dilation * (taps - 1) >= 16)
+    mod, inputs = rows_module(width, channels, taps, padding, dilation, dtype, seed)
+    check(mod, inputs, tunable=tunable, seed=seed + 1)
+
+
+def test_a_row_channels_first_is_one_kernel_without_transposes():
+    """Also in float16, whose sums TVM would make in another order: they are compared with float32."""
+    mod, inputs = rows_module(50, 8, 5, (2, 2), 1, "float16", 0)
+    got = kernels.schedule_and_run(mod, resolve("host"), inputs)
+    assert list(got.rules.values()) == ["depthwise"]
+    wide, _ = rows_module(50, 8, 5, (2, 2), 1, "float32", 0)
+    (want,) = kernels.run(wide, resolve("host"), {"x": inputs["x"].astype("float32")})
+    np.testing.assert_allclose(got.outputs[0], want, rtol=1e-2, atol=1e-2 * np.ptp(want))
