@@ -25,7 +25,7 @@ test: $(STAMP)
 # On emulated ARM boards: needs the Debian packages qemu-user and mmdebstrap, and makes a folder of 220 MB in ~/.cache.
 # make test-arm ARGS="-k resnet8"
 test-arm: $(STAMP)
-	NNFUZE_TEST_ARM=1 $(BIN)/python -m pytest tests/arm $(ARGS)
+	NNFUZE_TEST_ARM=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/arm $(ARGS)
 
 # Also what takes long and finds little that the others don't: for every night.
 test-all:

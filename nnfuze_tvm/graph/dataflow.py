@@ -103,6 +103,12 @@ def with_main(mod: tvm.IRModule, main: relax.Function) -> tvm.IRModule:
     return with_functions(mod, {**mod.functions, mod.get_global_var("main"): main})
 
 
+def with_kernels_of(mod: tvm.IRModule, main: relax.Function) -> tvm.IRModule:
+    """Return a module with one Relax function, ``main``, and the PrimFuncs of ``mod``, which it may call."""
+    kernels = {var: func for var, func in mod.functions.items() if not isinstance(func, relax.Function)}
+    return tvm.IRModule({**kernels, "main": main.with_attr("global_symbol", "main")})
+
+
 class Emitter:
     """Collects the bindings of one function.
 

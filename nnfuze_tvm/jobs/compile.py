@@ -89,8 +89,8 @@ def compile(
     """
     request = CompileRequest.parse(models, fields)
     check_destination(output, force=force)
-    dump = open_dump(dump_ir)
     target = targets.resolve(request.target)
+    dump = open_dump(dump_ir, output)
     arrays = read_arrays(request.evaluation, "evaluation data") if request.evaluation else {}
     check_reachable(request.tracker, request.key, request.wait)
     with dump:

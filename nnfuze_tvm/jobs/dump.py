@@ -18,23 +18,30 @@ from nnfuze_tvm.errors import InputError
 from nnfuze_tvm.jobs.directory import replace
 from nnfuze_tvm.passes import pipeline
 
-# A dump's files and no others: what may be deleted for a new dump.
-_NAME = re.compile(r"\d{2,}-[\w-]+\.py")
+# A dump's files and no others, also one that was being written: what may be deleted for a new dump.
+_NAME = re.compile(r"\d{2,}-[\w-]+\.py|\.\d{2,}-[\w-]+\.py\.new")
 # How TVM prints a constant that is no scalar.
 _CONSTANT = re.compile(r'metadata\["ir\.GenericConst"\]\[(\d+)\]')
 
 
-def open_dump(path: str | os.PathLike[str] | None) -> AbstractContextManager[object]:
+def open_dump(
+    path: str | os.PathLike[str] | None, output: str | os.PathLike[str] | None = None
+) -> AbstractContextManager[object]:
     """Return a context in which the module after every pass is written into a directory; None: nowhere.
 
-    The context may be entered several times. Earlier dumps in the directory are deleted.
+    The context may be entered several times. What an earlier dump left in the directory is deleted when there is
+    something to write.
 
     Raises
     ------
     InputError
-        If the directory holds anything else, or can't be written.
+        If the directory holds anything else, can't be written, or is ``output`` or in it.
     """
-    return nullcontext() if path is None else _Dump(Path(path))
+    if path is None:
+        return nullcontext()
+    if output is not None and Path(path).resolve().is_relative_to(Path(output).resolve()):
+        raise InputError(f"--dump-ir {path}: is the place of the bundle; choose another directory")
+    return _Dump(Path(path))
 
 
 class _Dump:
@@ -50,8 +57,6 @@ class _Dump:
             old = list(directory.iterdir())
             if not all(_NAME.fullmatch(file.name) for file in old):
                 raise InputError(f"--dump-ir {directory}: holds other files than a dump's; choose another directory")
-            for file in old:
-                file.unlink()
         except OSError as error:
             raise InputError(f"--dump-ir {directory}: can't be written ({error.strerror})") from None
 
@@ -81,8 +86,11 @@ class _Dump:
         self._context.__exit__(kind, error, trace)
 
     def _write(self, phase: str, name: str, mod: tvm.IRModule) -> None:
-        self._count += 1
         try:
+            if not self._count:
+                for file in self._directory.iterdir():
+                    file.unlink()
+            self._count += 1
             replace(self._directory / f"{self._count:02}-{phase}-{name}.py", _text(mod))
         except OSError as error:
             raise InputError(f"--dump-ir {self._directory}: can't be written ({error.strerror})") from None

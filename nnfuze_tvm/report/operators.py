@@ -18,8 +18,8 @@ def render_operators(records: Sequence[OperatorRecord]) -> list[Table | str]:
     """Return a row per operator, and how to read it."""
     table = Table(header_style="bold", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     table.add_column("operator", no_wrap=True)
-    for name in ("family", *_PRECISIONS, "channels", "branches", "rules"):
-        table.add_column(name, no_wrap=name != "rules")
+    for name in ("family", "fp32", "int8", "fp16", "channels", "branches", "rules"):
+        table.add_column(name)
     family = ""
     for record in records:
         table.add_row(
@@ -33,7 +33,7 @@ def render_operators(records: Sequence[OperatorRecord]) -> list[Table | str]:
         family = record.family
     return [
         table,
-        "int8, float16: computed in it; what is not, stays in float32 between conversions.",
+        "int8, fp16: computed in it; what is not, stays in float32 between conversions.",
         "channels: those that pruning can remove are its own, or follow those of its operands, or all stay (whole).",
         "branches: equal calls of several tasks merge into one. rules: what schedules its kernels.",
     ]

@@ -86,7 +86,7 @@ def test_the_guide(tmp_path: Path) -> None:
             if where == "pi" and not text.endswith("&"):
                 emulated = f"{sys.executable} -m nnfuze_tvm.devices.remote.emulator cortex-a72 "
                 text = emulated + text.removeprefix("python ")
-            text = re.sub(r"\bnnfuze (?=[a-z])", f"{sys.executable} -m nnfuze_tvm.cli ", text)
+            text = re.sub(r"\bnnfuze (?=[a-z])", f"{sys.executable} -m nnfuze_tvm ", text)
             folder = board if where == "pi" else computer
             if text.endswith("&"):
                 log = open(tmp_path / f"background-{len(running)}", "wb")

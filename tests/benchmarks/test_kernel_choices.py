@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,8 @@ from benchmarks import kernel_choices
 
 def test_a_record_is_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = [str(tmp_path / name) for name in ("old.json", "new.json")]
-    for file in files:
-        assert kernel_choices.main(["record", file, "--networks", "ds_cnn", "--targets", "host,rpi4"]) == 0
+    assert kernel_choices.main(["record", files[0], "--networks", "ds_cnn", "--targets", "host,rpi4"]) == 0
+    shutil.copy(*files)
     assert kernel_choices.main(["compare", *files]) == 0
     assert "all kernels of 4 networks and targets are the same" in capsys.readouterr().out
     record = json.loads(Path(files[1]).read_text())

@@ -64,9 +64,14 @@ def test_an_earlier_dump_is_replaced_and_nothing_else(
 ) -> None:
     arguments = ["analyze", models[0], "--target", "rpi4", "--json", "--dump-ir"]
     (tmp_path / "ir").mkdir()
-    (tmp_path / "ir" / "99-merge-Old.py").write_text("")
+    for name in ("99-merge-Old.py", ".98-merge-Older.py.new"):
+        (tmp_path / "ir" / name).write_text("")
+    assert cli.run([*arguments, str(tmp_path / "ir"), "--shape", "nothing=1"]) == 2
+    assert (tmp_path / "ir" / "99-merge-Old.py").is_file()  # lost only when there is a new one
     assert cli.run([*arguments, str(tmp_path / "ir")]) == 0
-    assert ("merge", "Old") not in passes(tmp_path / "ir")
+    assert ("merge", "Old") not in passes(tmp_path / "ir") and not list((tmp_path / "ir").glob(".*"))
+    assert cli.run(["compile", models[0], "-o", str(tmp_path / "out"), "--dump-ir", str(tmp_path / "out" / "ir")]) == 2
+    assert not (tmp_path / "out").exists()
     (tmp_path / "thesis.py").write_text("irreplaceable")
     (tmp_path / "file").write_text("")
     for path, message in (

@@ -15,7 +15,7 @@ from tvm import relax
 
 from nnfuze_tvm.errors import InputError
 from nnfuze_tvm.graph import evaluate
-from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, substitute
+from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, substitute, with_kernels_of
 from nnfuze_tvm.graph.evaluate import Executor
 from nnfuze_tvm.graph.ir import static_shape
 
@@ -165,6 +165,7 @@ class Range:
 
 
 def collect_ranges(
+    mod: tvm.IRModule,
     func: relax.Function,
     tensors: Mapping[Value, int],
     samples: Mapping[str, np.ndarray],
@@ -174,6 +175,8 @@ def collect_ranges(
 
     Parameters
     ----------
+    mod
+        The module of the function.
     func
         The float function.
     tensors
@@ -185,7 +188,7 @@ def collect_ranges(
     """
     ranges = {tensor: Range(axis) for tensor, axis in tensors.items()}
     inner = [tensor for tensor in ranges if tensor not in set(func.params)]
-    run = executor(observing(func, inner)) if inner else None
+    run = executor(with_kernels_of(mod, observing(func, inner))) if inner else None
     for batch in batches(samples, func):
         for param in func.params:
             if param in ranges:
@@ -196,14 +199,13 @@ def collect_ranges(
     return ranges
 
 
-def observing(func: relax.Function, tensors: Sequence[Value]) -> tvm.IRModule:
-    """Return a module whose ``main`` takes what ``func`` takes and returns some of its inner tensors."""
+def observing(func: relax.Function, tensors: Sequence[Value]) -> relax.Function:
+    """Return a function that takes what ``func`` takes and returns some of its inner tensors."""
     emitter = Emitter()
     values: dict[Value, Value] = {}
     for binding in bindings(func):
         values[binding.var] = emitter.emit(substitute(binding.value, values), binding.var.name)
-    main = emitter.finish(func.params, [values[tensor] for tensor in tensors])
-    return tvm.IRModule({"main": main.with_attr("global_symbol", "main")})
+    return emitter.finish(func.params, [values[tensor] for tensor in tensors])
 
 
 def _relax_functions(mod: tvm.IRModule) -> list[tuple[tvm.ir.GlobalVar, relax.Function]]:

@@ -99,7 +99,7 @@ class InsertQDQ:
             plan = _Plan(func, {n for n in _layers(func) if self.policy.for_layer(n, origins).precision == INT8})
             if not plan.layers:
                 continue
-            ranges = collect_ranges(func, plan.observed(), samples, self.executor)
+            ranges = collect_ranges(mod, func, plan.observed(), samples, self.executor)
             result.update_func(gvar, _Writer(plan, ranges, self.method, self.bias_correction).rewrite(func))
         return result
 

@@ -19,7 +19,7 @@ words.install()
 
 
 def dots(features: frozenset[str], data: str, weights: str) -> list[Dot]:
-    """Return the intrinsics that a CPU has for products of these dtypes, best first.
+    """Return the intrinsics that a CPU has for products of these dtypes, best first, long vectors before short ones.
 
     Parameters
     ----------
@@ -43,7 +43,9 @@ def dots(features: frozenset[str], data: str, weights: str) -> list[Dot]:
             if feature in features and (dtype, "int8") == (data, weights)
         ]
     own = [dot for feature, known in arm.DOTS.items() if feature in features for dot in known]
-    return found[:1] + [dot for dot in own if (dot.data, dot.weights) == (data, weights)]
+    # Of vectors of one length the best; shorter ones are for channels that fill no longer one.
+    found = list({(dot.lanes, dot.depth): dot for dot in reversed(found)}.values())[::-1]
+    return found + [dot for dot in own if (dot.data, dot.weights) == (data, weights)]
 
 
 def dot_product(features: frozenset[str]) -> Dot | None:

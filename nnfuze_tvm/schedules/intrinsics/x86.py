@@ -67,24 +67,27 @@ def _maddwd(lanes: int, weights: str, maddwd: str) -> tirx.PrimFunc:
     return impl
 
 
-def _vpdpbusd() -> tirx.PrimFunc:
-    """Data uint8 on AVX-512 VNNI. LLVM types the byte operands as int8x64."""
+def _vpdpbusd(lanes: int) -> tirx.PrimFunc:
+    """Data uint8 on AVX-512 VNNI. LLVM types the byte operands as int8."""
+    intrinsic, sums_type, bytes_type = f"llvm.x86.avx512.vpdpbusd.{32 * lanes}", f"int32x{lanes}", f"int8x{4 * lanes}"
 
     @T.prim_func(s_tir=True)
     def impl(
         A: T.Buffer((4,), "uint8", offset_factor=1),
-        B: T.Buffer((16, 4), "int8", offset_factor=1),
-        C: T.Buffer((16,), "int32", offset_factor=1),
+        B: T.Buffer((lanes, 4), "int8", offset_factor=1),
+        C: T.Buffer((lanes,), "int32", offset_factor=1),
     ) -> None:
         with T.sblock("root"):
-            T.reads(C[0:16], A[0:4], B[0:16, 0:4])
-            T.writes(C[0:16])
-            C[T.ramp(T.int32(0), 1, 16)] = T.call_llvm_pure_intrin(
-                T.llvm_lookup_intrinsic_id("llvm.x86.avx512.vpdpbusd.512"),
-                C.vload([0], dtype="int32x16"),
-                T.reinterpret(T.broadcast(T.reinterpret(A.vload([0], "uint8x4"), dtype="int32"), 16), dtype="int8x64"),
-                B.vload([0, 0], dtype="int8x64"),
-                dtype="int32x16",
+            T.reads(C[0:lanes], A[0:4], B[0:lanes, 0:4])
+            T.writes(C[0:lanes])
+            C[T.ramp(T.int32(0), 1, lanes)] = T.call_llvm_pure_intrin(
+                T.llvm_lookup_intrinsic_id(intrinsic),
+                C.vload([0], dtype=sums_type),
+                T.reinterpret(
+                    T.broadcast(T.reinterpret(A.vload([0], "uint8x4"), dtype="int32"), lanes), dtype=bytes_type
+                ),
+                B.vload([0, 0], dtype=bytes_type),
+                dtype=sums_type,
             )
 
     return impl
@@ -94,6 +97,8 @@ def _vpdpbusd() -> tirx.PrimFunc:
 # are multiplied as int16: moving their sign to the weights for the 8-bit multiply takes an instruction per product.
 DOTS = (
     ("avx512vnni", "uint8", "nnfuze_dot4_vnni_u8", 16, 4, 1, "uint8"),
+    # All CPUs with VNNI have its short form, too (AVX-512VL): for channels that fill no long vector.
+    ("avx512vnni", "uint8", "nnfuze_dot4_vnni256_u8", 8, 4, 1, "uint8"),
     ("avx512bw", "uint8", "nnfuze_dot4_avx512_u8", 16, 4, 2, "uint8"),
     ("avx512bw", "int8", "nnfuze_dot2_avx512_i8", 16, 2, 1, "int16"),
     ("avx2", "uint8", "nnfuze_dot4_avx2_u8", 8, 4, 2, "uint8"),
@@ -109,7 +114,8 @@ WORDS = (
 
 
 def _register() -> None:
-    TensorIntrin.register("nnfuze_dot4_vnni_u8", dot4_desc(16, "uint8"), _vpdpbusd())
+    TensorIntrin.register("nnfuze_dot4_vnni_u8", dot4_desc(16, "uint8"), _vpdpbusd(16))
+    TensorIntrin.register("nnfuze_dot4_vnni256_u8", dot4_desc(8, "uint8"), _vpdpbusd(8))
     TensorIntrin.register(
         "nnfuze_dot4_avx512_u8",
         dot4_desc(16, "uint8"),

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import helper, numpy_helper
 from tvm.script import ir as I
 from tvm.script import relax as R
 
+from nnfuze_tvm.analysis import metrics
 from nnfuze_tvm.deploy.executor import host_executor
 from nnfuze_tvm.errors import InputError
+from nnfuze_tvm.frontend import load
 from nnfuze_tvm.graph import evaluate
 from nnfuze_tvm.graph.dataflow import bindings
+from nnfuze_tvm.passes import InsertQDQ, PruneChannels, pipeline
 from nnfuze_tvm.passes.compress.calibration import Range, collect_ranges, load_calibration
+from nnfuze_tvm.passes.compress.policy import Policy
 from tests.helpers import run_module
 
 
@@ -100,7 +106,9 @@ def test_ranges_of_inputs_and_inner_tensors():
     relu = next(b.var for b in bindings(func))
     data = good()
     image = func.params[0]
-    ranges = collect_ranges(func, {image: 1, relu: 1}, data, lambda mod: lambda inputs: run_module(mod, inputs))
+    ranges = collect_ranges(
+        Network, func, {image: 1, relu: 1}, data, lambda mod: lambda inputs: run_module(mod, inputs)
+    )
     assert ranges[image].low == data["image"].min() and ranges[image].high == data["image"].max()
     assert ranges[relu].low == 0 and ranges[relu].high == data["image"].max()
     np.testing.assert_allclose(ranges[relu].mean, np.maximum(data["image"], 0).mean((0, 2)), rtol=1e-6)
@@ -150,3 +158,33 @@ def test_a_tensor_that_is_always_zero_has_a_range():
     seen = Range()
     seen.observe(np.zeros((1, 4), "float32"))
     assert [seen.limit(method) for method in ("minmax", "percentile", "mse")] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("executor", [evaluate.executor, host_executor])
+def test_a_network_with_kernels_of_its_own_is_calibrated(executor):
+    """An importer makes PrimFuncs of what has no operator, a reflecting pad for example."""
+    rng = np.random.default_rng(0)
+    weights = {f"w{n}": rng.standard_normal((6, 6, 3, 3)).astype("float32") for n in range(3)}
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["x", "w0"], ["a"], name="first", pads=[1] * 4),
+            helper.make_node("Conv", ["a", "w1"], ["b"], name="second", pads=[1] * 4),
+            helper.make_node("Pad", ["b", "widths"], ["c"], name="pad", mode="reflect"),
+            helper.make_node("Conv", ["c", "w2"], ["y"], name="third"),
+        ],
+        "padded",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 6, 8, 8])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 6, 8, 8])],
+        [
+            *(numpy_helper.from_array(value, name) for name, value in weights.items()),
+            numpy_helper.from_array(np.array([0, 0, 1, 1] * 2), "widths"),
+        ],
+    )
+    mod = load([helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)])
+    mod = tvm.transform.Sequential(pipeline.merge_phases())(mod)
+    samples = {"x": rng.standard_normal((4, 6, 8, 8)).astype("float32")}
+    policy = Policy.uniform(keep=0.5, bits=8)
+    passes = [PruneChannels(policy, "activation", samples, executor), InsertQDQ(samples, policy, executor=executor)]
+    quantized = tvm.transform.Sequential(passes)(mod)
+    assert [layer.integer for layer in metrics.layers(quantized)] == [True, True, True]
+    assert [layer.shape[1] for layer in metrics.layers(quantized)] == [3, 6, 6]  # nothing is known of the pad

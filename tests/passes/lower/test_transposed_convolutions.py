@@ -10,10 +10,17 @@ from hypothesis import strategies as st
 from tvm import relax
 from tvm.relax import op
 
+from nnfuze_tvm.analysis import metrics
+from nnfuze_tvm.deploy import build
+from nnfuze_tvm.devices.targets import resolve
 from nnfuze_tvm.graph.dataflow import bindings, op_name
 from nnfuze_tvm.graph.evaluate import evaluate
+from nnfuze_tvm.passes.compress.half_precision import HalfPrecision
+from nnfuze_tvm.passes.compress.insert_qdq import InsertQDQ
+from nnfuze_tvm.passes.compress.policy import Policy
 from nnfuze_tvm.passes.lower.integer.realize_integer import RealizeInteger
 from nnfuze_tvm.passes.lower.transposed_convolutions import TransposedConvolutions
+from tests.graph.calls import calls, examples
 from tests.schedules.kernels import single_function
 
 
@@ -185,3 +192,12 @@ def _library(mod):
         if isinstance(func, tvm.tirx.PrimFunc)
     }
     return tvm.tirx.build(tvm.IRModule(kernels), target="llvm") if kernels else None
+
+
+def test_quantized_weights_in_float16_are_no_constants():
+    """A file's weights in 8 bits behind a cast: such a layer is computed as TVM does it."""
+    mod, data = calls(examples("transposed_convolution"))
+    quantized = InsertQDQ(data, Policy.uniform(bits=8))(mod)
+    half = HalfPrecision(Policy.uniform(bits=16))(quantized)
+    kernels = metrics.kernels(build.lower(half, resolve("rpi5")))
+    assert {name for kernel in kernels for name in kernel.layers} >= set(examples("transposed_convolution"))

@@ -17,7 +17,7 @@ from tvm.ir.transform import PassContext, module_pass
 from nnfuze_tvm.errors import InputError
 from nnfuze_tvm.graph import evaluate, ir, ops
 from nnfuze_tvm.graph.channels import CoupledLayer, Labels, Removal
-from nnfuze_tvm.graph.dataflow import Emitter, Value, substitute
+from nnfuze_tvm.graph.dataflow import Emitter, Value, substitute, with_kernels_of
 from nnfuze_tvm.graph.evaluate import Executor
 from nnfuze_tvm.passes.compress.calibration import batches, load_calibration
 from nnfuze_tvm.passes.compress.method import Inputs, Method, Option, PolicyField
@@ -126,7 +126,7 @@ class PruneChannels:
         activations: dict[str, np.ndarray] = {}
         if self.criterion == "activation":
             assert self.calibration is not None
-            activations = mean_magnitudes(coupling, load_calibration(self.calibration, mod), self.executor)
+            activations = mean_magnitudes(mod, coupling, load_calibration(self.calibration, mod), self.executor)
         for layer in coupling.layers.values():
             if self.criterion == "activation":
                 if layer.name not in activations:
@@ -159,9 +159,12 @@ def input_norms(layer: CoupledLayer) -> np.ndarray:
 
 
 def mean_magnitudes(
-    coupling: CoupledFunction, samples: Mapping[str, np.ndarray], executor: Executor = evaluate.executor
+    mod: tvm.IRModule,
+    coupling: CoupledFunction,
+    samples: Mapping[str, np.ndarray],
+    executor: Executor = evaluate.executor,
 ) -> dict[str, np.ndarray]:
-    """Return ``mean |x|`` per channel of what each layer reads, for layers that mix removable channels.
+    """Return ``mean |x|`` per channel of what layers of a function of ``mod`` read that mix removable channels.
 
     Raises
     ------
@@ -178,8 +181,7 @@ def mean_magnitudes(
         others = [axis for axis in range(len(coupling.tensor(layer.data))) if axis != layer.axis]
         magnitude = emitter.emit(relax.op.abs(done[layer.data]))
         observed.append(emitter.emit(relax.op.mean(magnitude, others) if others else magnitude))
-    main = emitter.finish(coupling.func.params, observed).with_attr("global_symbol", "main")
-    run = executor(tvm.IRModule({"main": main}))
+    run = executor(with_kernels_of(mod, emitter.finish(coupling.func.params, observed)))
     totals = [np.zeros(len(layer.inputs)) for layer in layers]
     used = 0
     for batch in islice(batches(samples, coupling.func), _MOST_BATCHES):
