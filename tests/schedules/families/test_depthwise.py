@@ -164,7 +164,7 @@ def rows_module(width: int, channels: int, taps: int, padding: tuple[int, int], 
     return kernels.single_function({"x": (shape, dtype)}, body), {"x": x.astype(dtype)}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     width=st.integers(16, 90),
     channels=st.integers(2, 20),
