@@ -132,7 +132,7 @@ def _cases():
         yield pytest.param(family, precision, target, marks=pytest.mark.slow if alike else ())
 
 
-@pytest.mark.parametrize(("family", "precision", "target"), _cases())
+@pytest.mark.parametrize(("family", "precision", "target"), list(_cases()))
 def test_kernels_are_built_for_every_class_of_targets(family, precision, target):
     network = _network(family, precision)
     if network is None:
