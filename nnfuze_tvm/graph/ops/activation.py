@@ -14,10 +14,8 @@ from nnfuze_tvm.graph.channels import Coupling, Labels, Removal
 from nnfuze_tvm.graph.dataflow import Value
 from nnfuze_tvm.graph.integers.context import Integers, number
 from nnfuze_tvm.graph.integers.values import Known
-from nnfuze_tvm.graph.ops.elementwise import operator
+from nnfuze_tvm.graph.ops.elementwise import erf, operator
 from nnfuze_tvm.graph.ops.operator import Example, Operator, always
-
-_erf = np.vectorize(math.erf, otypes=["float64"])
 
 
 def _relu(context: Integers, call: Call, _: str) -> Known | None:
@@ -53,7 +51,7 @@ def _selu(x: np.ndarray) -> np.ndarray:
 
 
 def _gelu(x: np.ndarray) -> np.ndarray:
-    return 0.5 * x * (1 + _erf(x * math.sqrt(0.5)))
+    return 0.5 * x * (1 + erf(x * math.sqrt(0.5)))
 
 
 def _gelu_tanh(x: np.ndarray) -> np.ndarray:

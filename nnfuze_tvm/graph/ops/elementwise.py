@@ -23,6 +23,9 @@ from nnfuze_tvm.graph.ops.operator import Affine, Example, Operator, always
 
 Function = Callable[..., np.ndarray]
 
+# NumPy has none.
+erf: Function = np.vectorize(math.erf, otypes=["float64"])
+
 
 def tensors(call: Call) -> list[Value]:
     """Return the operands that are tensors, constants included."""
@@ -261,7 +264,7 @@ def _unary() -> dict[str, Operator]:
         "acosh": (np.arccosh, (1.5, 3.0)), "acos": (np.arccos, (-0.9, 0.9)), "asin": (np.arcsin, (-0.9, 0.9)),
         "asinh": (np.arcsinh, (-2.0, 2.0)), "atan": (np.arctan, (-2.0, 2.0)), "atanh": (np.arctanh, (-0.9, 0.9)),
         "ceil": (np.ceil, (-2.0, 2.0)), "cos": (np.cos, (-2.0, 2.0)),
-        "erf": (np.vectorize(math.erf, otypes=["float64"]), (-2.0, 2.0)), "floor": (np.floor, (-2.0, 2.0)),
+        "erf": (erf, (-2.0, 2.0)), "floor": (np.floor, (-2.0, 2.0)),
         "log": (np.log, (0.5, 3.0)), "round": (np.rint, (-2.0, 2.0)), "sign": (np.sign, (-2.0, 2.0)),
         "rsqrt": (lambda x: 1 / np.sqrt(x), (0.5, 3.0)), "sin": (np.sin, (-2.0, 2.0)),
         "tan": (np.tan, (-1.0, 1.0)), "tanh": (np.tanh, (-2.0, 2.0)), "trunc": (np.trunc, (-2.0, 2.0)),
