@@ -40,7 +40,7 @@ def executor(mod: tvm.IRModule) -> Run:
     ValueError
         When run, if the function has control flow.
     """
-    library = _library(mod)
+    library = library_of({var.name_hint: f for var, f in mod.functions_items() if isinstance(f, tirx.PrimFunc)})
     func = mod["main"]
 
     def run(inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -135,14 +135,16 @@ def _kernel(call: Call, known: Mapping[Value, Any], library: tvm.runtime.Module 
     return arrays if isinstance(call.ty, relax.TupleType) else arrays[0]
 
 
-def _library(mod: tvm.IRModule) -> tvm.runtime.Module | None:
-    """Compile all PrimFuncs of a module, as they are."""
-    kernels = {
-        var.name_hint: func.with_attr("global_symbol", var.name_hint)
-        for var, func in mod.functions_items()
-        if isinstance(func, tirx.PrimFunc)
-    }
-    return tvm.tirx.build(tvm.IRModule(kernels), target=tvm.target.Target(QUICKLY)) if kernels else None
+def library_of(kernels: Mapping[str, tirx.PrimFunc]) -> tvm.runtime.Module | None:
+    """Compile PrimFuncs for this machine, as they are and without optimization; None if there are none.
+
+    Parameters
+    ----------
+    kernels : Mapping[str, tirx.PrimFunc]
+        By the name that each has in the library.
+    """
+    named = {name: func.with_attr("global_symbol", name) for name, func in kernels.items()}
+    return tvm.tirx.build(tvm.IRModule(named), target=tvm.target.Target(QUICKLY)) if named else None
 
 
 def _compiled(call: Call, args: Sequence[Any]) -> Any:

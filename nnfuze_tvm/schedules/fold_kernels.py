@@ -8,10 +8,8 @@ from tvm.ir import Call, GenericConst
 from tvm.ir.transform import PassContext, module_pass
 
 from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, op_name, output_fields, substitute, with_main
+from nnfuze_tvm.graph.evaluate import library_of
 from nnfuze_tvm.graph.ir import static_shape
-
-# Each kernel runs once, so what LLVM takes to compile it counts, not how good it becomes.
-_QUICKLY = {"kind": "llvm", "opt-level": 0}
 
 
 @module_pass(opt_level=0, name="FoldKernels")
@@ -29,9 +27,7 @@ class FoldKernels:
         for binding in bindings(main):
             if _is_foldable(binding.value, foldable):
                 foldable[binding.var] = binding.value
-        kernels = {call.args[0].name_hint: mod[call.args[0]] for call in foldable.values()}
-        named = {name: func.with_attr("global_symbol", name) for name, func in kernels.items()}
-        library = tvm.tirx.build(tvm.IRModule(named), target=tvm.target.Target(_QUICKLY)) if named else None
+        library = library_of({call.args[0].name_hint: mod[call.args[0]] for call in foldable.values()})
         # Splitting a kernel binds its result a second time, to the Var that has the layer's name.
         names = {b.value: b.var.name for b in bindings(main) if isinstance(b.value, tvm.ir.Var)}
         emitter = Emitter()
