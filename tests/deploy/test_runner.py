@@ -108,3 +108,38 @@ def test_every_number_of_threads_gives_the_same_bits(library: relax.VMExecutable
     one, two, three = (runner(library, threads).run({"x": x})["task"] for threads in (1, 2, 3))
     np.testing.assert_array_equal(one, two)
     np.testing.assert_array_equal(one, three)
+
+
+def test_outputs_are_the_callers_own() -> None:
+    """Whatever the network gives: what it computed, an input, a view of it, a constant, one result twice."""
+    builder = relax.BlockBuilder()
+    data = relax.Var("x", relax.TensorType((2, 3), "float32"))
+    constant = np.arange(6, dtype="float32")
+    with builder.function("main", [data]):
+        with builder.dataflow():
+            added = builder.emit(data + relax.const(constant.reshape(2, 3)))
+            view = builder.emit(relax.op.reshape(data, (6,)))
+            same = builder.emit(relax.op.reshape(added, (6,)))
+            result = builder.emit_output(relax.Tuple([added, data, view, relax.const(constant), same, added]))
+        builder.emit_func_output(result)
+    shapes = [(2, 3), (2, 3), (6,), (6,), (6,), (2, 3)]
+    outputs = [Output("task", f"y{n}", shape, "float32") for n, shape in enumerate(shapes)]
+    network = Runner(build.build(builder.get(), resolve("host")), [Input("x", (2, 3), "float32")], outputs)
+    answers = []
+    for call in range(5):
+        x = np.full((2, 3), call, "float32")
+        total = x + constant.reshape(2, 3)
+        expected = [total, x, x.reshape(6), constant, total.reshape(6), total]
+        answer = list(network.run({"x": x})["task"].values())
+        answers.append((answer, [array.copy() for array in expected]))
+        for array, right in zip(answer, expected, strict=True):
+            np.testing.assert_array_equal(array, right)
+    for answer, expected in answers:
+        for n, (array, right) in enumerate(zip(answer, expected, strict=True)):
+            np.testing.assert_array_equal(array, right)
+            array.fill(-1 - n)
+    for answer, _ in answers:
+        for n, array in enumerate(answer):
+            assert (array == -1 - n).all()
+    x = np.full((2, 3), 9, "float32")
+    np.testing.assert_array_equal(network.run({"x": x})["task"]["y3"], constant)
