@@ -122,13 +122,15 @@ ALIKE = {
     "int8": (),
     "float16": ("x86-64-v3", "aarch64", "aarch64+i8mm", "armv7"),
 }
-# What has no weights knows of a class the length of its vectors and how it rounds.
+# What has no weights knows of a class the length of its vectors and how it rounds; a transposed convolution is computed
+# by kernels of convolutions.
 ONE_EACH = ("x86-64-v4", "aarch64")
+EVERY_CLASS = [family for family in LAYERS if family != "transposed_convolution"]
 
 
 def _cases():
     for family, precision, target in product(FAMILIES, ALIKE, TARGETS):
-        alike = target in ALIKE[precision] if family in LAYERS else target not in ONE_EACH
+        alike = target in ALIKE[precision] if family in EVERY_CLASS else target not in ONE_EACH
         yield pytest.param(family, precision, target, marks=pytest.mark.slow if alike else ())
 
 
