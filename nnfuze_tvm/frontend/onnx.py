@@ -80,7 +80,7 @@ def _check_operators(sources: Sequence[Source]) -> None:
     found = []
     for source in sources:
         nodes: dict[str, list[str]] = {}
-        for node in source.model.graph.node:
+        for node in onnx_file.nodes(source.model.graph):
             if not onnx_import.is_supported(node):
                 operator = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
                 nodes.setdefault(operator, []).append(node.name)

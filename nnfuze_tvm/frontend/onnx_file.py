@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,10 +136,26 @@ def _named(model: str | Path | onnx.ModelProto, index: int) -> tuple[str, Path |
     return Path(model).stem, Path(model)
 
 
+def nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Give the nodes of a graph and of its subgraphs, in order."""
+    for node in graph.node:
+        yield node
+        for inner in subgraphs(node):
+            yield from nodes(inner)
+
+
+def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """Give the bodies and branches of a node."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
 def name_nodes(source: Source) -> None:
     """Give every node a name of its own: ``<op_type>_<index>`` where it has none."""
     taken: set[str] = set()
-    for index, node in enumerate(source.model.graph.node):
+    for index, node in enumerate(nodes(source.model.graph)):
         name = node.name or f"{node.op_type}_{index}"
         node.name = name if name not in taken else f"{name}_{index}"
         taken.add(node.name)
@@ -153,20 +169,25 @@ def check_edges(source: Source) -> None:
     ModelError
         If a node or an output reads a tensor that nothing defines.
     """
-    graph = source.model.graph
-    known = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer} | {""}
+    if not source.model.graph.output:
+        raise ModelError(f"{source.label}: the graph has no output")
+    _check_edges(source, source.model.graph, set())
+
+
+def _check_edges(source: Source, graph: onnx.GraphProto, outside: set[str]) -> None:
     if graph.sparse_initializer:
         raise ModelError(f"{source.label}: sparse initializers are not supported: store the weights dense")
+    known = outside | {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer} | {""}
     for node in graph.node:
         for name in node.input:
             if name not in known:
                 raise ModelError(f"{source.label}: node {node.name!r} reads {name!r}, which nothing defines")
+        for inner in subgraphs(node):
+            _check_edges(source, inner, known)
         known.update(node.output)
     for value in graph.output:
         if value.name not in known:
             raise ModelError(f"{source.label}: output {value.name!r} is computed by no node")
-    if not graph.output:
-        raise ModelError(f"{source.label}: the graph has no output")
 
 
 def input_shapes(source: Source, shapes: Mapping[str, Sequence[int]]) -> dict[str, Shape]:

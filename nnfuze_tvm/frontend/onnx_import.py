@@ -1,10 +1,13 @@
-"""One ONNX graph as one Relax function: TVM's importer, with layer names and folded constants."""
+"""One ONNX graph as one Relax function, node by node, with layer names and folded constants."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import warnings
+from collections import ChainMap
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,16 +18,17 @@ from tvm.relax.frontend.onnx import onnx_frontend
 
 from nnfuze_tvm.errors import ModelError
 from nnfuze_tvm.frontend.onnx_file import Shape, Source, first_line
-from nnfuze_tvm.frontend.onnx_menders import MENDERS
+from nnfuze_tvm.frontend.operators import CONVERTERS
+from nnfuze_tvm.frontend.operators.node import Node, Operands, known
 from nnfuze_tvm.graph import dataflow, ir, ops
 from nnfuze_tvm.graph.constants import constant
-from nnfuze_tvm.graph.dataflow import Value, op_name
+from nnfuze_tvm.graph.dataflow import Value
 from nnfuze_tvm.graph.evaluate import call_of_constants
 
-# Control flow and outputs of unknown shape have no place in a straight-line function with static shapes.
+# Outputs of unknown shape have no place in a function with static shapes.
 _REFUSED = frozenset(
     (
-        "If Optional OptionalHasElement OptionalGetElement SequenceConstruct SequenceEmpty SequenceErase "
+        "Optional OptionalHasElement OptionalGetElement SequenceConstruct SequenceEmpty SequenceErase "
         "SequenceInsert SequenceLength ConcatFromSequence SplitToSequence SequenceAt Unique NonZero Compress"
     ).split()
 )
@@ -43,12 +47,18 @@ _NEVER_FOLDED = frozenset(
 
 def is_supported(node: onnx.NodeProto) -> bool:
     """Return whether there is a converter for the operator of ``node``."""
-    operator = node.op_type
+    operator = _operator(node)
+    if operator in CONVERTERS or operator == "Constant":
+        return True
     if node.domain == "com.microsoft":
-        return operator in _MICROSOFT | _SHARED_WITH_MICROSOFT
+        return node.op_type in _MICROSOFT | _SHARED_WITH_MICROSOFT
     if node.domain not in ("", "ai.onnx") or operator in _REFUSED | _MICROSOFT:
         return False
-    return operator == "Constant" or operator in MENDERS or operator in onnx_frontend._get_convert_map()
+    return operator in onnx_frontend._get_convert_map()
+
+
+def _operator(node: onnx.NodeProto) -> str:
+    return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
 
 
 def convert(source: Source, shapes: dict[str, Shape]) -> tvm.IRModule:
@@ -69,77 +79,139 @@ def convert(source: Source, shapes: dict[str, Shape]) -> tvm.IRModule:
     Raises
     ------
     ModelError
-        If a node can't be converted, or its shape depends on data.
+        If nodes can't be converted, or their shapes depend on data: with a line that names all of them.
     """
-    importer = _Importer(source, shapes)
+    importer = _Importer(source)
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            imported = importer.from_onnx(source.model.graph, source.opset)
-        except ModelError:
-            importer.close()
-            raise
-        except Exception as error:
-            raise ModelError(f"{source.label}: can't be imported: {first_line(error)}") from error
-    imported["main"] = _canonicalize(imported["main"], importer.layers, source)
+        imported = importer.module(shapes)
+    if importer.errors:
+        raise ModelError(f"{source.label}: {'; '.join(importer.errors)}")
+    imported["main"] = _canonicalize(imported["main"], importer.layers)
     return imported
 
 
-class _Importer(onnx_frontend.ONNXGraphImporter):
-    """TVM's importer; remembers which layer a node became, and computes what is constant."""
+class _Importer:
+    """Converts nodes one after another; remembers which layer a node became, and what could not be converted."""
 
-    def __init__(self, source: Source, shapes: dict[str, Shape]) -> None:
-        super().__init__({name: list(shape) for name, shape in shapes.items()}, {}, sanitize=False)
-        self._source = source
-        self._by_name = {node.name: node for node in source.model.graph.node}
-        self._seen: set[Value] = set()
+    def __init__(self, source: Source) -> None:
         self.layers: dict[Value, str] = {}
+        self.errors: list[str] = []
+        self._source = source
+        self._builder = relax.BlockBuilder()
+        # The innermost subgraph's names first; None is what depends on a node that failed.
+        self._values: ChainMap[str, Value | None] = ChainMap()
+        self._seen: set[Value] = set()
 
-    def close(self) -> None:
-        """End the open block of an import that failed: TVM warns on stderr when it finds one left."""
-        with contextlib.suppress(Exception):
-            self.bb._end_block()
+    def module(self, shapes: dict[str, Shape]) -> tvm.IRModule:
+        """Return the network as a module; what is in it is of no use if there are errors."""
+        graph = self._source.model.graph
+        params = []
+        for value in self._source.inputs:
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+            params.append(relax.Var(value.name, relax.TensorType(shapes[value.name], str(dtype))))
+            self._values[value.name] = params[-1]
+        with self._builder.function("main", params):
+            with self._builder.dataflow():
+                found = [field for field in self._results(graph) if field is not None]
+                result = self._builder.emit_output(relax.Tuple(found))
+            self._builder.emit_func_output(result)
+        return self._builder.get()
 
-    def _check_for_unsupported_ops(self, graph: onnx.GraphProto) -> None:
-        """Nothing: all files were checked before the first was converted."""
+    def _results(self, graph: onnx.GraphProto) -> list[Value | None]:
+        for tensor in graph.initializer:
+            self._values[tensor.name] = constant(onnx.numpy_helper.to_array(tensor))
+        for node in graph.node:
+            self._node(node)
+        return [self._values[value.name] for value in graph.output]
 
-    def _convert_operator(self, op_name: str, inputs: list[Value], attrs: dict, opset: int) -> Value:
-        node = self._by_name[attrs["tvm_custom"]["name"]]
+    def _body(self, graph: onnx.GraphProto, operands: Sequence[Value]) -> list[Value]:
+        """Import a subgraph in place; see `Node.body`."""
+        before = len(self.errors)
+        self._values = self._values.new_child(dict(zip((v.name for v in graph.input), operands, strict=True)))
         try:
-            result = self._folded(node, inputs, opset)
-            if result is None:
-                result = self._converted(op_name, inputs, attrs, opset)
-        except Exception as error:
-            raise ModelError(f"{self._source.label}: node {node.name!r} ({op_name}): {first_line(error)}") from error
-        for value in result.fields if isinstance(result, relax.Tuple) else [result]:
-            self._note_layers(value, node.name)
-        return result
+            results = self._results(graph)
+        finally:
+            self._values = self._values.parents
+        if len(self.errors) > before:
+            raise _FailedInside
+        return results
 
-    def _converted(self, operator: str, inputs: list[Value], attrs: dict, opset: int) -> Value:
-        if operator in MENDERS:
-            result = MENDERS[operator](self.bb, inputs, attrs, opset)
-        else:
-            result = NotImplemented
+    def _node(self, proto: onnx.NodeProto) -> None:
+        operands = onnx_frontend.onnx_input(self._values[name] if name else None for name in proto.input)
+        # What depends on a node that failed isn't tried: one line per cause.
+        lost = any(name and value is None for name, value in zip(proto.input, operands, strict=True))
+        results: Sequence[Value | None] = [None] * len(proto.output)
+        if not lost:
+            try:
+                results = self._converted(proto, operands)
+            except _FailedInside:
+                pass
+            except Exception as error:
+                self.errors.append(f"node {proto.name!r} ({_operator(proto)}): {first_line(error)}")
+        for name, value in zip(proto.output, results, strict=False):
+            if value is not None:
+                self._note_layers(value, proto.name)
+            if name:
+                self._values[name] = value
+
+    def _converted(self, proto: onnx.NodeProto, operands: Operands) -> list[Value]:
+        opset = self._source.opset
+        folded = self._folded(proto, operands, opset)
+        if folded is not None:
+            return folded
+        attributes = onnx_frontend.ONNXGraphImporter._parse_attr(self, proto.attribute)
+        node = Node(proto, attributes, opset, self._builder, self._body)
+        operator = _operator(proto)
+        result = CONVERTERS[operator](node, operands) if operator in CONVERTERS else NotImplemented
         if result is NotImplemented:
-            result = super()._convert_operator(operator, inputs, attrs, opset)
+            result = self._by_tvm(node, operands)
+        results = list(map(self._bound, self._fields(result)))
+        wanted = max((n for n, name in enumerate(proto.output, 1) if name), default=0)
+        if len(results) < wanted:
+            raise ValueError(f"its output {proto.output[wanted - 1]!r} is not supported")
+        for value in results:
+            try:
+                ir.static_shape(value)
+            except ValueError:
+                raise ValueError("its shape depends on data, which is not supported") from None
+        return results
+
+    def _by_tvm(self, node: Node, operands: Operands) -> Any:
+        """Convert as TVM's importer does."""
+        converter = onnx_frontend._get_convert_map()[node.proto.op_type].get_converter(node.opset)
+        custom = {"name": node.proto.name, "num_outputs": node.outputs}
+        result = converter(self._builder, operands, {**node.attributes, "tvm_custom": custom}, [self._values, {}])
+        return self._builder.normalize(result) if isinstance(result, relax.Expr) else result
+
+    def _fields(self, result: Any) -> list[Value]:
+        if isinstance(result, list | tuple):
+            return list(result)
         if isinstance(result, relax.Tuple):
-            return relax.Tuple([self._bound(field) for field in result.fields])
-        return self._bound(result)
+            return list(result.fields)
+        value = self._bound(result)
+        if isinstance(value.ty, relax.TupleType):
+            return [relax.TupleGetItem(value, n) for n in range(len(value.ty.fields))]
+        return [value]
 
     def _bound(self, value: Value) -> Value:
-        return self.bb.emit(value) if isinstance(value, Call | relax.TupleGetItem) else value
+        return self._builder.emit(value) if isinstance(value, Call | relax.TupleGetItem) else value
 
-    def _folded(self, node: onnx.NodeProto, inputs: list[Value], opset: int) -> Value | None:
-        """Return the node's value if it follows from constants and static shapes."""
-        if node.op_type == "Shape" and isinstance(inputs[0], relax.Expr):
+    def _folded(self, node: onnx.NodeProto, inputs: Operands, opset: int) -> list[Value] | None:
+        """Return the node's values if they follow from constants and static shapes."""
+        if node.op_type == "Shape":
             shape = np.array(ir.static_shape(inputs[0]), dtype=np.int64)
             span = {attribute.name: attribute.i for attribute in node.attribute}
-            return relax.const(shape[span.get("start", 0) : span.get("end")])
+            return [constant(shape[span.get("start", 0) : span.get("end")])]
+        if node.op_type == "Size":
+            return [constant(np.array(np.prod(ir.static_shape(inputs[0])), dtype=np.int64))]
         if node.domain not in ("", "ai.onnx") or node.op_type in _NEVER_FOLDED:
+            return None
+        if any(attribute.HasField("g") for attribute in node.attribute):
             return None
         if any(value is not None and not isinstance(value, GenericConst) for value in inputs):
             return None
-        arrays = [None if value is None else value.value.numpy() for value in inputs]
+        arrays = [known(value) for value in inputs]
         try:
             results = _evaluate(node, arrays, opset)
         except Exception:
@@ -147,8 +219,7 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
             return None
         if not all(isinstance(array, np.ndarray | np.generic) for array in results):
             return None
-        constants = [relax.const(np.asarray(array)) for array in results]
-        return constants[0] if len(constants) == 1 else relax.Tuple(constants)
+        return list(map(constant, results))
 
     def _note_layers(self, value: Value, name: str) -> None:
         """Give the node's name to the anchor calls that its conversion has bound."""
@@ -158,7 +229,7 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
             if not isinstance(var, tvm.ir.Var) or var in self._seen:
                 continue
             self._seen.add(var)
-            bound = self.bb.lookup_binding(var)
+            bound = self._builder.lookup_binding(var)
             if bound is None:
                 continue
             if ops.is_layer(bound):
@@ -166,6 +237,10 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
             pending.extend(dataflow.operands(bound))
         for var in reversed(found):
             self.layers[var] = ir.clean_name(f"{self._source.task}/{name}")
+
+
+class _FailedInside(Exception):
+    """A subgraph has nodes that failed; their errors are noted."""
 
 
 def _evaluate(node: onnx.NodeProto, inputs: list[np.ndarray | None], opset: int) -> list[np.ndarray]:
@@ -196,7 +271,7 @@ def _fold_call(value: Value) -> Value:
     return value if result is None else constant(result)
 
 
-def _canonicalize(func: relax.Function, layers: dict[Value, str], source: Source) -> relax.Function:
+def _canonicalize(func: relax.Function, layers: dict[Value, str]) -> relax.Function:
     """Rename the layers, fold constants, drop what is dead, and return a tuple."""
     emitter = dataflow.Emitter()
     for param in func.params:
@@ -212,14 +287,4 @@ def _canonicalize(func: relax.Function, layers: dict[Value, str], source: Source
         name = layers.get(binding.var, "lv")
         new[binding.var] = emitter.emit(value, name)
     outputs = [dataflow.substitute(field, new) for field in dataflow.output_fields(func)]
-    result = emitter.finish(func.params, outputs)
-    for binding in dataflow.bindings(result):
-        if isinstance(binding.var.ty, relax.TensorType):
-            try:
-                ir.static_shape(binding.var)
-            except ValueError:
-                operator = op_name(binding.value)
-                raise ModelError(
-                    f"{source.label}: the shape of a {operator} depends on data, which is not supported"
-                ) from None
-    return result
+    return emitter.finish(func.params, outputs)

@@ -1,0 +1,69 @@
+"""A node as its converter sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from tvm import relax
+from tvm.ir import GenericConst
+
+from nnfuze_tvm.graph.constants import array
+from nnfuze_tvm.graph.dataflow import Value
+
+Operands = list[Any]
+"""A node's inputs, None for one that is left out; an index behind the last one gives None, too."""
+
+
+@dataclass
+class Node:
+    """One node, and what its conversion needs of the import.
+
+    Attributes
+    ----------
+    proto : onnx.NodeProto
+        The node as the file has it.
+    attributes : dict
+        Its attributes by name: numbers, bytes, tuples of them, ``TensorProto``, ``GraphProto``. A converter that leaves
+        the node to TVM's importer may change them first.
+    opset : int
+        Version of the operator set that the node is of.
+    builder : tvm.relax.BlockBuilder
+        Where calls are bound.
+    body : callable
+        ``(graph, operands) -> results``: imports a subgraph in place, its inputs bound to operands. It sees the names
+        around it.
+    """
+
+    proto: onnx.NodeProto
+    attributes: dict[str, Any]
+    opset: int
+    builder: relax.BlockBuilder
+    body: Callable[[onnx.GraphProto, Sequence[Value]], list[Value]]
+
+    @property
+    def outputs(self) -> int:
+        """Number of outputs, those without a name in between included."""
+        return len(self.proto.output)
+
+    def emit(self, value: Value) -> Value:
+        """Bind an expression to a variable, so that it can be used several times."""
+        return self.builder.emit(value)
+
+    def text(self, name: str, default: str = "") -> str:
+        """Return an attribute that is a string."""
+        value = self.attributes.get(name, default)
+        return value.decode() if isinstance(value, bytes) else value
+
+
+Converter = Callable[[Node, Operands], Any]
+"""``(node, operands) ->`` an expression, a tuple or list of expressions (one per output), or ``NotImplemented``, which
+leaves the node to TVM's converter. What can't be converted raises ValueError with the reason in one line."""
+
+
+def known(value: Value | None) -> np.ndarray | None:
+    """Return the value of a constant; None for what is computed or left out."""
+    return array(value) if isinstance(value, GenericConst) else None
