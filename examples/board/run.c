@@ -4,7 +4,7 @@
 //
 // prints one line per output, its task and then its values with all their digits, and how long one inference took.
 // docs/raspberry-pi.md says how to build it. It uses the C interface of TVM, so any C compiler will do.
-#define _POSIX_C_SOURCE 199309L
+#define _POSIX_C_SOURCE 200112L
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -156,7 +156,10 @@ int main(int count, char** words) {
   const Value machine = call(method(library, "vm_load_executable"), NULL, 0);
   const int64_t first = 0, pooled_allocator = 2, fastest_cores = 1;
   CALL(method(machine, "vm_initialization"), number(kDLCPU), number(first), number(pooled_allocator));
-  CALL(global("runtime.config_threadpool"), number(fastest_cores), field(manifest, "threads"));
+  const int64_t threads = field(manifest, "threads").v_int64;
+  // Else TVM makes a pool for all cores, whose workers spin.
+  if (threads == 1) setenv("TVM_NUM_THREADS", "1", 1);
+  else CALL(global("runtime.config_threadpool"), number(fastest_cores), number(threads));
 
   const Value inputs = field(manifest, "inputs"), outputs = field(manifest, "outputs");
   const size_t taken = (size_t)length(inputs);

@@ -20,8 +20,11 @@ with open(f"{bundle}/manifest.json") as file:
     manifest = json.load(file)
 
 network = VirtualMachine(tvm.runtime.load_module(f"{bundle}/lib.so"), tvm.cpu())["main"]
-fastest_cores = 1
-tvm.get_global_func("runtime.config_threadpool")(fastest_cores, manifest["threads"])
+if manifest["threads"] == 1:
+    os.environ["TVM_NUM_THREADS"] = "1"  # else TVM makes a pool for all cores, whose workers spin
+else:
+    fastest_cores = 1
+    tvm.get_global_func("runtime.config_threadpool")(fastest_cores, manifest["threads"])
 inputs = [tvm.runtime.tensor(np.load(files[given["name"]])) for given in manifest["inputs"]]
 
 network(*inputs)  # the first call makes threads and buffers

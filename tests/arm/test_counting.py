@@ -200,7 +200,8 @@ def test_a_loop_is_counted_exactly(blocks_of):
     assert total.other == 4 + 5 * 1000
 
 
-@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.slow), "int8"])
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_a_network_executes_the_same_in_every_inference(tmp_path, precision):
     model = tmp_path / "net.onnx"
     onnx.save(classifier(shape=(1, 2, 16, 16)), model)

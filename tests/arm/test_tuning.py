@@ -35,6 +35,8 @@ def send(board: subprocess.Popen, number: signal.Signals) -> None:
             process.send_signal(number)
 
 
+# tests/jobs/tuning/test_faults.py does each of these to boards of this machine.
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_two_boards_survive_everything_and_the_job_its_end(tmp_path: Path) -> None:
     port = free_port()
