@@ -1,4 +1,4 @@
-"""Networks that keep their state between calls, made the way that exporters write them: a VAD and a two-part denoiser."""
+"""Networks that keep their state between calls, as exporters write them: a VAD and a denoiser in two parts."""
 
 from __future__ import annotations
 

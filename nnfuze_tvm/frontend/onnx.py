@@ -108,7 +108,8 @@ def _adopt_kernels(
             name = f"{source.task}_{var.name_hint}"
             kernels[key] = GlobalVar(name)
             _update_type(kernels[key], var.ty)
-            functions[kernels[key]] = func.with_attr("global_symbol", name)
+            # Private, as what TVM makes of operators is: fusing copies kernels, and a symbol of its own with them.
+            functions[kernels[key]] = func.without_attr("global_symbol")
         renamed[var] = kernels[key]
     if not renamed:
         return main

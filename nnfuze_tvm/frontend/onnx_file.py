@@ -213,15 +213,17 @@ def input_shapes(source: Source, shapes: Mapping[str, Sequence[int]]) -> dict[st
                 raise ModelError(f"{source.label}: input {value.name!r} has no shape: give it one in shapes")
             result[value.name] = tuple(int(dim) for dim in given)
             continue
-        fixed = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        # A dimension of -1 is an open one, written so by hand.
+        dims = value.type.tensor_type.shape.dim
+        fixed = [dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else None for dim in dims]
         if given is None:
-            result[value.name] = tuple(dim or 1 for dim in fixed)
+            result[value.name] = tuple(1 if dim is None else dim for dim in fixed)
             continue
         given = tuple(int(dim) for dim in given)
         if len(given) != len(fixed):
             raise InputError(f"{source.label}: input {value.name!r} has {len(fixed)} dimensions, shape {given}")
-        if any(new <= 0 or old not in (0, new) for old, new in zip(fixed, given, strict=True)):
-            text = "x".join(str(dim or "?") for dim in fixed)
+        if any(new <= 0 if old is None else new != old for old, new in zip(fixed, given, strict=True)):
+            text = "x".join("?" if dim is None else str(dim) for dim in fixed)
             raise InputError(f"{source.label}: input {value.name!r} is {text}, which can't be {given}")
         result[value.name] = given
     return result

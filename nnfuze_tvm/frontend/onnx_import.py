@@ -110,7 +110,7 @@ class _Importer:
         for value in self._source.inputs:
             dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
             params.append(relax.Var(value.name, relax.TensorType(shapes[value.name], str(dtype))))
-            self._values[value.name] = params[-1]
+            self._values[value.name] = _settled(params[-1])
         with self._builder.function("main", params):
             with self._builder.dataflow():
                 found = [field for field in self._results(graph) if field is not None]
@@ -175,7 +175,7 @@ class _Importer:
                 ir.static_shape(value)
             except ValueError:
                 raise ValueError("its shape depends on data, which is not supported") from None
-        return results
+        return list(map(_settled, results))
 
     def _by_tvm(self, node: Node, operands: Operands) -> Any:
         """Convert as TVM's importer does."""
@@ -237,6 +237,12 @@ class _Importer:
             pending.extend(dataflow.operands(bound))
         for var in reversed(found):
             self.layers[var] = ir.clean_name(f"{self._source.task}/{name}")
+
+
+def _settled(value: Value) -> Value:
+    """Return what has no elements as the constant that it is: no kernel has to know of it."""
+    shape = ir.static_shape(value)
+    return constant(np.zeros(shape, str(value.ty.dtype))) if 0 in shape else value
 
 
 class _FailedInside(Exception):

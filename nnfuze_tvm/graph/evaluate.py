@@ -127,7 +127,7 @@ def _typed(result: np.ndarray, ty: relax.TensorType) -> np.ndarray:
 def _kernel(call: Call, known: Mapping[Value, Any], library: tvm.runtime.Module | None) -> Any:
     """Run a PrimFunc on arrays."""
     assert library is not None, "a function that calls PrimFuncs needs their library"
-    given = [tvm.runtime.tensor(np.ascontiguousarray(each)) for each in _value(call.args[1], known, library)]
+    given = [tvm.runtime.tensor(np.asarray(each, order="C")) for each in _value(call.args[1], known, library)]
     types = call.ty.fields if isinstance(call.ty, relax.TupleType) else [call.ty]
     results = [tvm.runtime.empty([int(dim) for dim in ty.shape.values], str(ty.dtype)) for ty in types]
     library[call.args[0].name_hint](*given, *results)

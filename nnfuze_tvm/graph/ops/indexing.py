@@ -53,6 +53,19 @@ def _ordered(call: Call, data: np.ndarray) -> np.ndarray:
     return np.flip(ordered, int(call.attrs.axis)) if call.attrs.descending else ordered
 
 
+def _largest(call: Call, data: np.ndarray) -> np.ndarray | list[np.ndarray]:
+    """Return the first values in order, their places or both; of equal ones the first comes first."""
+    axis, count = int(call.attrs.axis), int(call.attrs.k)
+    if call.attrs.largest:
+        # Backwards, so that a stable order has the first of equal ones last.
+        order = np.flip(data.shape[axis] - 1 - np.argsort(np.flip(data, axis), axis, kind="stable"), axis)
+    else:
+        order = np.argsort(data, axis, kind="stable")
+    places = order.take(range(count), axis)
+    values = np.take_along_axis(data, places, axis)
+    return {"values": values, "indices": places}.get(str(call.attrs.ret_type), [values, places])
+
+
 def _triangle(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
     def evaluate(_: Call, data: np.ndarray, offset: int) -> np.ndarray:
         return function(data, offset)
@@ -89,6 +102,11 @@ OPERATORS = {
     "cumsum": _operator(_accumulated(np.cumsum, 0), Example(_DATA, lambda x: op.cumsum(x, 1))),
     "cumprod": _operator(_accumulated(np.cumprod, 1), Example(_DATA, lambda x: op.cumprod(x, 1))),
     "sort": _operator(_ordered, Example(_DATA, lambda x: op.sort(x, -1))),
+    "topk": _operator(
+        _largest,
+        Example(_DATA, lambda x: op.topk(x, 3, 1, "values")),
+        Example(_DATA, lambda x: op.topk(x, 2, -1, "values")),
+    ),
     "tril": _operator(_triangle(np.tril), Example(_DATA, lambda x: op.tril(x, 0))),
     "triu": _operator(_triangle(np.triu), Example(_DATA, lambda x: op.triu(x, 1))),
     "zeros": _operator(_filled),
