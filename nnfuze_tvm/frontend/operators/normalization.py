@@ -79,7 +79,8 @@ def _standardized(
 ) -> tuple[Value, Value | None, Value | None]:
     """Return layer normalization over the last ``axes``, and with ``moments`` the mean and 1 / standard deviation."""
     wide, shape = _wide(node, data), ir.static_shape(data)
-    if moments:
+    # TVM's kernel knows no float64.
+    if moments or _dtype(wide) == "float64":
         mean = node.emit(relax.op.mean(wide, axes, keepdims=True))
         centered = node.emit(relax.op.subtract(wide, mean))
         variance = relax.op.mean(relax.op.multiply(centered, centered), axes, keepdims=True)
