@@ -18,25 +18,22 @@ from tvm.relax.frontend.onnx import onnx_frontend
 
 from nnfuze_tvm.errors import ModelError
 from nnfuze_tvm.frontend.onnx_file import Shape, Source, first_line
-from nnfuze_tvm.frontend.operators import CONVERTERS
-from nnfuze_tvm.frontend.operators.node import Node, Operands, known
+from nnfuze_tvm.frontend.operators import CONVERTERS, sequences
+from nnfuze_tvm.frontend.operators.node import Node, Operands, Tensors, known, tensors_of
 from nnfuze_tvm.graph import dataflow, ir, ops
 from nnfuze_tvm.graph.constants import constant
 from nnfuze_tvm.graph.dataflow import Value
 from nnfuze_tvm.graph.evaluate import call_of_constants
 
 # Outputs of unknown shape have no place in a function with static shapes.
-_REFUSED = frozenset(
-    (
-        "Optional OptionalHasElement OptionalGetElement SequenceConstruct SequenceEmpty SequenceErase "
-        "SequenceInsert SequenceLength ConcatFromSequence SplitToSequence SequenceAt Unique NonZero Compress"
-    ).split()
-)
+_REFUSED = frozenset("Optional OptionalHasElement OptionalGetElement Unique NonZero Compress".split())
 # What TVM's importer means by these is Microsoft's operator, not that of ONNX.
 _MICROSOFT = frozenset(
     "Attention BiasGelu FastGelu SkipLayerNormalization EmbedLayerNormalization MatMulInteger16".split()
 )
 _SHARED_WITH_MICROSOFT = frozenset({"Gelu", "QuantizeLinear", "DequantizeLinear"})
+# All bodies of loops together: what would take minutes to compile is refused.
+_MOST_NODES_IN_BODIES = 20_000
 # Constant inputs do not make these constant, or (dequantize) an int8 weight shall stay one.
 _NEVER_FOLDED = frozenset(
     (
@@ -102,6 +99,9 @@ class _Importer:
         # The innermost subgraph's names first; None is what depends on a node that failed.
         self._values: ChainMap[str, Value | None] = ChainMap()
         self._seen: set[Value] = set()
+        # Weights of subgraphs, which may be imported many times; the graph is kept so that its id stays its own.
+        self._weights: dict[int, tuple[onnx.GraphProto, dict[str, Value]]] = {}
+        self._nodes_in_bodies = 0
 
     def module(self, shapes: dict[str, Shape]) -> tvm.IRModule:
         """Return the network as a module; what is in it is of no use if there are errors."""
@@ -114,26 +114,50 @@ class _Importer:
         with self._builder.function("main", params):
             with self._builder.dataflow():
                 found = [field for field in self._results(graph) if field is not None]
+                self._check_outputs(graph, found)
                 result = self._builder.emit_output(relax.Tuple(found))
             self._builder.emit_func_output(result)
         return self._builder.get()
 
+    def _check_outputs(self, graph: onnx.GraphProto, found: list[Value]) -> None:
+        if self.errors:
+            return
+        for output, value in zip(graph.output, found, strict=True):
+            if isinstance(value, Tensors):
+                self.errors.append(f"output {output.name!r} is a sequence, which is not supported")
+                found.clear()
+
     def _results(self, graph: onnx.GraphProto) -> list[Value | None]:
-        for tensor in graph.initializer:
-            self._values[tensor.name] = constant(onnx.numpy_helper.to_array(tensor))
+        known_before = self._weights.get(id(graph))
+        if known_before is None:
+            weights = {tensor.name: constant(onnx.numpy_helper.to_array(tensor)) for tensor in graph.initializer}
+            self._weights[id(graph)] = (graph, weights)
+        else:
+            weights = known_before[1]
+        self._values.update(weights)
         for node in graph.node:
+            if node.op_type == "Constant" and node.output[0] in weights:
+                continue
             self._node(node)
+            if node.op_type == "Constant" and self._values[node.output[0]] is not None:
+                weights[node.output[0]] = self._values[node.output[0]]
         return [self._values[value.name] for value in graph.output]
 
     def _body(self, graph: onnx.GraphProto, operands: Sequence[Value]) -> list[Value]:
         """Import a subgraph in place; see `Node.body`."""
+        names = [value.name for value in graph.input]
+        if len(names) != len(operands):
+            raise ValueError(f"its subgraph has {len(names)} inputs, {len(operands)} are given")
+        self._nodes_in_bodies += len(graph.node) + 1
+        if self._nodes_in_bodies > _MOST_NODES_IN_BODIES:
+            raise ValueError(f"loops unroll to more than {_MOST_NODES_IN_BODIES} nodes, which is not supported")
         before = len(self.errors)
-        self._values = self._values.new_child(dict(zip((v.name for v in graph.input), operands, strict=True)))
+        self._values = self._values.new_child(dict(zip(names, operands, strict=True)))
         try:
             results = self._results(graph)
         finally:
             self._values = self._values.parents
-        if len(self.errors) > before:
+        if len(self.errors) > before or any(value is None for value in results):
             raise _FailedInside
         return results
 
@@ -142,7 +166,9 @@ class _Importer:
         # What depends on a node that failed isn't tried: one line per cause.
         lost = any(name and value is None for name, value in zip(proto.input, operands, strict=True))
         results: Sequence[Value | None] = [None] * len(proto.output)
-        if not lost:
+        if not is_supported(proto):
+            self.errors.append(f"node {proto.name!r} ({_operator(proto)}): the operator is not supported")
+        elif not lost:
             try:
                 results = self._converted(proto, operands)
             except _FailedInside:
@@ -150,8 +176,8 @@ class _Importer:
             except Exception as error:
                 self.errors.append(f"node {proto.name!r} ({_operator(proto)}): {first_line(error)}")
         for name, value in zip(proto.output, results, strict=False):
-            if value is not None:
-                self._note_layers(value, proto.name)
+            for tensor in tensors_of([value]):
+                self._note_layers(tensor, proto.name)
             if name:
                 self._values[name] = value
 
@@ -161,8 +187,10 @@ class _Importer:
         if folded is not None:
             return folded
         attributes = onnx_frontend.ONNXGraphImporter._parse_attr(self, proto.attribute)
-        node = Node(proto, attributes, opset, self._builder, self._body)
+        node = Node(proto, attributes, opset, self._builder, self._body, self._values)
         operator = _operator(proto)
+        if operator not in sequences.TAKING and any(isinstance(value, Tensors) for value in operands):
+            raise ValueError("a sequence as an input is not supported")
         result = CONVERTERS[operator](node, operands) if operator in CONVERTERS else NotImplemented
         if result is NotImplemented:
             result = self._by_tvm(node, operands)
@@ -170,7 +198,7 @@ class _Importer:
         wanted = max((n for n, name in enumerate(proto.output, 1) if name), default=0)
         if len(results) < wanted:
             raise ValueError(f"its output {proto.output[wanted - 1]!r} is not supported")
-        for value in results:
+        for value in tensors_of(results):
             try:
                 ir.static_shape(value)
             except ValueError:
@@ -185,6 +213,8 @@ class _Importer:
         return self._builder.normalize(result) if isinstance(result, relax.Expr) else result
 
     def _fields(self, result: Any) -> list[Value]:
+        if isinstance(result, Tensors):
+            return [result]
         if isinstance(result, list | tuple):
             return list(result)
         if isinstance(result, relax.Tuple):
@@ -195,6 +225,10 @@ class _Importer:
         return [value]
 
     def _bound(self, value: Value) -> Value:
+        if isinstance(value, Tensors):
+            return Tensors(map(self._bound, value))
+        if isinstance(value, Call):
+            value = _fold_call(self._builder.normalize(value))
         return self._builder.emit(value) if isinstance(value, Call | relax.TupleGetItem) else value
 
     def _folded(self, node: onnx.NodeProto, inputs: Operands, opset: int) -> list[Value] | None:
