@@ -33,7 +33,7 @@ _MICROSOFT = frozenset(
 )
 _SHARED_WITH_MICROSOFT = frozenset({"Gelu", "QuantizeLinear", "DequantizeLinear"})
 # All bodies of loops together: what would take minutes to compile is refused.
-_MOST_NODES_IN_BODIES = 20_000
+MOST_NODES_IN_BODIES = 10_000
 # Constant inputs do not make these constant, or (dequantize) an int8 weight shall stay one.
 _NEVER_FOLDED = frozenset(
     (
@@ -149,8 +149,8 @@ class _Importer:
         if len(names) != len(operands):
             raise ValueError(f"its subgraph has {len(names)} inputs, {len(operands)} are given")
         self._nodes_in_bodies += len(graph.node) + 1
-        if self._nodes_in_bodies > _MOST_NODES_IN_BODIES:
-            raise ValueError(f"loops unroll to more than {_MOST_NODES_IN_BODIES} nodes, which is not supported")
+        if self._nodes_in_bodies > MOST_NODES_IN_BODIES:
+            raise ValueError(f"loops unroll to more than {MOST_NODES_IN_BODIES} nodes, which is not supported")
         before = len(self.errors)
         self._values = self._values.new_child(dict(zip(names, operands, strict=True)))
         try:
