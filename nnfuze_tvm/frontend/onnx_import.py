@@ -19,7 +19,7 @@ from tvm.relax.frontend.onnx import onnx_frontend
 from nnfuze_tvm.errors import ModelError
 from nnfuze_tvm.frontend.onnx_file import Shape, Source, first_line
 from nnfuze_tvm.frontend.operators import CONVERTERS, sequences
-from nnfuze_tvm.frontend.operators.node import Node, Operands, Tensors, known, tensors_of
+from nnfuze_tvm.frontend.operators.node import FailedInside, Node, Operands, Tensors, known, tensors_of
 from nnfuze_tvm.graph import dataflow, ir, ops
 from nnfuze_tvm.graph.constants import constant
 from nnfuze_tvm.graph.dataflow import Value
@@ -158,7 +158,7 @@ class _Importer:
         finally:
             self._values = self._values.parents
         if len(self.errors) > before or any(value is None for value in results):
-            raise _FailedInside
+            raise FailedInside
         return results
 
     def _node(self, proto: onnx.NodeProto) -> None:
@@ -171,7 +171,7 @@ class _Importer:
         elif not lost:
             try:
                 results = self._converted(proto, operands)
-            except _FailedInside:
+            except FailedInside:
                 pass
             except Exception as error:
                 self.errors.append(f"node {proto.name!r} ({_operator(proto)}): {first_line(error)}")
@@ -271,10 +271,6 @@ class _Importer:
             pending.extend(dataflow.operands(bound))
         for var in reversed(found):
             self.layers[var] = ir.clean_name(f"{self._source.task}/{name}")
-
-
-class _FailedInside(Exception):
-    """A subgraph has nodes that failed; their errors are noted."""
 
 
 def _evaluate(node: onnx.NodeProto, inputs: list[np.ndarray | None], opset: int) -> list[np.ndarray]:

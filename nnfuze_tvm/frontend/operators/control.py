@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,16 @@ import onnx
 from tvm import relax
 from tvm.ir import GenericConst
 
-from nnfuze_tvm.frontend.operators.node import Converter, Node, Operands, Tensors, known, part_of, tensors_of
+from nnfuze_tvm.frontend.operators.node import (
+    Converter,
+    FailedInside,
+    Node,
+    Operands,
+    Tensors,
+    known,
+    part_of,
+    tensors_of,
+)
 from nnfuze_tvm.graph import dataflow, ir
 from nnfuze_tvm.graph.constants import array, constant
 from nnfuze_tvm.graph.dataflow import Value
@@ -26,7 +36,13 @@ def _if(node: Node, inputs: Operands) -> Any:
     if condition is not None:
         return node.body(branches[0] if condition.item() else branches[1], [])
     outside = set(tensors_of(node.names.values()))
-    both = [node.body(branch, []) for branch in branches]
+    both = []
+    for branch in branches:
+        # What can't be converted is named for both.
+        with contextlib.suppress(FailedInside):
+            both.append(node.body(branch, []))
+    if len(both) < len(branches):
+        raise FailedInside
     for results in both:
         _check_harmless(node, results, outside)
     chosen = node.emit(relax.op.reshape(inputs[0], [])) if ir.static_shape(inputs[0]) else inputs[0]

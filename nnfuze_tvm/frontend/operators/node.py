@@ -19,6 +19,10 @@ class Tensors(list):
     """A sequence of tensors: it exists while a network is imported, and its length is known then."""
 
 
+class FailedInside(Exception):
+    """A subgraph has nodes that failed; their errors are noted."""
+
+
 Operands = list[Any]
 """A node's inputs, None for one that is left out; an index behind the last one gives None, too."""
 
@@ -40,7 +44,7 @@ class Node:
         Where calls are bound.
     body : callable
         ``(graph, operands) -> results``: imports a subgraph in place, its inputs bound to operands. It sees the names
-        around it.
+        around it. Raises `FailedInside`.
     names : mapping
         What is computed so far, by name: None where that failed.
     """
