@@ -28,10 +28,9 @@ from nnfuze_tvm.graph.evaluate import call_of_constants
 # Outputs of unknown shape have no place in a function with static shapes.
 _REFUSED = frozenset("Optional OptionalHasElement OptionalGetElement Unique NonZero Compress".split())
 # What TVM's importer means by these is Microsoft's operator, not that of ONNX.
-_MICROSOFT = frozenset(
-    "Attention BiasGelu FastGelu SkipLayerNormalization EmbedLayerNormalization MatMulInteger16".split()
-)
-_SHARED_WITH_MICROSOFT = frozenset({"Gelu", "QuantizeLinear", "DequantizeLinear"})
+_MICROSOFT = frozenset("BiasGelu FastGelu SkipLayerNormalization EmbedLayerNormalization MatMulInteger16".split())
+# What it does with Microsoft's operators of these names is right.
+_RIGHT = frozenset({"MatMulInteger16", "QuantizeLinear", "DequantizeLinear"})
 # All bodies of loops together: what would take minutes to compile is refused.
 MOST_NODES_IN_BODIES = 10_000
 # Constant inputs do not make these constant, or (dequantize) an int8 weight shall stay one.
@@ -48,7 +47,7 @@ def is_supported(node: onnx.NodeProto) -> bool:
     if operator in CONVERTERS or operator == "Constant":
         return True
     if node.domain == "com.microsoft":
-        return node.op_type in _MICROSOFT | _SHARED_WITH_MICROSOFT
+        return node.op_type in _RIGHT
     if node.domain not in ("", "ai.onnx") or operator in _REFUSED | _MICROSOFT:
         return False
     return operator in onnx_frontend._get_convert_map()

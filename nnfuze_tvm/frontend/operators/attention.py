@@ -50,10 +50,13 @@ class Bias:
         What is known of it.
     computed : list
         What is not: tensors to add.
+    guarded : bool
+        Where nothing is attended, the result is zero; else it is what softmax makes of nothing but -inf.
     """
 
     fixed: np.ndarray | None = None
     computed: list[Value] = field(default_factory=list)
+    guarded: bool = True
 
     def add(self, part: Value | np.ndarray) -> None:
         """Add a tensor of numbers, broadcast."""
@@ -112,7 +115,7 @@ def attend(
     scale : float
         Factor of the products.
     bias : Bias
-        What is added to them. A row of nothing but -inf attends nothing: its result is zero.
+        What is added to them.
     cap : float
         Scores are bounded by ``cap * tanh(scores / cap)``; 0 for no bounds.
     precision : str, optional
@@ -140,7 +143,7 @@ def attend(
     biased = capped if total is None else node.emit(op.add(capped, total))
     scores = biased if precision in (None, dtype_of(biased)) else node.emit(op.astype(biased, precision))
     weights = node.emit(op.nn.softmax(scores, -1))
-    if total is not None:
+    if total is not None and bias.guarded:
         weights = _nothing_attended(node, weights, total, bias)
     if dtype_of(weights) != dtype_of(query):
         weights = node.emit(op.astype(weights, dtype_of(query)))

@@ -103,7 +103,7 @@ def _along(node: Node, data: Value, axis: int, matrix: np.ndarray) -> Value:
     """Multiply the numbers along an axis, whose parts are the last axis, by ``[inputs, parts, outputs, parts]``."""
     reads, parts, makes, made = matrix.shape
     if static_shape(data)[axis] > reads:
-        data = part_of(data, axis, 0, reads)
+        data = node.emit(part_of(data, axis, 0, reads))
     rank = len(static_shape(data))
     order = [*(n for n in range(rank - 1) if n != axis), axis, rank - 1]
     moved = order != list(range(rank))
