@@ -91,9 +91,26 @@ def _check_harmless(node: Node, results: Sequence[Value], outside: set[Value]) -
             divisor = known(bound.args[1])
             if divisor is None or not divisor.all():
                 raise ValueError("its condition is computed, and a branch divides by computed integers")
-        if name in _PICKS and not isinstance(bound.args[1], GenericConst):
+        bounded = name == "take" and str(bound.attrs.mode) in ("clip", "wrap")
+        if name in _PICKS and not bounded and _is_computed(node, bound.args[1]):
             raise ValueError("its condition is computed, and a branch reads or writes at computed places")
         pending.extend(dataflow.operands(bound))
+
+
+def _is_computed(node: Node, value: Value) -> bool:
+    """Return whether a tensor depends on data, and not on constants and shapes only."""
+    pending, seen = [value], set()
+    while pending:
+        one = pending.pop()
+        if isinstance(one, GenericConst) or one in seen:
+            continue
+        seen.add(one)
+        bound = node.builder.lookup_binding(one)
+        if bound is None:
+            return True
+        if dataflow.op_name(bound) not in ("shape_of", "shape_to_tensor"):
+            pending.extend(dataflow.operands(bound))
+    return False
 
 
 def _loop(node: Node, inputs: Operands) -> Any:
