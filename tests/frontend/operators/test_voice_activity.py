@@ -55,7 +55,7 @@ def detector(length, channels, seed):
         "single": np.array(1),
         "two": np.float32(2),
     }
-    shapes = {"w1": (channels, bins, 3), "w2": (channels, channels, 3), "w3": (1, channels, 1), "ws": (1, 1, channels)}
+    shapes = {"w1": (channels, bins, 3), "w2": (channels, channels, 3), "w3": (1, channels, 1)}
     weights |= {
         name: (rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype("float32")
         for name, shape in shapes.items()
