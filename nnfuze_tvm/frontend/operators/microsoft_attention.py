@@ -136,7 +136,7 @@ def _multi_head_attention(node: Node, inputs: Operands) -> Any:
             raise ValueError("unidirectional with other numbers of queries and keys is not supported")
         causal(node, bias, dtype, (steps, keys), keys - steps, (-1, 0))
     made = attend(node, query, key, value, _scale(node, query), bias)
-    return [node.emit(without_heads(node, made.result)), key, value, made.products][: node.outputs]
+    return [node.emit(without_heads(node, made.result)), key, value, made.biased][: node.outputs]
 
 
 def _three_biases(node: Node, bias: Value | None, query: Value, key: Value, value: Value) -> list[Value | None]:
