@@ -8,6 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from nnfuze_tvm.frontend import load
+from nnfuze_tvm.graph import dataflow
 from tests.helpers import evaluate_module, run_module
 
 
@@ -120,3 +121,12 @@ def test_a_detector_with_a_branch_for_each_rate(run, steps):
             state = expected[1]
             answers.append(expected[0].item())
     assert len({*answers}) == steps
+
+
+def test_a_rate_that_is_fixed_leaves_one_branch():
+    model = network()
+    both = len(dataflow.bindings(load([model], ["vad"])["vad"]))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(8000), "sr"))
+    main = load([model], ["vad"])["vad"]
+    assert [param.name for param in main.params] == ["input", "state"]
+    assert len(dataflow.bindings(main)) <= both // 2
