@@ -40,7 +40,7 @@ def run_module(
     executable = tvm.compile(mod, target=tvm.target.Target({"kind": "llvm", "opt-level": level}))
     # TVM links what has no kernel at all, and takes a system compiler for it unless told otherwise.
     machine = relax.VirtualMachine(executable.jit(fcompile=linker_for(resolve("host"))), tvm.cpu())
-    result = machine[function](*(tvm.runtime.tensor(np.ascontiguousarray(inputs[name])) for name in params))
+    result = machine[function](*(tvm.runtime.tensor(np.asarray(inputs[name], order="C")) for name in params))
     if isinstance(result, tvm.runtime.Tensor):
         return [result.numpy()]
     return [field.numpy() for field in result]

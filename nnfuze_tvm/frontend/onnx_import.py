@@ -18,25 +18,21 @@ from tvm.relax.frontend.onnx import onnx_frontend
 
 from nnfuze_tvm.errors import ModelError
 from nnfuze_tvm.frontend.onnx_file import Shape, Source, first_line
-from nnfuze_tvm.frontend.operators import CONVERTERS
-from nnfuze_tvm.frontend.operators.node import Node, Operands, known
+from nnfuze_tvm.frontend.operators import CONVERTERS, sequences
+from nnfuze_tvm.frontend.operators.node import FailedInside, Node, Operands, Tensors, known, tensors_of
 from nnfuze_tvm.graph import dataflow, ir, ops
 from nnfuze_tvm.graph.constants import constant
 from nnfuze_tvm.graph.dataflow import Value
 from nnfuze_tvm.graph.evaluate import call_of_constants
 
 # Outputs of unknown shape have no place in a function with static shapes.
-_REFUSED = frozenset(
-    (
-        "Optional OptionalHasElement OptionalGetElement SequenceConstruct SequenceEmpty SequenceErase "
-        "SequenceInsert SequenceLength ConcatFromSequence SplitToSequence SequenceAt Unique NonZero Compress"
-    ).split()
-)
+_REFUSED = frozenset("Optional OptionalHasElement OptionalGetElement Unique NonZero Compress".split())
 # What TVM's importer means by these is Microsoft's operator, not that of ONNX.
-_MICROSOFT = frozenset(
-    "Attention BiasGelu FastGelu SkipLayerNormalization EmbedLayerNormalization MatMulInteger16".split()
-)
-_SHARED_WITH_MICROSOFT = frozenset({"Gelu", "QuantizeLinear", "DequantizeLinear"})
+_MICROSOFT = frozenset("BiasGelu FastGelu SkipLayerNormalization EmbedLayerNormalization MatMulInteger16".split())
+# What it does with Microsoft's operators of these names is right.
+_RIGHT = frozenset({"MatMulInteger16", "QuantizeLinear", "DequantizeLinear"})
+# All bodies of loops together: what would take minutes to compile is refused.
+MOST_NODES_IN_BODIES = 10_000
 # Constant inputs do not make these constant, or (dequantize) an int8 weight shall stay one.
 _NEVER_FOLDED = frozenset(
     (
@@ -51,7 +47,7 @@ def is_supported(node: onnx.NodeProto) -> bool:
     if operator in CONVERTERS or operator == "Constant":
         return True
     if node.domain == "com.microsoft":
-        return node.op_type in _MICROSOFT | _SHARED_WITH_MICROSOFT
+        return node.op_type in _RIGHT
     if node.domain not in ("", "ai.onnx") or operator in _REFUSED | _MICROSOFT:
         return False
     return operator in onnx_frontend._get_convert_map()
@@ -102,6 +98,9 @@ class _Importer:
         # The innermost subgraph's names first; None is what depends on a node that failed.
         self._values: ChainMap[str, Value | None] = ChainMap()
         self._seen: set[Value] = set()
+        # Weights of subgraphs, which may be imported many times; the graph is kept so that its id stays its own.
+        self._weights: dict[int, tuple[onnx.GraphProto, dict[str, Value]]] = {}
+        self._nodes_in_bodies = 0
 
     def module(self, shapes: dict[str, Shape]) -> tvm.IRModule:
         """Return the network as a module; what is in it is of no use if there are errors."""
@@ -114,27 +113,51 @@ class _Importer:
         with self._builder.function("main", params):
             with self._builder.dataflow():
                 found = [field for field in self._results(graph) if field is not None]
+                self._check_outputs(graph, found)
                 result = self._builder.emit_output(relax.Tuple(found))
             self._builder.emit_func_output(result)
         return self._builder.get()
 
+    def _check_outputs(self, graph: onnx.GraphProto, found: list[Value]) -> None:
+        if self.errors:
+            return
+        for output, value in zip(graph.output, found, strict=True):
+            if isinstance(value, Tensors):
+                self.errors.append(f"output {output.name!r} is a sequence, which is not supported")
+                found.clear()
+
     def _results(self, graph: onnx.GraphProto) -> list[Value | None]:
-        for tensor in graph.initializer:
-            self._values[tensor.name] = constant(onnx.numpy_helper.to_array(tensor))
+        known_before = self._weights.get(id(graph))
+        if known_before is None:
+            weights = {tensor.name: constant(onnx.numpy_helper.to_array(tensor)) for tensor in graph.initializer}
+            self._weights[id(graph)] = (graph, weights)
+        else:
+            weights = known_before[1]
+        self._values.update(weights)
         for node in graph.node:
+            if node.op_type == "Constant" and node.output[0] in weights:
+                continue
             self._node(node)
+            if node.op_type == "Constant" and self._values[node.output[0]] is not None:
+                weights[node.output[0]] = self._values[node.output[0]]
         return [self._values[value.name] for value in graph.output]
 
     def _body(self, graph: onnx.GraphProto, operands: Sequence[Value]) -> list[Value]:
         """Import a subgraph in place; see `Node.body`."""
+        names = [value.name for value in graph.input]
+        if len(names) != len(operands):
+            raise ValueError(f"its subgraph has {len(names)} inputs, {len(operands)} are given")
+        self._nodes_in_bodies += len(graph.node) + 1
+        if self._nodes_in_bodies > MOST_NODES_IN_BODIES:
+            raise ValueError(f"loops unroll to more than {MOST_NODES_IN_BODIES} nodes, which is not supported")
         before = len(self.errors)
-        self._values = self._values.new_child(dict(zip((v.name for v in graph.input), operands, strict=True)))
+        self._values = self._values.new_child(dict(zip(names, operands, strict=True)))
         try:
             results = self._results(graph)
         finally:
             self._values = self._values.parents
-        if len(self.errors) > before:
-            raise _FailedInside
+        if len(self.errors) > before or any(value is None for value in results):
+            raise FailedInside
         return results
 
     def _node(self, proto: onnx.NodeProto) -> None:
@@ -142,16 +165,18 @@ class _Importer:
         # What depends on a node that failed isn't tried: one line per cause.
         lost = any(name and value is None for name, value in zip(proto.input, operands, strict=True))
         results: Sequence[Value | None] = [None] * len(proto.output)
-        if not lost:
+        if not is_supported(proto):
+            self.errors.append(f"node {proto.name!r} ({_operator(proto)}): the operator is not supported")
+        elif not lost:
             try:
                 results = self._converted(proto, operands)
-            except _FailedInside:
+            except FailedInside:
                 pass
             except Exception as error:
                 self.errors.append(f"node {proto.name!r} ({_operator(proto)}): {first_line(error)}")
         for name, value in zip(proto.output, results, strict=False):
-            if value is not None:
-                self._note_layers(value, proto.name)
+            for tensor in tensors_of([value]):
+                self._note_layers(tensor, proto.name)
             if name:
                 self._values[name] = value
 
@@ -161,8 +186,10 @@ class _Importer:
         if folded is not None:
             return folded
         attributes = onnx_frontend.ONNXGraphImporter._parse_attr(self, proto.attribute)
-        node = Node(proto, attributes, opset, self._builder, self._body)
+        node = Node(proto, attributes, opset, self._builder, self._body, self._values)
         operator = _operator(proto)
+        if operator not in sequences.TAKING and any(isinstance(value, Tensors) for value in operands):
+            raise ValueError("a sequence as an input is not supported")
         result = CONVERTERS[operator](node, operands) if operator in CONVERTERS else NotImplemented
         if result is NotImplemented:
             result = self._by_tvm(node, operands)
@@ -170,7 +197,7 @@ class _Importer:
         wanted = max((n for n, name in enumerate(proto.output, 1) if name), default=0)
         if len(results) < wanted:
             raise ValueError(f"its output {proto.output[wanted - 1]!r} is not supported")
-        for value in results:
+        for value in tensors_of(results):
             try:
                 ir.static_shape(value)
             except ValueError:
@@ -185,6 +212,8 @@ class _Importer:
         return self._builder.normalize(result) if isinstance(result, relax.Expr) else result
 
     def _fields(self, result: Any) -> list[Value]:
+        if isinstance(result, Tensors):
+            return [result]
         if isinstance(result, list | tuple):
             return list(result)
         if isinstance(result, relax.Tuple):
@@ -195,6 +224,10 @@ class _Importer:
         return [value]
 
     def _bound(self, value: Value) -> Value:
+        if isinstance(value, Tensors):
+            return Tensors(map(self._bound, value))
+        if isinstance(value, Call):
+            value = _fold_call(self._builder.normalize(value))
         return self._builder.emit(value) if isinstance(value, Call | relax.TupleGetItem) else value
 
     def _folded(self, node: onnx.NodeProto, inputs: Operands, opset: int) -> list[Value] | None:
@@ -241,12 +274,10 @@ class _Importer:
 
 def _settled(value: Value) -> Value:
     """Return what has no elements as the constant that it is: no kernel has to know of it."""
+    if isinstance(value, Tensors):
+        return Tensors(map(_settled, value))
     shape = ir.static_shape(value)
     return constant(np.zeros(shape, str(value.ty.dtype))) if 0 in shape else value
-
-
-class _FailedInside(Exception):
-    """A subgraph has nodes that failed; their errors are noted."""
 
 
 def _evaluate(node: onnx.NodeProto, inputs: list[np.ndarray | None], opset: int) -> list[np.ndarray]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,17 @@ import onnx
 from tvm import relax
 from tvm.ir import GenericConst
 
-from nnfuze_tvm.graph.constants import array
+from nnfuze_tvm.graph.constants import array, constant
 from nnfuze_tvm.graph.dataflow import Value
+
+
+class Tensors(list):
+    """A sequence of tensors: it exists while a network is imported, and its length is known then."""
+
+
+class FailedInside(Exception):
+    """A subgraph has nodes that failed; their errors are noted."""
+
 
 Operands = list[Any]
 """A node's inputs, None for one that is left out; an index behind the last one gives None, too."""
@@ -35,7 +44,9 @@ class Node:
         Where calls are bound.
     body : callable
         ``(graph, operands) -> results``: imports a subgraph in place, its inputs bound to operands. It sees the names
-        around it.
+        around it. Raises `FailedInside`.
+    names : mapping
+        What is computed so far, by name: None where that failed.
     """
 
     proto: onnx.NodeProto
@@ -43,6 +54,7 @@ class Node:
     opset: int
     builder: relax.BlockBuilder
     body: Callable[[onnx.GraphProto, Sequence[Value]], list[Value]]
+    names: Mapping[str, Value | None]
 
     @property
     def outputs(self) -> int:
@@ -67,3 +79,21 @@ leaves the node to TVM's converter. What can't be converted raises ValueError wi
 def known(value: Value | None) -> np.ndarray | None:
     """Return the value of a constant; None for what is computed or left out."""
     return array(value) if isinstance(value, GenericConst) else None
+
+
+def tensors_of(values: Iterable[Value | None]) -> Iterator[Value]:
+    """Give the tensors among values, those of sequences one by one."""
+    for value in values:
+        if isinstance(value, Tensors):
+            yield from tensors_of(value)
+        elif value is not None:
+            yield value
+
+
+def part_of(value: Value, axis: int, begin: int, end: int, keep: bool = True) -> Value:
+    """Return ``value[begin:end]`` along an axis (not negative), without that axis if it shall not be kept."""
+    if isinstance(value, GenericConst):
+        cut = array(value)[(slice(None),) * axis + (slice(begin, end),)]
+        return constant(cut if keep else cut.squeeze(axis))
+    cut = relax.op.strided_slice(value, [axis], [begin], [end])
+    return cut if keep else relax.op.squeeze(cut, [axis])
