@@ -82,10 +82,10 @@ def _run(form: Form, sizes: Sizes, d: int, named: dict[str, np.ndarray], result:
         elif form.kind == "lstm":
             hidden, state = cell.lstm(m, np.split(inputs + products, 4, -1), state, peepholes)
         else:
-            own, gates = np.split(inputs, 3, -1), np.split(products, 2 if form.has_candidate else 3, -1)
+            own, gates = np.split(inputs, 3, -1), np.split(products, 3, -1)
             update, reset = (cell.gate(m, own[n] + gates[n]) for n in range(2))
-            if form.has_candidate:
-                total = own[2] + (reset * hidden) @ named["candidate"][d]
+            if form.waits:
+                total = own[2] + (reset * hidden) @ weights[:, 2 * sizes.hidden :]
             else:
                 total = own[2] + reset * (gates[2] + named["bias"][d])
             hidden = cell.gru(m, update, total, hidden)

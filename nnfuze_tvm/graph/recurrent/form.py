@@ -20,8 +20,7 @@ class Form:
     - ``hidden [D, B, H]``: the hidden state at the beginning;
     - LSTM: ``cell [D, B, H]``, its state at the beginning, and with peepholes ``[D, 3·H]``, those of input, output and
       forget gate;
-    - GRU that is linear before the reset: ``bias [D, H]``, which is added to what is reset. Another GRU has in
-      ``weights`` its two gates only, and then ``candidate [D, H, H]``.
+    - GRU that is linear before the reset: ``bias [D, H]``, which is added to what is reset.
 
     The result is ``[T, D, B, H]``, the hidden states; with `keeps_cell` it has a further row, the last states of the
     cells. A reversed direction goes from the last step to the first.
@@ -54,8 +53,8 @@ class Form:
         return GATES[self.kind]
 
     @property
-    def has_candidate(self) -> bool:
-        """Whether what it multiplies by the candidate's weights is known only when the gates are."""
+    def waits(self) -> bool:
+        """Whether a GRU's gates come first: what its candidate's weights multiply depends on them."""
         return self.kind == "gru" and not self.cells[0].linear_before_reset
 
     @property
@@ -63,7 +62,7 @@ class Form:
         """The names of its operands."""
         own: Mapping[str, tuple[str, ...]] = {
             "lstm": ("cell", "peepholes") if self.peepholes else ("cell",),
-            "gru": ("candidate",) if self.has_candidate else ("bias",),
+            "gru": () if self.waits else ("bias",),
             "rnn": (),
         }
         return ("projection", "weights", "hidden", *own[self.kind])

@@ -49,7 +49,9 @@ class Tile:
         return self.lanes * self.vectors
 
 
-def prim_func(form: Form, sizes: Sizes, tile: Tile, packed: bool = False) -> tirx.PrimFunc:
+def prim_func(
+    form: Form, sizes: Sizes, tile: Tile, packed: bool = False, params: Sequence[tirx.Var] = ()
+) -> tirx.PrimFunc:
     """Return the PrimFunc of a recurrent layer: its operands, then its result.
 
     Parameters
@@ -63,31 +65,31 @@ def prim_func(form: Form, sizes: Sizes, tile: Tile, packed: bool = False) -> tir
     packed : bool
         The weights are constants: they are copied, tile by tile in the order in which they are read, in blocks that
         are evaluated at compile time.
+    params : sequence of Var, optional
+        The parameters of another such PrimFunc, to be those of this one, too.
     """
+    shapes = operand_shapes(form, sizes)
+    given = params or [_buffer(shape, sizes.dtype) for shape in (*shapes.values(), sizes.result(form))]
     with IRBuilder() as builder:
         with T.prim_func(is_private=True, s_tir=True):
             T.func_name(form.kind)
             T.func_attr({"op_pattern": 8, "tirx.noalias": True, ATTRIBUTE: form.attributes()})
-            shapes = operand_shapes(form, sizes)
-            buffers = {name: T.arg(name, _buffer(shape, sizes.dtype)) for name, shape in shapes.items()}
-            out = T.arg("out", _buffer(sizes.result(form), sizes.dtype))
+            *buffers, out = (T.arg(name, each) for name, each in zip((*shapes, "out"), given, strict=True))
             with T.sblock("root"):
-                _Loops(form, sizes, tile, buffers, out).write(packed)
+                _Loops(form, sizes, tile, dict(zip(shapes, buffers, strict=True)), out).write(packed)
     return builder.get()
 
 
 def operand_shapes(form: Form, sizes: Sizes) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the operands by their names, in order."""
     s, units = sizes, sizes.hidden
-    columns = 2 * units if form.has_candidate else form.gates * units
     known = {
         "projection": (s.steps, s.batch, s.directions * form.gates * units),
-        "weights": (s.directions, units, columns),
+        "weights": (s.directions, units, form.gates * units),
         "hidden": (s.directions, s.batch, units),
         "cell": (s.directions, s.batch, units),
         "peepholes": (s.directions, 3 * units),
         "bias": (s.directions, units),
-        "candidate": (s.directions, units, units),
     }
     return {name: known[name] for name in form.operands}
 
@@ -145,12 +147,10 @@ class _Loops:
         s, form = self.sizes, self.form
         # Half of the double buffer, which state, sequence, unit.
         self.state = _alloc((2, self.states, s.batch, s.hidden), s.dtype)
-        if form.has_candidate:
+        if form.waits:
             self.update, self.reset = (_alloc((s.batch, s.hidden), s.dtype) for _ in range(2))
         self.sums = _alloc((self._width() * form.gates * self.tile.rows,), s.dtype)
-        self.weights = self._packed("weights") if packed else self._plain("weights")
-        if form.has_candidate:
-            self.candidate = self._packed("candidate") if packed else self._plain("candidate")
+        self.weights = self._packed() if packed else self._plain()
         with T.sblock("recurrence"):
             T.reads(*(buffer[tuple(slice(0, n) for n in buffer.shape)] for buffer in self._read()))
             T.writes(self.out[tuple(slice(0, n) for n in self.out.shape)])
@@ -188,7 +188,7 @@ class _Loops:
         time = self.sizes.steps - 1 - step if self.form.reverse[direction] else step
         cell = self.form.cells[direction]
         write = {"lstm": self._lstm, "rnn": self._rnn, "gru": self._gru}[self.form.kind]
-        if self.form.has_candidate:
+        if self.form.waits:
             self._gates(direction, first, time, old)
             write = self._candidate
         with _serial(self.tiles) as block:
@@ -339,7 +339,7 @@ class _Loops:
             1,
             lambda row, _, vector: self._projected(direction, first + row, time, 2, unit + vector * self.tile.lanes),
             lambda row, i: self.reset[first + row, i],
-            self.candidate(direction, block, unit),
+            self.weights(direction, block, unit, 2),
         )
         for row, vector, sequence, start in self._tiles(first, unit):
             (total,) = self._results(1, row, vector)
@@ -349,24 +349,23 @@ class _Loops:
 
     # The weights.
 
-    def _plain(self, name: str) -> Callable[[int, Any, Any], Place]:
-        buffer = self.buffers[name]
+    def _plain(self) -> Callable[..., Place]:
+        buffer = self.buffers["weights"]
 
-        def tile(direction: int, _: Any, unit: Any) -> Place:
+        def tile(direction: int, _: Any, unit: Any, first_gate: int = 0) -> Place:
             return lambda gate, vector, i: buffer[
-                direction, i, self._ramp(gate * self.sizes.hidden + unit + vector * self.tile.lanes)
+                direction, i, self._ramp((first_gate + gate) * self.sizes.hidden + unit + vector * self.tile.lanes)
             ]
 
         return tile
 
-    def _packed(self, name: str) -> Callable[[int, Any, Any], Place]:
-        """Copy weights to ``[direction, tile, step of the reduction, gate and unit]``."""
+    def _packed(self) -> Callable[..., Place]:
+        """Copy the weights to ``[direction, tile, step of the reduction, gate and unit]``."""
         s, units = self.sizes, self.tile.units
-        source = self.buffers[name]
-        columns = int(source.shape[2]) // s.hidden * units
-        shape = (s.directions, self.tiles, s.hidden, columns)
+        source = self.buffers["weights"]
+        shape = (s.directions, self.tiles, s.hidden, self.form.gates * units)
         copy = _alloc(shape, s.dtype)
-        with T.grid(*(tirx.IntImm("int64", extent) for extent in shape)) as loops, T.sblock(f"{name}_packed"):
+        with T.grid(*(tirx.IntImm("int64", extent) for extent in shape)) as loops, T.sblock("weights_packed"):
             d, block, i, column = (
                 T.axis.spatial(tirx.IntImm("int64", extent), loop, dtype="int64")
                 for extent, loop in zip(shape, loops, strict=True)
@@ -379,11 +378,13 @@ class _Loops:
             T.writes(copy[d, block, i, column])
             T.sblock_attr({"meta_schedule.layout_rewrite_preproc": True})
             T.buffer_store(copy, value, [d, block, i, column])
-        self.buffers = {**self.buffers, name: copy}
+        self.buffers = {**self.buffers, "weights": copy}
 
-        def tile(direction: int, block: Any, _: Any) -> Place:
-            return lambda gate, vector, i: copy[
-                direction, block, i, self._ramp(tirx.IntImm("int64", gate * units + vector * self.tile.lanes))
-            ]
+        def tile(direction: int, block: Any, _: Any, first_gate: int = 0) -> Place:
+            def place(gate: int, vector: int, i: Any) -> Any:
+                column = tirx.IntImm("int64", (first_gate + gate) * units + vector * self.tile.lanes)
+                return copy[direction, block, i, self._ramp(column)]
+
+            return place
 
         return tile
