@@ -37,10 +37,11 @@ _MICROSOFT = frozenset(
     "Attention BiasGelu FastGelu SkipLayerNormalization EmbedLayerNormalization MatMulInteger16".split()
 )
 _SHARED_WITH_MICROSOFT = frozenset({"Gelu", "QuantizeLinear", "DequantizeLinear"})
-# Constant inputs do not make these constant, or (dequantize) an int8 weight shall stay one.
+# Constant inputs do not make these constant, or (dequantize) an int8 weight shall stay one, or (recurrent layers) ONNX's
+# reference does not look at their attributes.
 _NEVER_FOLDED = frozenset(
     (
-        "DequantizeLinear Dropout RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli"
+        "DequantizeLinear LSTM GRU RNN Dropout RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli"
     ).split()
 )
 

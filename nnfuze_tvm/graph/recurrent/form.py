@@ -58,11 +58,16 @@ class Form:
         return self.kind == "gru" and not self.cells[0].linear_before_reset
 
     @property
+    def has_bias(self) -> bool:
+        """Whether a GRU adds a bias to what it resets."""
+        return self.kind == "gru" and not self.waits
+
+    @property
     def operands(self) -> tuple[str, ...]:
         """The names of its operands."""
         own: Mapping[str, tuple[str, ...]] = {
             "lstm": ("cell", "peepholes") if self.peepholes else ("cell",),
-            "gru": () if self.waits else ("bias",),
+            "gru": ("bias",) if self.has_bias else (),
             "rnn": (),
         }
         return ("projection", "weights", "hidden", *own[self.kind])

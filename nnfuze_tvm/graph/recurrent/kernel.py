@@ -230,7 +230,9 @@ class _Loops:
         ``begin(row, gate, vector)`` is what a sum begins with, ``factor(row, i)`` the i-th number that it multiplies.
         """
         tile, hidden = self.tile, self.sizes.hidden
-        each = [(row, gate, vector) for row in range(tile.rows) for gate in range(gates) for vector in range(tile.vectors)]
+        each = [
+            (row, gate, vector) for row in range(tile.rows) for gate in range(gates) for vector in range(tile.vectors)
+        ]
         for one in each:
             T.buffer_store(self.sums, begin(*one), self._slot(gates, *one))
 
