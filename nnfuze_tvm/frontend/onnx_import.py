@@ -37,11 +37,12 @@ _MICROSOFT = frozenset(
     "Attention BiasGelu FastGelu SkipLayerNormalization EmbedLayerNormalization MatMulInteger16".split()
 )
 _SHARED_WITH_MICROSOFT = frozenset({"Gelu", "QuantizeLinear", "DequantizeLinear"})
-# Constant inputs do not make these constant, or (dequantize) an int8 weight shall stay one, or (recurrent layers) ONNX's
-# reference does not look at their attributes.
+# Constant inputs do not make these constant, or an int8 weight shall stay one (dequantize), or ONNX's reference ignores
+# attributes (recurrent layers).
 _NEVER_FOLDED = frozenset(
     (
-        "DequantizeLinear LSTM GRU RNN Dropout RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli"
+        "DequantizeLinear LSTM GRU RNN Dropout RandomNormal RandomNormalLike RandomUniform RandomUniformLike "
+        "Multinomial Bernoulli"
     ).split()
 )
 

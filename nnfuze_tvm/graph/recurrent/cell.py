@@ -114,7 +114,7 @@ _FUNCTIONS: Mapping[str, Callable[[Math, Number, float, float], Number]] = {
 }
 
 DEFAULTS: Mapping[str, tuple[float, ...]] = {
-    **{name: () for name in _FUNCTIONS},
+    **dict.fromkeys(_FUNCTIONS, ()),
     "affine": (1.0, 0.0),
     "leakyrelu": (0.01,),
     "thresholdedrelu": (1.0,),
