@@ -104,8 +104,6 @@ class _Layer:
         lengths = [int(each) for each in values.reshape(-1)]
         if len(lengths) != self.batch or not all(0 <= each <= self.steps for each in lengths):
             raise ValueError(f"sequence_lens {lengths} does not fit {self.batch} sequences of {self.steps} steps")
-        if 0 in lengths:
-            raise ValueError("sequence_lens of 0 is not supported")
         return None if set(lengths) == {self.steps} else lengths
 
     def _cells(self) -> tuple[Cell, ...]:
@@ -116,13 +114,12 @@ class _Layer:
             raise ValueError(f"{len(names)} activations instead of {len(usual) * len(self.reverse)}")
         parameters = [iter(attributes.get(f"activation_{name}", ())) for name in ("alpha", "beta")]
         functions = [_activation(name.lower(), *parameters) for name in names]
-        facts = {
-            "clip": float(attributes.get("clip", 0.0)),
-            "coupled": self.kind == "lstm" and bool(attributes.get("input_forget", 0)),
-            "linear_before_reset": self.kind == "gru" and bool(attributes.get("linear_before_reset", 0)),
-        }
+        clip = float(attributes.get("clip", 0.0))
+        coupled = self.kind == "lstm" and bool(attributes.get("input_forget", 0))
+        linear = self.kind == "gru" and bool(attributes.get("linear_before_reset", 0))
+        count = len(usual)
         return tuple(
-            Cell(self.kind, tuple(functions[n : n + len(usual)]), **facts) for n in range(0, len(names), len(usual))
+            Cell(self.kind, tuple(functions[n : n + count]), clip, coupled, linear) for n in range(0, len(names), count)
         )
 
     # What is computed.
@@ -136,16 +133,21 @@ class _Layer:
         if self.lengths is None:
             return self._run(projection, hidden, cell)
         # Sequences of several lengths are computed one by one.
-        parts = []
-        for n, length in enumerate(self.lengths):
-            own = [op.strided_slice(each, [1], [n], [n + 1]) for each in (hidden, cell) if each is not None]
-            first = op.strided_slice(projection, [0, 1], [0, n], [length, n + 1])
-            states, *last = self._run(self.node.emit(first), *map(self.node.emit, own))
-            if length < self.steps:
-                shape = (self.steps - length, len(self.reverse), 1, self.units)
-                states = op.concat([states, constant(np.zeros(shape, self.dtype))], 0)
-            parts.append([states, *last])
-        return [op.concat(list(each), 2 if n == 0 else 1) for n, each in enumerate(zip(*parts, strict=True))]
+        parts = [self._sequence(n, length, projection, hidden, cell) for n, length in enumerate(self.lengths)]
+        count = min(map(len, parts))
+        return [op.concat([part[n] for part in parts], 1 if n else 2) for n in range(count)]
+
+    def _sequence(self, n: int, length: int, projection: Value, hidden: Value, cell: Value | None) -> list[Value]:
+        """Return the results of one sequence, zeros behind its end; of an empty one there is nothing else."""
+        count = len(self.reverse)
+        rest = constant(np.zeros((self.steps - length, count, 1, self.units), self.dtype))
+        if length == 0:
+            return [rest, *[constant(np.zeros((count, 1, self.units), self.dtype))] * (2 if self.kind == "lstm" else 1)]
+        emit = self.node.emit
+        states = [emit(op.strided_slice(each, [1], [n], [n + 1])) for each in (hidden, cell) if each is not None]
+        first = emit(op.strided_slice(projection, [0, 1], [0, n], [length, n + 1]))
+        everything, *last = self._run(first, *states)
+        return [op.concat([everything, rest], 0) if length < self.steps else everything, *last]
 
     def _projection(self) -> Value:
         """Return what each gate of each step adds up of input and biases ``[T, B, D·G·H]``."""
@@ -207,7 +209,12 @@ def _activation(name: str, alphas: Any, betas: Any) -> Activation:
     """Return an activation function; it takes the next parameters that are given, as far as it has any."""
     if name not in DEFAULTS:
         raise ValueError(f"activation {name!r} is not supported")
-    values = [float(next(given, usual)) for given, usual in zip((alphas, betas), DEFAULTS[name], strict=False)]
+    values = []
+    for parameter, given, usual in zip(("alpha", "beta"), (alphas, betas), DEFAULTS[name], strict=False):
+        value = next(given, usual)
+        if value is None:
+            raise ValueError(f"activation {name!r} without activation_{parameter} is not supported")
+        values.append(float(value))
     return Activation(name, *values, *[0.0] * (2 - len(values)))
 
 

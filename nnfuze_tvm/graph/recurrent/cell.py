@@ -113,16 +113,17 @@ _FUNCTIONS: Mapping[str, Callable[[Math, Number, float, float], Number]] = {
     "softplus": lambda m, x, a, b: _softplus(m, x),
 }
 
-DEFAULTS: Mapping[str, tuple[float, ...]] = {
+DEFAULTS: Mapping[str, tuple[float | None, ...]] = {
     **dict.fromkeys(_FUNCTIONS, ()),
-    "affine": (1.0, 0.0),
+    "affine": (None, None),
     "leakyrelu": (0.01,),
-    "thresholdedrelu": (1.0,),
-    "scaledtanh": (1.0, 1.0),
+    "thresholdedrelu": (None,),
+    "scaledtanh": (None, None),
     "hardsigmoid": (0.2, 0.5),
     "elu": (1.0,),
 }
-"""The parameters that each activation has, alpha first, and what they are by default."""
+"""The parameters that each activation has, alpha first, and what they are by default; None where ONNX's text and ONNX
+Runtime don't agree."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ class Cell:
     activations : tuple of Activation
         As many as the cell has: of the gates, of what is new and, in an LSTM, of the cell's state.
     clip : float
-        What activations read lies within it; 0 for no bounds.
+        What the activations of sums read lies within it; 0 for no bounds. An LSTM's state has none, as in ONNX Runtime.
     coupled : bool
         An LSTM forgets what it does not take in.
     linear_before_reset : bool
@@ -185,7 +186,7 @@ class Cell:
         cell = m.keep(kept * state + taken * self._active(m, 1, new))
         if peepholes:
             outputs = outputs + peepholes[1] * cell
-        return self._active(m, 0, outputs) * self._active(m, 2, cell), cell
+        return self._active(m, 0, outputs) * self.activations[2](m, cell), cell
 
     def gate(self, m: Math, total: Number) -> Number:
         """Return a GRU's update or reset gate."""
