@@ -56,6 +56,7 @@ def load(
     for source in sources:
         onnx_file.name_nodes(source)
         onnx_file.check_edges(source)
+        onnx_file.drop_unused_outputs(source)
     _check_operators(sources)
     input_shapes = {source.task: onnx_file.input_shapes(source, shapes or {}) for source in sources}
 

@@ -161,6 +161,19 @@ def name_nodes(source: Source) -> None:
         taken.add(node.name)
 
 
+def drop_unused_outputs(source: Source) -> None:
+    """Take the names from outputs that nothing reads: they need not be computed."""
+    graph = source.model.graph
+    everything = list(nodes(graph))
+    bodies = [graph, *(body for node in everything for body in subgraphs(node))]
+    read = {name for node in everything for name in node.input}
+    read |= {value.name for body in bodies for value in body.output}
+    for node in everything:
+        for index, name in enumerate(node.output):
+            if name not in read:
+                node.output[index] = ""
+
+
 def check_edges(source: Source) -> None:
     """Check that nodes read only what exists before them.
 

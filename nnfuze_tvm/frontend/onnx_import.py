@@ -33,10 +33,12 @@ _MICROSOFT = frozenset("BiasGelu FastGelu SkipLayerNormalization EmbedLayerNorma
 _RIGHT = frozenset({"MatMulInteger16", "QuantizeLinear", "DequantizeLinear"})
 # All bodies of loops together: what would take minutes to compile is refused.
 MOST_NODES_IN_BODIES = 10_000
-# Constant inputs do not make these constant, or (dequantize) an int8 weight shall stay one.
+# Constant inputs do not make these constant, or an int8 weight shall stay one (dequantize), or ONNX's reference ignores
+# attributes (recurrent layers).
 _NEVER_FOLDED = frozenset(
     (
-        "DequantizeLinear Dropout RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli"
+        "DequantizeLinear LSTM GRU RNN Dropout RandomNormal RandomNormalLike RandomUniform RandomUniformLike "
+        "Multinomial Bernoulli"
     ).split()
 )
 
@@ -135,7 +137,8 @@ class _Importer:
             weights = known_before[1]
         self._values.update(weights)
         for node in graph.node:
-            if node.op_type == "Constant" and node.output[0] in weights:
+            unread = not any(node.output)
+            if unread or (node.op_type == "Constant" and node.output[0] in weights):
                 continue
             self._node(node)
             if node.op_type == "Constant" and self._values[node.output[0]] is not None:

@@ -1,0 +1,143 @@
+"""Recurrent layers of few steps, each step written out in Relax operators: they fuse and quantize like any other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from tvm.relax import op
+
+from nnfuze_tvm.frontend.operators.node import Node
+from nnfuze_tvm.graph.constants import constant
+from nnfuze_tvm.graph.dataflow import Value
+from nnfuze_tvm.graph.ir import static_shape
+from nnfuze_tvm.graph.recurrent.cell import Math
+from nnfuze_tvm.graph.recurrent.form import Form
+
+
+def run_steps(node: Node, form: Form, operands: Mapping[str, Value]) -> list[Value]:
+    """Return all hidden states ``[T, D, B, H]``, the last ones and, of an LSTM, the cells' last states ``[D, B, H]``.
+
+    Parameters
+    ----------
+    node : Node
+        Where calls are bound.
+    form : Form
+        What is computed.
+    operands : mapping of str to Expr
+        The operands that `Form` states, by name.
+    """
+    directions = [_Direction(node, form, operands, n) for n in range(len(form.cells))]
+    for direction in directions:
+        direction.run()
+    batch, units = static_shape(directions[0].hidden)
+    steps = [[op.reshape(each, [1, 1, batch, units]) for each in direction.states] for direction in directions]
+    rows = [_joined([row[n] for row in steps], 1) for n in range(len(steps[0]))]
+    last = [_joined([op.reshape(d.hidden, [1, batch, units]) for d in directions], 0)]
+    if form.kind == "lstm":
+        last.append(_joined([op.reshape(d.cell, [1, batch, units]) for d in directions], 0))
+    return [_joined(rows, 0), *last]
+
+
+def _joined(parts: list[Value], axis: int) -> Value:
+    return parts[0] if len(parts) == 1 else op.concat(parts, axis)
+
+
+def _relax(node: Node, dtype: str) -> Math:
+    """Return the functions of Relax expressions."""
+
+    def number(value: float) -> Value:
+        return constant(np.asarray(value, dtype))
+
+    return Math(
+        number=number,
+        keep=node.emit,
+        exp=op.exp,
+        log=op.log,
+        tanh=op.tanh,
+        sigmoid=op.sigmoid,
+        absolute=op.abs,
+        maximum=op.maximum,
+        minimum=op.minimum,
+        divide=op.divide,
+        below=lambda x, bound, yes, no: op.where(op.less(x, bound), yes, no),
+    )
+
+
+class _Direction:
+    """One direction of a layer: its states, and what it adds to them step by step."""
+
+    def __init__(self, node: Node, form: Form, operands: Mapping[str, Value], direction: int) -> None:
+        self.node, self.form, self.direction = node, form, direction
+        self.cells = form.cells[direction]
+        self.projection = operands["projection"]
+        self.math = _relax(node, str(self.projection.ty.dtype))
+        self.weights, self.hidden = self._own(operands["weights"]), self._own(operands["hidden"])
+        self.cell = self._own(operands["cell"]) if form.kind == "lstm" else self.hidden
+        self.bias = self._own(operands["bias"]) if form.has_bias else None
+        self.peepholes = self._pieces(self._own(operands["peepholes"]), 3) if form.peepholes else []
+        self.states: list[Value] = []
+
+    def _own(self, value: Value) -> Value:
+        """Return the part ``[…]`` of ``[D, …]``."""
+        count, *shape = static_shape(value)
+        if count > 1:
+            value = op.strided_slice(value, [0], [self.direction], [self.direction + 1])
+        return self.node.emit(op.reshape(value, shape))
+
+    def _pieces(self, value: Value, count: int) -> list[Value]:
+        """Split the last axis into equal parts."""
+        shape = static_shape(value)
+        size, axis = shape[-1] // count, len(shape) - 1
+        if count == 1:
+            return [value]
+        return [self.node.emit(op.strided_slice(value, [axis], [n * size], [(n + 1) * size])) for n in range(count)]
+
+    def run(self) -> None:
+        """Compute all steps, `states` in the order of their time."""
+        steps, batch, width = static_shape(self.projection)
+        own = width // len(self.form.cells)
+        order = range(steps)
+        reverse = self.form.reverse[self.direction]
+        for step in reversed(order) if reverse else order:
+            begin = [step, 0, self.direction * own]
+            row = self.projection
+            if steps > 1 or own < width:
+                row = op.strided_slice(row, [0, 1, 2], begin, [step + 1, batch, begin[2] + own])
+            self._step(self.node.emit(op.reshape(row, [batch, own])))
+            self.states.append(self.hidden)
+        if reverse:
+            self.states.reverse()
+
+    def _step(self, inputs: Value) -> None:
+        if self.form.waits:
+            self.hidden = self._waiting(inputs)
+            return
+        m, emit, gates = self.math, self.node.emit, self.form.gates
+        products = emit(op.matmul(self.hidden, self.weights))
+        if self.form.kind == "gru":
+            own, other = self._pieces(inputs, 3), self._pieces(products, 3)
+            assert self.bias is not None
+            update, reset = (self.cells.gate(m, op.add(own[n], other[n])) for n in range(2))
+            total = own[2] + reset * op.add(other[2], self.bias)
+            self.hidden = emit(self.cells.gru(m, update, total, self.hidden))
+            return
+        sums = self._pieces(emit(op.add(products, inputs)), gates)
+        if self.form.kind == "lstm":
+            hidden, self.cell = self.cells.lstm(m, sums, self.cell, self.peepholes)
+            self.hidden = emit(hidden)
+        else:
+            self.hidden = emit(self.cells.rnn(m, sums[0]))
+
+    def _waiting(self, inputs: Value) -> Value:
+        """Return the state of a GRU whose gates come first."""
+        m, emit = self.math, self.node.emit
+        units = static_shape(self.hidden)[-1]
+        (gate_weights, weights), (gate_inputs, own) = (
+            [emit(op.strided_slice(each, [1], [low], [high])) for low, high in ((0, 2 * units), (2 * units, 3 * units))]
+            for each in (self.weights, inputs)
+        )
+        update, reset = self._pieces(emit(op.add(op.matmul(self.hidden, gate_weights), gate_inputs)), 2)
+        left = emit(self.cells.gate(m, reset) * self.hidden)
+        total = op.add(op.matmul(left, weights), own)
+        return emit(self.cells.gru(m, self.cells.gate(m, update), total, self.hidden))

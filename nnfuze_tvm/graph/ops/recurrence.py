@@ -1,0 +1,146 @@
+"""Recurrent layers: LSTM, GRU and plain ones, from the product of their input on, all steps in one call.
+
+Relax has no operator for them: ``nnfuze.recurrence`` is our own, see `form.Form` for what it reads and makes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+from tvm.ir import Call, Op
+from tvm.relax.transform.legalize_ops.common import register_legalize
+
+from nnfuze_tvm.graph.dataflow import Value
+from nnfuze_tvm.graph.ir import static_shape
+from nnfuze_tvm.graph.ops.operator import Example, Operator
+from nnfuze_tvm.graph.recurrent.cell import Activation, Cell, arrays
+from nnfuze_tvm.graph.recurrent.form import Form, Sizes
+from nnfuze_tvm.graph.recurrent.kernel import Tile, operand_shapes, prim_func
+
+_NAME = "relax.nnfuze.recurrence"
+
+
+def recurrence(form: Form, operands: Sequence[Value]) -> Call:
+    """Return a call of a recurrent layer.
+
+    Parameters
+    ----------
+    form : Form
+        What it computes.
+    operands : sequence of Expr
+        In the order of ``form.operands``.
+    """
+    return Call(Op.get(_NAME), list(operands), tvm.ir.make_node("ir.DictAttrs", **form.attributes()))
+
+
+def _read(call: Call) -> tuple[Form, Sizes]:
+    projection, _, hidden = call.args[:3]
+    return Form.of(call.attrs), Sizes.of(static_shape(projection), static_shape(hidden), str(projection.ty.dtype))
+
+
+def _infer(call: Call, _: relax.BlockBuilder) -> relax.TensorType:
+    form, sizes = _read(call)
+    wanted = list(operand_shapes(form, sizes).values())
+    given = [static_shape(arg) for arg in call.args]
+    if given != wanted:
+        raise ValueError(f"a recurrent layer of {form.kind} reads {wanted}, not {given}")
+    return relax.TensorType(sizes.result(form), sizes.dtype)
+
+
+def _legalize(builder: relax.BlockBuilder, call: Call) -> Call:
+    form, sizes = _read(call)
+    kernel = builder.add_func(prim_func(form, sizes, Tile()), form.kind)
+    return relax.call_tir(kernel, list(call.args), call.ty)
+
+
+def evaluate(call: Call, *operands: np.ndarray) -> np.ndarray:
+    """Return all hidden states, step by step."""
+    form, sizes = _read(call)
+    named = dict(zip(form.operands, operands, strict=True))
+    result = np.empty(sizes.result(form), sizes.dtype)
+    for direction in range(sizes.directions):
+        _run(form, sizes, direction, named, result[:, direction])
+    return result
+
+
+def _run(form: Form, sizes: Sizes, d: int, named: dict[str, np.ndarray], result: np.ndarray) -> None:
+    m, cell = arrays(np.dtype(sizes.dtype)), form.cells[d]
+    weights, hidden = named["weights"][d], named["hidden"][d]
+    state = named["cell"][d] if form.kind == "lstm" else hidden
+    peepholes = np.split(named["peepholes"][d], 3) if form.peepholes else []
+    width = form.gates * sizes.hidden
+    steps = range(sizes.steps)
+    for step in reversed(steps) if form.reverse[d] else steps:
+        inputs = named["projection"][step, :, d * width : (d + 1) * width]
+        products = hidden @ weights
+        if form.kind == "rnn":
+            hidden = cell.rnn(m, inputs + products)
+        elif form.kind == "lstm":
+            hidden, state = cell.lstm(m, np.split(inputs + products, 4, -1), state, peepholes)
+        else:
+            own, gates = np.split(inputs, 3, -1), np.split(products, 3, -1)
+            update, reset = (cell.gate(m, own[n] + gates[n]) for n in range(2))
+            if form.waits:
+                total = own[2] + (reset * hidden) @ weights[:, 2 * sizes.hidden :]
+            else:
+                total = own[2] + reset * (gates[2] + named["bias"][d])
+            hidden = cell.gru(m, update, total, hidden)
+        result[step] = hidden
+    if form.keeps_cell:
+        result[sizes.steps] = state
+
+
+def macs(call: Call) -> int:
+    """Return the multiply-accumulates of all steps; the input's product is another layer."""
+    form, s = _read(call)
+    return s.steps * s.directions * s.batch * form.gates * s.hidden * s.hidden
+
+
+def _example(form: Form, sizes: Sizes) -> Example:
+    def call(*operands: Any) -> Call:
+        return recurrence(form, operands)
+
+    shapes = operand_shapes(form, sizes)
+    # Constants come last in an example, and the weights are among the first operands here.
+    return Example(tuple(shapes.values()), call, low=-0.5, high=0.5)
+
+
+def _form(kind: Any, *names: str, reverse: tuple[bool, ...] = (False,), **facts: Any) -> Form:
+    functions = tuple(Activation(name, 1.0, 0.0) for name in names)
+    keeps = facts.pop("keeps_cell", False)
+    return Form((Cell(kind, functions, **facts),) * len(reverse), reverse, keeps_cell=keeps)
+
+
+_EXAMPLES = (
+    _example(_form("lstm", "sigmoid", "tanh", "tanh", keeps_cell=True), Sizes(5, 1, 1, 24, "float32")),
+    _example(_form("lstm", "sigmoid", "tanh", "tanh", reverse=(False, True)), Sizes(3, 2, 2, 10, "float32")),
+    _example(_form("gru", "sigmoid", "tanh", linear_before_reset=True), Sizes(5, 1, 1, 16, "float32")),
+    _example(_form("gru", "sigmoid", "tanh"), Sizes(4, 1, 2, 20, "float32")),
+    _example(_form("rnn", "tanh", reverse=(True,)), Sizes(4, 1, 1, 33, "float32")),
+)
+
+
+def _register() -> None:
+    """Make the operator known to TVM."""
+    tvm.ir._ffi_api.RegisterOp(_NAME, "A recurrent layer from the product of its input on.")
+    operator = Op.get(_NAME)
+    operator.set_attr("FInferType", _infer)
+    operator.set_attr("FPurity", True)
+    register_legalize(_NAME, _legalize)
+
+
+_register()
+
+OPERATORS = {
+    "nnfuze.recurrence": Operator(
+        effect="layer",
+        evaluate=evaluate,
+        examples=_EXAMPLES,
+        macs=macs,
+        kernels=("recurrence",),
+    ),
+}

@@ -1,0 +1,124 @@
+"""What a recurrent layer computes after its input's product: the cells of its directions, and the sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nnfuze_tvm.graph.recurrent.cell import GATES, Activation, Cell, Kind
+
+
+@dataclass(frozen=True)
+class Form:
+    """The layer without its sizes.
+
+    Its operands are, with T steps, D directions, B sequences and H hidden units:
+
+    - ``projection [T, B, D·G·H]``: what the G gates of each direction add up of the input and of biases;
+    - ``weights [D, H, G·H]``: what the hidden state is multiplied by;
+    - ``hidden [D, B, H]``: the hidden state at the beginning;
+    - LSTM: ``cell [D, B, H]``, its state at the beginning, and with peepholes ``[D, 3·H]``, those of input, output and
+      forget gate;
+    - GRU that is linear before the reset: ``bias [D, H]``, which is added to what is reset.
+
+    The result is ``[T, D, B, H]``, the hidden states; with `keeps_cell` it has a further row, the last states of the
+    cells. A reversed direction goes from the last step to the first.
+
+    Attributes
+    ----------
+    cells : tuple of Cell
+        One per direction, of one kind.
+    reverse : tuple of bool
+        Which directions are reversed.
+    peepholes : bool
+        An LSTM's gates see its state.
+    keeps_cell : bool
+        The result has an LSTM's last state, too.
+    """
+
+    cells: tuple[Cell, ...]
+    reverse: tuple[bool, ...]
+    peepholes: bool = False
+    keeps_cell: bool = False
+
+    @property
+    def kind(self) -> Kind:
+        """Which cell it is."""
+        return self.cells[0].kind
+
+    @property
+    def gates(self) -> int:
+        """Sums per hidden unit."""
+        return GATES[self.kind]
+
+    @property
+    def waits(self) -> bool:
+        """Whether a GRU's gates come first: what its candidate's weights multiply depends on them."""
+        return self.kind == "gru" and not self.cells[0].linear_before_reset
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether a GRU adds a bias to what it resets."""
+        return self.kind == "gru" and not self.waits
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        """The names of its operands."""
+        own: Mapping[str, tuple[str, ...]] = {
+            "lstm": ("cell", "peepholes") if self.peepholes else ("cell",),
+            "gru": ("bias",) if self.has_bias else (),
+            "rnn": (),
+        }
+        return ("projection", "weights", "hidden", *own[self.kind])
+
+    def attributes(self) -> dict[str, Any]:
+        """Return the form as attributes of a call or a kernel."""
+        first = self.cells[0]
+        functions = [function for cell in self.cells for function in cell.activations]
+        return {
+            "kind": first.kind,
+            "reverse": [int(each) for each in self.reverse],
+            "activations": [function.name for function in functions],
+            "alphas": [function.alpha for function in functions],
+            "betas": [function.beta for function in functions],
+            "clip": first.clip,
+            "coupled": int(first.coupled),
+            "linear_before_reset": int(first.linear_before_reset),
+            "peepholes": int(self.peepholes),
+            "keeps_cell": int(self.keeps_cell),
+        }
+
+    @staticmethod
+    def of(attributes: Any) -> Form:
+        """Return the form that attributes state."""
+        texts = (map(str, attributes["activations"]), map(float, attributes["alphas"]), map(float, attributes["betas"]))
+        functions = [Activation(*each) for each in zip(*texts, strict=True)]
+        reverse = tuple(bool(each) for each in attributes["reverse"])
+        count = len(functions) // len(reverse)
+        facts = (float(attributes["clip"]), bool(attributes["coupled"]), bool(attributes["linear_before_reset"]))
+        cells = tuple(
+            Cell(str(attributes["kind"]), tuple(functions[n : n + count]), *facts)  # type: ignore[arg-type]
+            for n in range(0, len(functions), count)
+        )
+        return Form(cells, reverse, bool(attributes["peepholes"]), bool(attributes["keeps_cell"]))
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Steps, directions, sequences and hidden units, and the type of all numbers."""
+
+    steps: int
+    directions: int
+    batch: int
+    hidden: int
+    dtype: str
+
+    @staticmethod
+    def of(projection: Sequence[int], hidden: Sequence[int], dtype: str) -> Sizes:
+        """Return the sizes by the shapes of two operands."""
+        return Sizes(projection[0], hidden[0], hidden[1], hidden[2], dtype)
+
+    def result(self, form: Form) -> tuple[int, int, int, int]:
+        """Return the shape of the result."""
+        return (self.steps + form.keeps_cell, self.directions, self.batch, self.hidden)

@@ -1,0 +1,68 @@
+"""Recurrent layers: the loops of all steps, written anew with the register tile that fits the machine.
+
+No schedule primitive moves loops within a recurrence, whose steps wait for each other; so the kernel's body is
+replaced by the same loops for vectors (`graph.recurrent.kernel`), over weights that are packed in the order in which
+they are read.
+"""
+
+from __future__ import annotations
+
+from tvm import s_tir
+
+from nnfuze_tvm.devices.hardware import Hardware
+from nnfuze_tvm.graph.recurrent.form import Form, Sizes
+from nnfuze_tvm.graph.recurrent.kernel import ATTRIBUTE, Tile, prim_func
+from nnfuze_tvm.schedules.blocks import layout_free, root
+from nnfuze_tvm.schedules.knobs import record_knobs
+from nnfuze_tvm.schedules.loops import divisors
+from nnfuze_tvm.schedules.rule import Rule
+
+# Registers that hold no sums: the number that all multiply, and weights on their way.
+_OTHERS = 4
+# Sums that a core can have on their way at once: fewer wait for each other.
+_IN_FLIGHT = 8
+_UNROLLED = 4
+
+
+def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
+    """Write the loops of a recurrent layer for vectors; see `Rule` for the contract. There is nothing to sample."""
+    func = sch.mod["main"]
+    outermost = root(sch)
+    if outermost is None or ATTRIBUTE not in func.attrs:
+        return False
+    form = Form.of(func.attrs[ATTRIBUTE])
+    shapes = [[int(extent) for extent in param.ty.shape] for param in func.params]
+    sizes = Sizes.of(shapes[0], shapes[2], str(func.params[0].ty.dtype))
+    tile = best_tile(form, sizes, hw)
+    constants = {param.name for param in layout_free(sch)}
+    new = prim_func(form, sizes, tile, "weights" in constants, func.params)
+    sch.state.replace(sch.get_sref(outermost), new.body.block)
+    record_knobs(sch, lanes=tile.lanes, vectors=tile.vectors, rows=tile.rows, unroll=tile.unroll)
+    return True
+
+
+def best_tile(form: Form, sizes: Sizes, hw: Hardware) -> Tile:
+    """Return the tile that takes the fewest cycles by what it loads and by how long its sums wait for each other."""
+    gates = 2 if form.waits else form.gates
+    most = max(1, hw.registers - _OTHERS)
+    lanes = hw.lanes(sizes.dtype)
+    while lanes > sizes.hidden:
+        lanes //= 2
+    unroll = next(n for n in divisors(sizes.hidden, _UNROLLED))
+
+    def cycles(tile: Tile) -> float:
+        sums = tile.rows * gates * tile.vectors
+        loads = gates * tile.vectors + tile.rows
+        each = max(sums, loads, _IN_FLIGHT)
+        return each * -(-sizes.hidden // tile.units) * (sizes.batch // tile.rows)
+
+    tiles = [
+        Tile(lanes, vectors, rows, unroll)
+        for rows in divisors(sizes.batch, most)
+        for vectors in range(1, most + 1)
+        if rows * gates * vectors <= most and vectors * lanes <= sizes.hidden
+    ]
+    return min(tiles, key=cycles) if tiles else Tile(lanes, 1, 1, unroll)
+
+
+RULE = Rule("recurrence", apply, order=5)
