@@ -35,32 +35,10 @@ def _quick_gelu(node: Node, inputs: Operands) -> Any:
     return op.multiply(inputs[0], node.emit(op.sigmoid(node.emit(scaled))))
 
 
-def _no_statistics(node: Node) -> None:
-    for place in (1, 2):
-        if node.outputs > place and node.proto.output[place]:
-            raise ValueError(f"its output {node.proto.output[place]!r}, a statistic for training, is not supported")
-
-
-def _skip_layer_norm(node: Node, inputs: Operands) -> Any:
-    """Normalize a sum; it is the fourth output."""
-    data, skip, gamma, beta, bias = (inputs[n] for n in range(5))
-    _no_statistics(node)
-    total = _sum(node, [data, skip, bias])
-    return [_layer_norm(node, total, gamma, beta), None, None, total][: max(node.outputs, 1)]
-
-
 def _layer_norm(node: Node, data: Value, gamma: Value, beta: Value | None) -> Value:
     if beta is None:
         beta = constant(np.zeros(static_shape(gamma), dtype_of(gamma)))
     return op.nn.layer_norm(data, gamma, beta, [-1], float(node.attributes.get("epsilon", 1e-12)))
-
-
-def _skip_rms_norm(node: Node, inputs: Operands) -> Any:
-    data, skip, gamma, bias = (inputs[n] for n in range(4))
-    _no_statistics(node)
-    total = _sum(node, [data, skip, bias])
-    normed = op.nn.rms_norm(total, gamma, [-1], float(node.attributes.get("epsilon", 1e-12)))
-    return [normed, None, None, total][: max(node.outputs, 1)]
 
 
 def _embed_layer_norm(node: Node, inputs: Operands) -> Any:
@@ -117,8 +95,6 @@ CONVERTERS: dict[str, Converter] = {
     "com.microsoft.BiasGelu": _gelu,
     "com.microsoft.Gelu": _gelu,
     "com.microsoft.QuickGelu": _quick_gelu,
-    "com.microsoft.SkipLayerNormalization": _skip_layer_norm,
-    "com.microsoft.SkipSimplifiedLayerNormalization": _skip_rms_norm,
     "com.microsoft.EmbedLayerNormalization": _embed_layer_norm,
     "com.microsoft.FusedMatMul": _fused_matmul,
 }
