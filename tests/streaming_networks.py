@@ -34,9 +34,11 @@ class _Graph:
         fan = max(int(np.prod(shape[1:])), 1)
         return self.constant(self._rng.standard_normal(shape) * gain / np.sqrt(fan), "float32")
 
-    def convolution(self, data: str, channels: tuple[int, int], taps: int, **attributes: object) -> str:
+    def convolution(
+        self, data: str, channels: tuple[int, int], taps: int, gain: float = 1.5, **attributes: object
+    ) -> str:
         fan_in, fan_out = channels
-        given = [data, self.weight(fan_out, fan_in, taps, gain=1.5), self.weight(fan_out, gain=0.1)]
+        given = [data, self.weight(fan_out, fan_in, taps, gain=gain), self.weight(fan_out, gain=0.1)]
         return self.add("Conv", given, kernel_shape=[taps], **attributes)
 
     def lstm(self, data: str, hidden: str, cell: str, inputs: int, units: int) -> str:
@@ -77,7 +79,7 @@ def _vad_branch(name: str, window: int, seed: int) -> onnx.GraphProto:
     lstm = graph.lstm(step, hidden, cell, 128, 128)
     state = graph.add("Concat", [f"{lstm}.1", f"{lstm}.2"], axis=0)
     features = graph.add("Transpose", [f"{lstm}.1"], perm=[1, 2, 0])
-    score = graph.convolution(graph.add("Relu", [features]), (128, 1), 1)
+    score = graph.convolution(graph.add("Relu", [features]), (128, 1), 1, gain=20.0)
     speech = graph.add("ReduceMean", [graph.add("Sigmoid", [score])], axes=[1], keepdims=0)
     outputs = [_value(speech, 1, 1), _value(state, 2, 1, 128)]
     return helper.make_graph(graph.nodes, name, [], outputs, graph.weights)

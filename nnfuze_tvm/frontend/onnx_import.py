@@ -26,7 +26,7 @@ from nnfuze_tvm.graph.dataflow import Value
 from nnfuze_tvm.graph.evaluate import call_of_constants
 
 # Outputs of unknown shape have no place in a function with static shapes.
-_REFUSED = frozenset("Optional OptionalHasElement OptionalGetElement Unique NonZero Compress".split())
+_REFUSED = frozenset("Optional OptionalHasElement OptionalGetElement Unique NonZero".split())
 # What TVM's importer means by these is Microsoft's operator, not that of ONNX.
 _MICROSOFT = frozenset("BiasGelu FastGelu SkipLayerNormalization EmbedLayerNormalization MatMulInteger16".split())
 # What it does with Microsoft's operators of these names is right.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
+from onnx.helper import tensor_dtype_to_np_dtype
 from tvm.relax import op
 
 from nnfuze_tvm.frontend.operators.moving import pick
@@ -12,8 +15,10 @@ from nnfuze_tvm.graph.constants import constant
 from nnfuze_tvm.graph.dataflow import Value
 
 
-def _counted(node: Node, indices: Value, sizes: np.ndarray) -> Value:
+def _counted(node: Node, indices: Value, sizes: np.ndarray, clamp: bool = True) -> Value:
     """Return indices counted from the front, as int64; ``sizes`` is broadcast to them.
+
+    Computed ones that are out of range are brought into it with ``clamp``.
 
     Raises
     ------
@@ -29,7 +34,8 @@ def _counted(node: Node, indices: Value, sizes: np.ndarray) -> Value:
     shifted = node.emit(op.add(wide, constant(sizes.astype("int64"))))
     negative = node.emit(op.less(wide, constant(np.array(0, "int64"))))
     chosen = node.emit(op.where(negative, shifted, wide))
-    # What is out of range reads and writes inside all the same.
+    if not clamp:
+        return chosen
     low = node.emit(op.maximum(chosen, constant(np.array(0, "int64"))))
     return node.emit(op.minimum(low, constant((sizes - 1).astype("int64"))))
 
@@ -45,9 +51,10 @@ def _gather(node: Node, inputs: Operands) -> Value:
     data, indices = inputs[0], inputs[1]
     shape = ir.static_shape(data)
     axis = _axis(node, len(shape))
-    places = _counted(node, indices, np.array(shape[axis]))
+    places = _counted(node, indices, np.array(shape[axis]), clamp=False)
     values = known(places)
-    return op.take(data, places, axis) if values is None else pick(data, values, axis)
+    # An index out of range must not read elsewhere.
+    return op.take(data, places, axis, "clip") if values is None else pick(data, values, axis)
 
 
 def _gather_elements(node: Node, inputs: Operands) -> Value:
@@ -73,7 +80,7 @@ def _gather_nd(node: Node, inputs: Operands) -> Value:
         flat = node.emit(op.add(flat, constant(first.reshape(*groups, *[1] * (len(places) - 1 - batch)))))
     rows = node.emit(op.reshape(data, [int(np.prod(shape[: batch + depth])), *block]))
     index = node.emit(op.reshape(flat, [int(np.prod(places[:-1]))]))
-    return op.reshape(node.emit(op.take(rows, index, 0)), [*places[:-1], *block])
+    return op.reshape(node.emit(op.take(rows, index, 0, "clip")), [*places[:-1], *block])
 
 
 _REDUCTIONS = {"none": "update", "add": "add", "mul": "mul", "max": "max", "min": "min"}
@@ -97,6 +104,57 @@ def _scatter_nd(node: Node, inputs: Operands) -> Value:
     shape, depth = ir.static_shape(inputs[0]), ir.static_shape(inputs[1])[-1]
     places = _counted(node, inputs[1], np.array(shape[:depth]))
     return op.scatter_nd(inputs[0], places, inputs[2], _reduction(node))
+
+
+def _compress(node: Node, inputs: Operands) -> Value:
+    """Pick what a constant chooses."""
+    chosen = known(inputs[1])
+    if chosen is None:
+        raise ValueError("a computed condition is not supported: the size of the result depends on it")
+    data = inputs[0]
+    if "axis" not in node.attributes:
+        data = node.emit(op.reshape(data, [int(np.prod(ir.static_shape(data)))]))
+    return pick(data, np.flatnonzero(chosen), _axis(node, len(ir.static_shape(data))))
+
+
+def _reverse_sequence(node: Node, inputs: Operands) -> Value:
+    """Pick the elements of each sequence backwards, as far as it goes."""
+    lengths = known(inputs[1])
+    if lengths is None:
+        raise ValueError("sequence_lens that is computed is not supported")
+    shape = ir.static_shape(inputs[0])
+    time, batch = (int(node.attributes.get(f"{name}_axis", n)) for n, name in enumerate(("time", "batch")))
+    steps = np.arange(shape[time])[:, None]
+    places = np.where(steps < lengths, lengths - 1 - steps, steps)
+    if time == 1:
+        places = places.T
+    rows, columns = shape[:2]
+    other = np.arange(rows)[:, None] if batch == 0 else np.arange(columns)
+    flat = places * columns + other if batch == 1 else other * columns + places
+    data = node.emit(op.reshape(inputs[0], [rows * columns, *shape[2:]]))
+    return op.reshape(node.emit(pick(data, flat.ravel(), 0)), list(shape))
+
+
+def _eye(node: Node, inputs: Operands) -> Value:
+    """Only the shape of the operand counts."""
+    kind = node.attributes.get("dtype")
+    dtype = str(inputs[0].ty.dtype) if kind is None else str(tensor_dtype_to_np_dtype(kind))
+    rows, columns = ir.static_shape(inputs[0])
+    return constant(np.eye(rows, columns, int(node.attributes.get("k", 0))).astype(dtype))
+
+
+def _cumulative(function: Callable[..., Value]) -> Converter:
+    def convert(node: Node, inputs: Operands) -> Value:
+        given = known(inputs[1])
+        if given is None:
+            raise ValueError("an axis that is computed is not supported")
+        data, axis = inputs[0], int(given.item()) % len(ir.static_shape(inputs[0]))
+        back = bool(node.attributes.get("reverse", 0))
+        data = node.emit(op.flip(data, axis)) if back else data
+        total = function(data, axis, str(data.ty.dtype), bool(node.attributes.get("exclusive", 0)))
+        return op.flip(node.emit(total), axis) if back else total
+
+    return convert
 
 
 def _one_hot(node: Node, inputs: Operands) -> Value:
@@ -127,19 +185,27 @@ def _top_k(node: Node, inputs: Operands) -> list[Value]:
             raise ValueError("K that is computed is not supported")
         count = int(given.item())
     largest = bool(node.attributes.get("largest", 1))
-    if str(data.ty.dtype) not in ("float32", "float64", "int32", "int64"):
-        raise ValueError(f"type {data.ty.dtype} is not supported")
     if not 0 < count <= shape[axis]:
         raise ValueError(f"the first {count} of {shape[axis]}")
-    both = node.emit(op.topk(data, count, axis, "both", largest, "int64"))
-    return [both[0], both[1]]
+    own = str(data.ty.dtype)
+    # Of these types all values are values of the wider one.
+    wide = {"float16": "float32", "int8": "int32", "uint8": "int32", "int16": "int32", "uint16": "int32"}.get(own, own)
+    if wide not in ("float32", "float64", "int32", "int64"):
+        raise ValueError(f"type {own} is not supported")
+    both = node.emit(op.topk(data if wide == own else op.astype(data, wide), count, axis, "both", largest, "int64"))
+    return [both[0] if wide == own else op.astype(node.emit(both[0]), own), both[1]]
 
 
 CONVERTERS: dict[str, Converter] = {
+    "Compress": _compress,
+    "CumProd": _cumulative(op.cumprod),
+    "CumSum": _cumulative(op.cumsum),
+    "EyeLike": _eye,
     "Gather": _gather,
     "GatherElements": _gather_elements,
     "GatherND": _gather_nd,
     "OneHot": _one_hot,
+    "ReverseSequence": _reverse_sequence,
     "Scatter": _scatter_elements,
     "ScatterElements": _scatter_elements,
     "ScatterND": _scatter_nd,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from tvm import relax
 from tvm.relax import op
 
 from nnfuze_tvm.frontend.operators.node import Converter, Node, Operands, known
 from nnfuze_tvm.graph import ir
+from nnfuze_tvm.graph.constants import constant
 from nnfuze_tvm.graph.dataflow import Value
 
 
@@ -128,7 +128,7 @@ def pick(data: Value, index: np.ndarray, axis: int) -> Value:
     if len(flat) and (steps == 1).all():
         result = piece(data, {axis: (int(flat[0]), int(flat[-1]) + 1, 1)})
     else:
-        result = op.take(data, relax.const(flat, "int64"), axis)
+        result = op.take(data, constant(flat), axis, "clip")
     wanted = [*shape[:axis], *index.shape, *shape[axis + 1 :]]
     return result if index.ndim == 1 else op.reshape(result, wanted)
 

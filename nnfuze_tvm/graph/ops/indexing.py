@@ -20,7 +20,10 @@ def _take(call: Call, data: np.ndarray, indices: np.ndarray) -> np.ndarray:
 
 
 def _gather_elements(call: Call, data: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    return np.take_along_axis(data, indices, int(call.attrs.axis))
+    axis = int(call.attrs.axis) % data.ndim
+    # Along other axes there may be fewer indices than data.
+    own = tuple(slice(None if n == axis else size) for n, size in enumerate(indices.shape))
+    return np.take_along_axis(data[own], indices, axis)
 
 
 def _flip(call: Call, data: np.ndarray) -> np.ndarray:
