@@ -213,9 +213,11 @@ def input_shapes(source: Source, shapes: Mapping[str, Sequence[int]]) -> dict[st
                 raise ModelError(f"{source.label}: input {value.name!r} has no shape: give it one in shapes")
             result[value.name] = tuple(int(dim) for dim in given)
             continue
-        fixed = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        dims = value.type.tensor_type.shape.dim
+        fixed = [dim.dim_value for dim in dims]
         if given is None:
-            result[value.name] = tuple(dim or 1 for dim in fixed)
+            # What is named, or left out, is any size; a zero that is written down is one.
+            result[value.name] = tuple(dim.dim_value if dim.HasField("dim_value") else 1 for dim in dims)
             continue
         given = tuple(int(dim) for dim in given)
         if len(given) != len(fixed):

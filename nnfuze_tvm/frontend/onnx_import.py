@@ -110,7 +110,8 @@ class _Importer:
         for value in self._source.inputs:
             dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
             params.append(relax.Var(value.name, relax.TensorType(shapes[value.name], str(dtype))))
-            self._values[value.name] = params[-1]
+            # What has no elements is known.
+            self._values[value.name] = params[-1] if 0 not in shapes[value.name] else _empty(params[-1])
         with self._builder.function("main", params):
             with self._builder.dataflow():
                 found = [field for field in self._results(graph) if field is not None]
@@ -175,7 +176,7 @@ class _Importer:
                 ir.static_shape(value)
             except ValueError:
                 raise ValueError("its shape depends on data, which is not supported") from None
-        return results
+        return [_empty(value) if 0 in ir.static_shape(value) else value for value in results]
 
     def _by_tvm(self, node: Node, operands: Operands) -> Any:
         """Convert as TVM's importer does."""
@@ -241,6 +242,11 @@ class _Importer:
 
 class _FailedInside(Exception):
     """A subgraph has nodes that failed; their errors are noted."""
+
+
+def _empty(value: Value) -> Value:
+    """Return the constant that every tensor of this type and without elements is."""
+    return constant(np.zeros(ir.static_shape(value), str(value.ty.dtype)))
 
 
 def _evaluate(node: onnx.NodeProto, inputs: list[np.ndarray | None], opset: int) -> list[np.ndarray]:
