@@ -100,8 +100,9 @@ def _replaced(node: Node, data: Value, places: Value, updates: Value, reduction:
     line = known(places)
     rounds = None if line is None else _rounds(line, ir.static_shape(data)[0], reduction)
     if rounds is None:
-        index = op.expand_dims(places, 1)
-        return op.scatter_nd(data, index, updates, "update" if reduction == "none" else reduction)
+        shape = ir.static_shape(updates)
+        index = op.broadcast_to(reshaped(places, (shape[0],) + (1,) * (len(shape) - 1)), shape)
+        return op.scatter_elements(data, index, updates, 0, "update" if reduction == "none" else reduction)
     if reduction == "none":
         return rows(node.emit(op.concat([data, updates], 0)), constant(rounds[0]))
     combine = {"add": op.add, "mul": op.multiply, "max": op.maximum, "min": op.minimum}[reduction]

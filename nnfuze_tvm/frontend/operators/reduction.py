@@ -49,9 +49,15 @@ def _extreme(largest: bool) -> Reduce:
         found = node.emit(bound(data, axes, keepdims=keep))
         if not dtype_of(data).startswith("float"):
             return found
-        # Kernels compare, and no comparison holds for NaN.
-        lost = node.emit(op.max(op.astype(op.isnan(data), dtype_of(data)), axes, keepdims=keep))
-        return op.where(op.greater(lost, scalar(0, data)), scalar(np.nan, data), found)
+        # Kernels compare, which holds for no NaN, and begin with the largest finite number: a second reduction tells
+        # what is lost. 0: there is only the worst infinity, 2 and more: there is NaN.
+        worst = scalar(-np.inf if largest else np.inf, data)
+        dtype = dtype_of(data)
+        better = op.astype((op.greater if largest else op.less)(data, worst), dtype)
+        code = op.add(better, op.multiply(op.astype(op.isnan(data), dtype), scalar(2, data)))
+        kind = node.emit(op.max(code, axes, keepdims=keep))
+        finite = op.where(op.less(kind, scalar(1, data)), worst, found)
+        return op.where(op.less(kind, scalar(2, data)), finite, scalar(np.nan, data))
 
     return reduce
 
@@ -65,11 +71,11 @@ def _squares(node: Node, data: Value, axes: list[int], keep: bool) -> Value:
 
 
 def _norm(node: Node, data: Value, axes: list[int], keep: bool) -> Value:
-    return _in_floats(op.sqrt, _squares(node, data, axes, keep))
+    return _in_floats(node, op.sqrt, _squares(node, data, axes, keep))
 
 
 def _log_sum(node: Node, data: Value, axes: list[int], keep: bool) -> Value:
-    return _in_floats(op.log, _sum(node, data, axes, keep))
+    return _in_floats(node, op.log, _sum(node, data, axes, keep))
 
 
 def _log_sum_exp(node: Node, data: Value, axes: list[int], keep: bool) -> Value:
@@ -85,9 +91,10 @@ def _log_sum_exp(node: Node, data: Value, axes: list[int], keep: bool) -> Value:
     return cast(node.emit(op.add(total, reshaped(shift, shape))), dtype)
 
 
-def _in_floats(function: Callable[[Value], Value], value: Value) -> Value:
+def _in_floats(node: Node, function: Callable[[Value], Value], value: Value) -> Value:
     """Apply a function of floats, to whole numbers, too."""
-    dtype = str(value.ty.dtype) if value.ty is not None else ""
+    value = node.emit(value)
+    dtype = dtype_of(value)
     if dtype.startswith("float"):
         return function(value)
     return op.astype(function(op.astype(value, "float64")), dtype)

@@ -88,8 +88,9 @@ def cast(value: Value, dtype: str) -> Value:
     if source == dtype:
         return value
     if dtype == "bool":
-        # NaN is true, and so is half.
-        return op.not_equal(value, scalar(0, value))
+        # NaN is true, and so is half. In kernels no comparison holds for NaN, not even this one.
+        other = op.not_equal(value, scalar(0, value))
+        return op.logical_or(other, op.isnan(value)) if source.startswith("float") else other
     if source.startswith("float") and dtype in ("int8", "uint8", "int16", "uint16"):
         # Straight to few bits, what doesn't fit them is whatever the CPU does; its low bits are well defined.
         return op.astype(op.astype(value, "int32"), dtype)

@@ -53,6 +53,33 @@ def _ordered(call: Call, data: np.ndarray) -> np.ndarray:
     return np.flip(ordered, int(call.attrs.axis)) if call.attrs.descending else ordered
 
 
+def _largest(call: Call, data: np.ndarray) -> Any:
+    """Return values and their places; of equal ones the first comes first."""
+    axis, count = int(call.attrs.axis), int(call.attrs.k)
+    if call.attrs.largest:
+        backwards = np.argsort(np.flip(data, axis), axis, kind="stable")
+        places = data.shape[axis] - 1 - np.flip(backwards, axis)
+    else:
+        places = np.argsort(data, axis, kind="stable")
+    places = places.take(range(count), axis)
+    both = {"values": np.take_along_axis(data, places, axis), "indices": places}
+    wanted = str(call.attrs.ret_type)
+    return tuple(both.values()) if wanted == "both" else both[wanted]
+
+
+def _scattered(call: Call, data: np.ndarray, indices: np.ndarray, updates: np.ndarray) -> np.ndarray:
+    axis, reduction = int(call.attrs.axis) % data.ndim, str(call.attrs.reduction)
+    places: list[np.ndarray] = list(np.indices(indices.shape))
+    places[axis] = np.where(indices < 0, indices + data.shape[axis], indices)
+    result = data.copy()
+    if reduction == "update":
+        result[tuple(places)] = updates
+        return result
+    combine = {"add": np.add, "mul": np.multiply, "max": np.maximum, "min": np.minimum}[reduction]
+    combine.at(result, tuple(places), updates)
+    return result
+
+
 def _triangle(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
     def evaluate(_: Call, data: np.ndarray, offset: int) -> np.ndarray:
         return function(data, offset)
@@ -82,6 +109,29 @@ OPERATORS = {
     "gather_elements": _operator(
         _gather_elements,
         Example(_DATA, lambda x: op.gather_elements(x, relax.const(np.arange(24).reshape(2, 2, 6) % 8), 1)),
+    ),
+    "scatter_elements": Operator(
+        effect="mixes",
+        evaluate=_scattered,
+        examples=tuple(
+            Example(
+                (*_DATA, (2, 3, 6)),
+                lambda x, y, reduction=reduction: op.scatter_elements(
+                    x, relax.const(np.arange(36).reshape(2, 3, 6) % 7), y, 1, reduction
+                ),
+            )
+            for reduction in ("update", "add", "max")
+        ),
+        kernels=("fallback",),
+    ),
+    "topk": Operator(
+        effect="mixes",
+        evaluate=_largest,
+        examples=tuple(
+            Example(_DATA, lambda x, largest=largest: op.topk(x, 3, 1, "both", largest, "int64"))
+            for largest in (True, False)
+        ),
+        kernels=("fallback",),
     ),
     "flip": _operator(_flip, Example(_DATA, lambda x: op.flip(x, 1))),
     "tile": _operator(_tile, Example(_DATA, lambda x: op.tile(x, (2, 1, 3)))),
