@@ -15,6 +15,9 @@ from nnfuze_tvm.errors import InputError, ModelError
 
 Shape = tuple[int, ...]
 
+TYPES = frozenset("float16 float32 float64 int8 int16 int32 int64 uint8 uint16 uint32 uint64 bool".split())
+"""NumPy's names of the types that tensors may have."""
+
 
 @dataclass
 class Source:
@@ -207,6 +210,7 @@ def input_shapes(source: Source, shapes: Mapping[str, Sequence[int]]) -> dict[st
     for value in source.inputs:
         if not value.type.HasField("tensor_type"):
             raise ModelError(f"{source.label}: input {value.name!r} is no tensor")
+        type_name(value.type.tensor_type.elem_type, f"{source.label}: input {value.name!r}: ")
         given = shapes.get(f"{source.task}:{value.name}", shapes.get(value.name))
         if not value.type.tensor_type.HasField("shape"):
             if given is None:
@@ -222,11 +226,35 @@ def input_shapes(source: Source, shapes: Mapping[str, Sequence[int]]) -> dict[st
         given = tuple(int(dim) for dim in given)
         if len(given) != len(fixed):
             raise InputError(f"{source.label}: input {value.name!r} has {len(fixed)} dimensions, shape {given}")
-        if any(new <= 0 or old not in (0, new) for old, new in zip(fixed, given, strict=True)):
+        # Some exporters write a zero for any size.
+        zeros = [dim.HasField("dim_value") and not dim.dim_value for dim in dims]
+        if any(
+            new < 0 or (not new and not zero) or old not in (0, new)
+            for old, new, zero in zip(fixed, given, zeros, strict=True)
+        ):
             text = "x".join(str(dim or "?") for dim in fixed)
             raise InputError(f"{source.label}: input {value.name!r} is {text}, which can't be {given}")
         result[value.name] = given
     return result
+
+
+def type_name(number: int, where: str = "") -> str:
+    """Return NumPy's name of a type that files call by a number.
+
+    Raises
+    ------
+    ModelError
+        If there are no kernels for it; ``where`` begins the message.
+    """
+    try:
+        name = str(onnx.helper.tensor_dtype_to_np_dtype(number))
+    except KeyError:
+        name = ""
+    if name not in TYPES:
+        known = number in onnx.TensorProto.DataType.values()
+        called = onnx.TensorProto.DataType.Name(number) if known else str(number)
+        raise ModelError(f"{where}type {called} is not supported")
+    return name
 
 
 def check_shape_names(all_sources: Sequence[Source], shapes: Mapping[str, Sequence[int]]) -> None:

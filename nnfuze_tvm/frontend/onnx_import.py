@@ -121,7 +121,11 @@ class _Importer:
 
     def _results(self, graph: onnx.GraphProto) -> list[Value | None]:
         for tensor in graph.initializer:
-            self._values[tensor.name] = constant(onnx.numpy_helper.to_array(tensor))
+            try:
+                self._values[tensor.name] = constant(onnx.numpy_helper.to_array(tensor))
+            except (TypeError, ValueError) as error:
+                self._values[tensor.name] = None
+                self.errors.append(f"initializer {tensor.name!r}: {first_line(error)}")
         for node in graph.node:
             self._node(node)
         return [self._values[value.name] for value in graph.output]

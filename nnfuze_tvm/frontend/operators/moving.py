@@ -201,6 +201,22 @@ def _continued(node: Node, data: Value, axis: int, first: int, last: int, mode: 
     return node.emit(op.concat([*front, data, *back], axis))
 
 
+def _center_crop_pad(node: Node, inputs: Operands) -> Any:
+    """Crop what is larger, pad what is smaller; what is odd goes to the end."""
+    shape = ir.static_shape(inputs[0])
+    axes = [axis_of(int(axis), len(shape)) for axis in node.attributes.get("axes", range(len(shape)))]
+    wanted = [int(size) for size in required(inputs[1], "shapes")]
+    cuts, widths = {}, {}
+    for axis, size in zip(axes, wanted, strict=True):
+        before = abs(shape[axis] - size) // 2
+        if size < shape[axis]:
+            cuts[axis] = slice(before, before + size)
+        elif size > shape[axis]:
+            widths[axis] = (before, size - shape[axis] - before)
+    data = node.emit(sliced(inputs[0], cuts))
+    return _filled_around(data, widths, None) if widths else data
+
+
 def _space_to_depth(node: Node, inputs: Operands) -> Any:
     batch, channels, height, width = ir.static_shape(inputs[0])
     size = int(node.attributes["blocksize"])
@@ -239,7 +255,7 @@ def _reverse_sequence(node: Node, inputs: Operands) -> Any:
     lengths = node.emit(op.reshape(op.astype(inputs[1], "int64"), columns))
     step = constant(steps)
     source = op.where(op.less(step, lengths), op.subtract(op.subtract(lengths, scalar(1, lengths)), step), step)
-    source = nonnegative(node.emit(source), shape[along])
+    source = node.emit(nonnegative(node.emit(source), shape[along]))
     if along == 0:
         place = op.add(op.multiply(source, scalar(shape[1], source)), constant(sequences))
     else:
@@ -263,6 +279,7 @@ CONVERTERS: dict[str, Converter] = {
     "Expand": _expand,
     "Tile": _tile,
     "Pad": _pad,
+    "CenterCropPad": _center_crop_pad,
     "SpaceToDepth": _space_to_depth,
     "DepthToSpace": _depth_to_space,
     "ReverseSequence": _reverse_sequence,

@@ -5,16 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import onnx
 from tvm.relax import op
 
+from nnfuze_tvm.frontend.onnx_file import TYPES, type_name
 from nnfuze_tvm.frontend.operators.node import Converter, Node, Operands
 from nnfuze_tvm.frontend.operators.values import axis_of, dtype_of, list_of, required, reshaped, scalar
 from nnfuze_tvm.graph import ir
 from nnfuze_tvm.graph.constants import constant
 from nnfuze_tvm.graph.dataflow import Value
-
-_TYPES = frozenset("float16 float32 float64 int8 int16 int32 int64 uint8 uint16 uint32 uint64 bool".split())
 
 
 def _reshape(node: Node, inputs: Operands) -> Any:
@@ -70,16 +68,8 @@ def _eye_like(node: Node, inputs: Operands) -> Any:
     shape = ir.static_shape(inputs[0])
     if len(shape) != 2:
         raise ValueError(f"a matrix like a tensor with {len(shape)} dimensions")
-    dtype = _named(node.attributes["dtype"]) if "dtype" in node.attributes else dtype_of(inputs[0])
+    dtype = type_name(node.attributes["dtype"]) if "dtype" in node.attributes else dtype_of(inputs[0])
     return constant(np.eye(*shape, k=int(node.attributes.get("k", 0)), dtype=dtype))
-
-
-def _named(number: int) -> str:
-    """Return the name of a type that files call by a number."""
-    name = str(onnx.helper.tensor_dtype_to_np_dtype(number))
-    if name not in _TYPES:
-        raise ValueError(f"type {onnx.TensorProto.DataType.Name(number)} is not supported")
-    return name
 
 
 def cast(value: Value, dtype: str) -> Value:
@@ -100,12 +90,12 @@ def cast(value: Value, dtype: str) -> Value:
 
 
 def _cast(node: Node, inputs: Operands) -> Any:
-    return cast(inputs[0], _named(int(node.attributes["to"])))
+    return cast(inputs[0], type_name(int(node.attributes["to"])))
 
 
 def _cast_like(node: Node, inputs: Operands) -> Any:
     dtype = dtype_of(inputs[1])
-    if dtype not in _TYPES:
+    if dtype not in TYPES:
         raise ValueError(f"type {dtype} is not supported")
     return cast(inputs[0], dtype)
 
