@@ -15,6 +15,9 @@ from nnfuze_tvm.errors import InputError, ModelError
 
 Shape = tuple[int, ...]
 
+TYPES = frozenset("float16 float32 float64 int8 int16 int32 int64 uint8 uint16 uint32 uint64 bool".split())
+"""NumPy's names of the types that tensors may have."""
+
 
 @dataclass
 class Source:
@@ -220,13 +223,14 @@ def input_shapes(source: Source, shapes: Mapping[str, Sequence[int]]) -> dict[st
     for value in source.inputs:
         if not value.type.HasField("tensor_type"):
             raise ModelError(f"{source.label}: input {value.name!r} is no tensor")
+        type_name(value.type.tensor_type.elem_type, f"{source.label}: input {value.name!r}: ")
         given = shapes.get(f"{source.task}:{value.name}", shapes.get(value.name))
         if not value.type.tensor_type.HasField("shape"):
             if given is None:
                 raise ModelError(f"{source.label}: input {value.name!r} has no shape: give it one in shapes")
             result[value.name] = tuple(int(dim) for dim in given)
             continue
-        # A dimension of -1 is an open one, written so by hand.
+        # A dimension of -1 is an open one, written so by hand; a zero that is written down is a size.
         dims = value.type.tensor_type.shape.dim
         fixed = [dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else None for dim in dims]
         if given is None:
@@ -235,11 +239,33 @@ def input_shapes(source: Source, shapes: Mapping[str, Sequence[int]]) -> dict[st
         given = tuple(int(dim) for dim in given)
         if len(given) != len(fixed):
             raise InputError(f"{source.label}: input {value.name!r} has {len(fixed)} dimensions, shape {given}")
-        if any(new <= 0 if old is None else new != old for old, new in zip(fixed, given, strict=True)):
-            text = "x".join("?" if dim is None else str(dim) for dim in fixed)
+        # Some exporters write a zero for any size.
+        if any(
+            new < 0 or old not in (None, 0, new) or (new == 0 != old) for old, new in zip(fixed, given, strict=True)
+        ):
+            text = "x".join(str(dim or "?") for dim in fixed)
             raise InputError(f"{source.label}: input {value.name!r} is {text}, which can't be {given}")
         result[value.name] = given
     return result
+
+
+def type_name(number: int, where: str = "") -> str:
+    """Return NumPy's name of a type that files call by a number.
+
+    Raises
+    ------
+    ModelError
+        If there are no kernels for it; ``where`` begins the message.
+    """
+    try:
+        name = str(onnx.helper.tensor_dtype_to_np_dtype(number))
+    except KeyError:
+        name = ""
+    if name not in TYPES:
+        known = number in onnx.TensorProto.DataType.values()
+        called = onnx.TensorProto.DataType.Name(number) if known else str(number)
+        raise ModelError(f"{where}type {called} is not supported")
+    return name
 
 
 def check_shape_names(all_sources: Sequence[Source], shapes: Mapping[str, Sequence[int]]) -> None:

@@ -101,7 +101,7 @@ class _Importer:
         self._values: ChainMap[str, Value | None] = ChainMap()
         self._seen: set[Value] = set()
         # Weights of subgraphs, which may be imported many times; the graph is kept so that its id stays its own.
-        self._weights: dict[int, tuple[onnx.GraphProto, dict[str, Value]]] = {}
+        self._weights: dict[int, tuple[onnx.GraphProto, dict[str, Value | None]]] = {}
         self._nodes_in_bodies = 0
 
     def module(self, shapes: dict[str, Shape]) -> tvm.IRModule:
@@ -131,7 +131,7 @@ class _Importer:
     def _results(self, graph: onnx.GraphProto) -> list[Value | None]:
         known_before = self._weights.get(id(graph))
         if known_before is None:
-            weights = {tensor.name: constant(onnx.numpy_helper.to_array(tensor)) for tensor in graph.initializer}
+            weights = self._initializers(graph)
             self._weights[id(graph)] = (graph, weights)
         else:
             weights = known_before[1]
@@ -144,6 +144,16 @@ class _Importer:
             if node.op_type == "Constant" and self._values[node.output[0]] is not None:
                 weights[node.output[0]] = self._values[node.output[0]]
         return [self._values[value.name] for value in graph.output]
+
+    def _initializers(self, graph: onnx.GraphProto) -> dict[str, Value | None]:
+        weights: dict[str, Value | None] = {}
+        for tensor in graph.initializer:
+            try:
+                weights[tensor.name] = constant(onnx.numpy_helper.to_array(tensor))
+            except (TypeError, ValueError) as error:
+                weights[tensor.name] = None
+                self.errors.append(f"initializer {tensor.name!r}: {first_line(error)}")
+        return weights
 
     def _body(self, graph: onnx.GraphProto, operands: Sequence[Value]) -> list[Value]:
         """Import a subgraph in place; see `Node.body`."""

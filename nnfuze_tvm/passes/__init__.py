@@ -5,6 +5,7 @@ from nnfuze_tvm.passes.compress.insert_qdq import InsertQDQ
 from nnfuze_tvm.passes.compress.prune.prune_channels import PruneChannels
 from nnfuze_tvm.passes.lower.batching.batch_branches import BatchBranches
 from nnfuze_tvm.passes.lower.fuse_layers import FuseLayers
+from nnfuze_tvm.passes.lower.hide_kernels import HideKernels
 from nnfuze_tvm.passes.lower.integer.realize_integer import RealizeInteger
 from nnfuze_tvm.passes.lower.keep_crops import KeepCrops
 from nnfuze_tvm.passes.lower.layout import ToNHWC
@@ -25,6 +26,7 @@ __all__ = [
     "FuseGelu",
     "FuseLayers",
     "HalfPrecision",
+    "HideKernels",
     "InsertQDQ",
     "KeepCrops",
     "MergeTasks",

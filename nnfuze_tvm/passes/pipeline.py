@@ -12,6 +12,7 @@ from tvm import relax
 from nnfuze_tvm.passes.compress.method import Inputs, Method
 from nnfuze_tvm.passes.lower.batching.batch_branches import BatchBranches
 from nnfuze_tvm.passes.lower.fuse_layers import FuseLayers
+from nnfuze_tvm.passes.lower.hide_kernels import HideKernels
 from nnfuze_tvm.passes.lower.integer.realize_integer import RealizeInteger
 from nnfuze_tvm.passes.lower.keep_crops import KeepCrops
 from nnfuze_tvm.passes.lower.layout import ToNHWC
@@ -111,6 +112,7 @@ def kernel_phase(machine: Machine) -> tvm.transform.Pass:
     return phase(
         "fuse",
         RoundToInteger(machine.nearest, machine.saturating),
+        HideKernels(),
         relax.transform.LegalizeOps(),
         relax.transform.AnnotateTIROpPattern(),
         KeepCrops(),

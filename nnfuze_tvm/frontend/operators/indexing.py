@@ -1,213 +1,243 @@
-"""Operators that read or write elements at places that are data."""
+"""Operators that pick or replace values by index."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-from onnx.helper import tensor_dtype_to_np_dtype
 from tvm.relax import op
 
-from nnfuze_tvm.frontend.operators.moving import pick
+from nnfuze_tvm.frontend.operators.moving import sliced
 from nnfuze_tvm.frontend.operators.node import Converter, Node, Operands, known
+from nnfuze_tvm.frontend.operators.values import (
+    axis_of,
+    dtype_of,
+    empty,
+    fixed,
+    nonnegative,
+    operand,
+    required,
+    reshaped,
+    rows,
+    scalar,
+)
 from nnfuze_tvm.graph import ir
 from nnfuze_tvm.graph.constants import constant
 from nnfuze_tvm.graph.dataflow import Value
 
+# Constant indices that name a place more often are left to a loop over the updates.
+_FEW = 4
 
-def _counted(node: Node, indices: Value, sizes: np.ndarray, clamp: bool = True) -> Value:
-    """Return indices counted from the front, as int64; ``sizes`` is broadcast to them.
 
-    Computed ones that are out of range are brought into it with ``clamp``.
+def _picked(node: Node, data: Value, indices: Value, axis: int) -> Value:
+    """Return slices along an axis, by index: a slice where the indices are evenly spaced."""
+    shape, places = ir.static_shape(data), known(indices)
+    result = (*shape[:axis], *ir.static_shape(indices), *shape[axis + 1 :])
+    if 0 in result:
+        return empty(result, dtype_of(data))
+    if places is None or places.size > shape[axis]:
+        return op.take(data, indices, axis)
+    line = [int(place) for place in places.ravel()]
+    step = line[1] - line[0] if len(line) > 1 else 1
+    if step == 0 or line != list(range(line[0], line[0] + step * len(line), step)):
+        return op.take(data, indices, axis)
+    end = line[-1] + (1 if step > 0 else -1)
+    taken = node.emit(sliced(data, {axis: slice(line[0], end if end >= 0 else None, step)}))
+    return op.squeeze(taken, axis) if places.ndim == 0 else reshaped(taken, result)
 
-    Raises
-    ------
-    ValueError
-        If constant ones are out of range.
+
+def _gather(node: Node, inputs: Operands) -> Any:
+    shape = ir.static_shape(inputs[0])
+    axis = axis_of(int(node.attributes.get("axis", 0)), len(shape))
+    return _picked(node, inputs[0], node.emit(nonnegative(inputs[1], shape[axis])), axis)
+
+
+def _gather_elements(node: Node, inputs: Operands) -> Any:
+    shape = ir.static_shape(inputs[0])
+    axis = axis_of(int(node.attributes.get("axis", 0)), len(shape))
+    taken = ir.static_shape(inputs[1])
+    if 0 in taken:
+        return empty(taken, dtype_of(inputs[0]))
+    data = sliced(inputs[0], {n: slice(0, size) for n, size in enumerate(taken) if n != axis})
+    return op.gather_elements(data, nonnegative(inputs[1], shape[axis]), axis)
+
+
+def _places(node: Node, indices: Value, sizes: np.ndarray) -> Value:
+    """Return the numbers of rows that are called by one index per axis.
+
+    Shapes: [..., axes] and [axes] → [...].
     """
-    values = known(indices)
-    if values is not None:
-        if ((values < -sizes) | (values >= sizes)).any():
-            raise ValueError("an index is out of range")
-        return constant(np.where(values < 0, values + sizes, values).astype("int64"))
-    wide = indices if str(indices.ty.dtype) == "int64" else node.emit(op.astype(indices, "int64"))
-    shifted = node.emit(op.add(wide, constant(sizes.astype("int64"))))
-    negative = node.emit(op.less(wide, constant(np.array(0, "int64"))))
-    chosen = node.emit(op.where(negative, shifted, wide))
-    if not clamp:
-        return chosen
-    low = node.emit(op.maximum(chosen, constant(np.array(0, "int64"))))
-    return node.emit(op.minimum(low, constant((sizes - 1).astype("int64"))))
+    inside = nonnegative(indices, sizes)
+    strides = np.append(np.cumprod(sizes[:0:-1])[::-1], 1).astype("int64")
+    found = known(inside)
+    if found is not None:
+        return constant((found * strides).sum(-1))
+    return node.emit(op.sum(op.multiply(op.astype(inside, "int64"), constant(strides)), -1))
 
 
-def _axis(node: Node, rank: int, default: int = 0) -> int:
-    axis = int(node.attributes.get("axis", default))
-    if not -rank <= axis < rank:
-        raise ValueError(f"axis {axis} of data of rank {rank}")
-    return axis % rank
-
-
-def _gather(node: Node, inputs: Operands) -> Value:
-    data, indices = inputs[0], inputs[1]
-    shape = ir.static_shape(data)
-    axis = _axis(node, len(shape))
-    places = _counted(node, indices, np.array(shape[axis]), clamp=False)
-    values = known(places)
-    # An index out of range must not read elsewhere.
-    return op.take(data, places, axis, "clip") if values is None else pick(data, values, axis)
-
-
-def _gather_elements(node: Node, inputs: Operands) -> Value:
-    shape = ir.static_shape(inputs[0])
-    axis = _axis(node, len(shape))
-    return op.gather_elements(inputs[0], _counted(node, inputs[1], np.array(shape[axis])), axis)
-
-
-def _gather_nd(node: Node, inputs: Operands) -> Value:
-    """Read blocks at places that are counted through all indexed axes."""
-    data, indices = inputs[0], inputs[1]
-    shape, places = ir.static_shape(data), ir.static_shape(indices)
+def _gather_nd(node: Node, inputs: Operands) -> Any:
+    shape, taken = ir.static_shape(inputs[0]), ir.static_shape(inputs[1])
     batch = int(node.attributes.get("batch_dims", 0))
-    depth = places[-1]
-    sizes, block = np.array(shape[batch : batch + depth]), shape[batch + depth :]
-    groups = shape[:batch]
-    counted = _counted(node, indices, sizes)
-    strides = np.array([int(np.prod(sizes[n + 1 :])) for n in range(depth)], "int64")
-    scaled = node.emit(op.multiply(counted, constant(strides)))
-    flat = node.emit(op.sum(scaled, [-1]))
-    if groups:
-        first = np.arange(int(np.prod(groups)), dtype="int64") * int(np.prod(sizes))
-        flat = node.emit(op.add(flat, constant(first.reshape(*groups, *[1] * (len(places) - 1 - batch)))))
-    rows = node.emit(op.reshape(data, [int(np.prod(shape[: batch + depth])), *block]))
-    index = node.emit(op.reshape(flat, [int(np.prod(places[:-1]))]))
-    return op.reshape(node.emit(op.take(rows, index, 0, "clip")), [*places[:-1], *block])
+    named = batch + taken[-1]
+    if 0 in (result := (*taken[:-1], *shape[named:])):
+        return empty(result, dtype_of(inputs[0]))
+    places = _places(node, inputs[1], np.array(shape[batch:named], dtype="int64"))
+    count, size = (int(np.prod(part)) for part in (shape[:batch], shape[batch:named]))
+    if batch:
+        firsts = constant((np.arange(count) * size).reshape(shape[:batch] + (1,) * (len(taken) - 1 - batch)))
+        array = known(places)
+        places = node.emit(op.add(places, firsts)) if array is None else constant(array + known(firsts))
+    return _picked(node, node.emit(reshaped(inputs[0], (count * size, *shape[named:]))), places, 0)
 
 
-_REDUCTIONS = {"none": "update", "add": "add", "mul": "mul", "max": "max", "min": "min"}
+def _replaced(node: Node, data: Value, places: Value, updates: Value, reduction: str) -> Value:
+    """Return rows of which some are replaced by others, or combined with them.
+
+    Shapes: [N, ...], [M] and [M, ...] → [N, ...].
+    """
+    if reduction not in ("none", "add", "mul", "max", "min"):
+        raise ValueError(f"reduction {reduction!r} is not supported")
+    line = known(places)
+    rounds = None if line is None else _rounds(line, ir.static_shape(data)[0], reduction)
+    if rounds is None:
+        shape = ir.static_shape(updates)
+        index = op.broadcast_to(reshaped(places, (shape[0],) + (1,) * (len(shape) - 1)), shape)
+        return op.scatter_elements(data, index, updates, 0, "update" if reduction == "none" else reduction)
+    if reduction == "none":
+        return rows(node.emit(op.concat([data, updates], 0)), constant(rounds[0]))
+    combine = {"add": op.add, "mul": op.multiply, "max": op.maximum, "min": op.minimum}[reduction]
+    neutral = constant(np.full((1, *ir.static_shape(data)[1:]), _neutral(reduction, dtype_of(data)), dtype_of(data)))
+    extended = node.emit(op.concat([updates, neutral], 0))
+    for which in rounds:
+        data = node.emit(combine(data, rows(extended, constant(which))))
+    return data
 
 
-def _reduction(node: Node) -> str:
-    name = node.text("reduction", "none")
-    if name not in _REDUCTIONS:
-        raise ValueError(f"reduction {name!r} is not supported")
-    return _REDUCTIONS[name]
+def _rounds(line: np.ndarray, count: int, reduction: str) -> list[np.ndarray] | None:
+    """Return which row each place of the result takes; several rounds where a place is named again.
+
+    With reduction ``none`` the rows are those of the data, then the updates; else the updates, and one that changes
+    nothing. None where there would be many rounds.
+    """
+    if reduction == "none":
+        which = np.arange(count)
+        which[line] = count + np.arange(line.size)
+        return [which]
+    if line.size and np.bincount(line, minlength=count).max() > _FEW:
+        return None
+    result: list[np.ndarray] = []
+    times = np.zeros(count, int)
+    for update, place in enumerate(line):
+        if times[place] == len(result):
+            result.append(np.full(count, line.size))
+        result[times[place]][place] = update
+        times[place] += 1
+    return result
 
 
-def _scatter_elements(node: Node, inputs: Operands) -> Value:
-    shape = ir.static_shape(inputs[0])
-    axis = _axis(node, len(shape))
-    places = _counted(node, inputs[1], np.array(shape[axis]))
-    return op.scatter_elements(inputs[0], places, inputs[2], axis, _reduction(node))
+def _neutral(reduction: str, dtype: str) -> float:
+    if reduction in ("add", "mul"):
+        return 0 if reduction == "add" else 1
+    if np.dtype(dtype).kind == "f":
+        return -np.inf if reduction == "max" else np.inf
+    if dtype == "bool":
+        return reduction == "min"
+    return np.iinfo(dtype).min if reduction == "max" else np.iinfo(dtype).max
 
 
-def _scatter_nd(node: Node, inputs: Operands) -> Value:
-    shape, depth = ir.static_shape(inputs[0]), ir.static_shape(inputs[1])[-1]
-    places = _counted(node, inputs[1], np.array(shape[:depth]))
-    return op.scatter_nd(inputs[0], places, inputs[2], _reduction(node))
-
-
-def _compress(node: Node, inputs: Operands) -> Value:
-    """Pick what a constant chooses."""
-    chosen = known(inputs[1])
-    if chosen is None:
-        raise ValueError("a computed condition is not supported: the size of the result depends on it")
-    data = inputs[0]
-    if "axis" not in node.attributes:
-        data = node.emit(op.reshape(data, [int(np.prod(ir.static_shape(data)))]))
-    return pick(data, np.flatnonzero(chosen), _axis(node, len(ir.static_shape(data))))
-
-
-def _reverse_sequence(node: Node, inputs: Operands) -> Value:
-    """Pick the elements of each sequence backwards, as far as it goes."""
-    lengths = known(inputs[1])
-    if lengths is None:
-        raise ValueError("sequence_lens that is computed is not supported")
-    shape = ir.static_shape(inputs[0])
-    time, batch = (int(node.attributes.get(f"{name}_axis", n)) for n, name in enumerate(("time", "batch")))
-    steps = np.arange(shape[time])[:, None]
-    places = np.where(steps < lengths, lengths - 1 - steps, steps)
-    if time == 1:
-        places = places.T
-    rows, columns = shape[:2]
-    other = np.arange(rows)[:, None] if batch == 0 else np.arange(columns)
-    flat = places * columns + other if batch == 1 else other * columns + places
-    data = node.emit(op.reshape(inputs[0], [rows * columns, *shape[2:]]))
-    return op.reshape(node.emit(pick(data, flat.ravel(), 0)), list(shape))
-
-
-def _eye(node: Node, inputs: Operands) -> Value:
-    """Only the shape of the operand counts."""
-    kind = node.attributes.get("dtype")
-    dtype = str(inputs[0].ty.dtype) if kind is None else str(tensor_dtype_to_np_dtype(kind))
-    rows, columns = ir.static_shape(inputs[0])
-    return constant(np.eye(rows, columns, int(node.attributes.get("k", 0))).astype(dtype))
-
-
-def _cumulative(function: Callable[..., Value]) -> Converter:
-    def convert(node: Node, inputs: Operands) -> Value:
-        given = known(inputs[1])
-        if given is None:
-            raise ValueError("an axis that is computed is not supported")
-        data, axis = inputs[0], int(given.item()) % len(ir.static_shape(inputs[0]))
-        back = bool(node.attributes.get("reverse", 0))
-        data = node.emit(op.flip(data, axis)) if back else data
-        total = function(data, axis, str(data.ty.dtype), bool(node.attributes.get("exclusive", 0)))
-        return op.flip(node.emit(total), axis) if back else total
-
-    return convert
-
-
-def _one_hot(node: Node, inputs: Operands) -> Value:
-    """Compare with every class; what is no class is off everywhere."""
-    depth, values = known(inputs[1]), known(inputs[2])
-    if depth is None or values is None:
-        raise ValueError("a computed depth or computed values are not supported")
-    count, rank = int(depth.item()), len(ir.static_shape(inputs[0]))
-    axis = int(node.attributes.get("axis", -1)) % (rank + 1)
-    wide = node.emit(op.astype(inputs[0], "int64"))
-    zero, size = constant(np.array(0, "int64")), constant(np.array(count, "int64"))
-    counted = node.emit(op.where(node.emit(op.less(wide, zero)), node.emit(op.add(wide, size)), wide))
-    classes = np.arange(count).reshape([-1 if n == axis else 1 for n in range(rank + 1)])
-    here = node.emit(op.equal(node.emit(op.expand_dims(counted, axis)), constant(classes)))
-    off, on = (constant(value) for value in values)
-    return op.where(here, on, off)
-
-
-def _top_k(node: Node, inputs: Operands) -> list[Value]:
-    data = inputs[0]
-    shape = ir.static_shape(data)
-    axis = _axis(node, len(shape), -1)
-    if node.opset < 10:
-        count = int(node.attributes["k"])
+def _scatter_elements(node: Node, inputs: Operands) -> Any:
+    data, indices, updates = inputs[:3]
+    shape, taken = ir.static_shape(data), ir.static_shape(indices)
+    if 0 in taken or 0 in shape:
+        return data
+    axis = axis_of(int(node.attributes.get("axis", 0)), len(shape))
+    inside = node.emit(nonnegative(indices, shape[axis]))
+    others = np.indices(taken).astype("int64")
+    strides = np.append(np.cumprod(shape[:0:-1])[::-1], 1).astype("int64")
+    rest = sum((others[n] * strides[n] for n in range(len(shape)) if n != axis), np.zeros(taken, "int64"))
+    found = known(inside)
+    if found is not None:
+        places: Value = constant((found.astype("int64") * strides[axis] + rest).ravel())
     else:
-        given = known(inputs[1])
-        if given is None:
-            raise ValueError("K that is computed is not supported")
-        count = int(given.item())
+        along = op.multiply(op.astype(inside, "int64"), constant(strides[axis]))
+        places = node.emit(op.reshape(op.add(along, constant(rest)), (rest.size,)))
+    flat, new = (node.emit(reshaped(each, (int(np.prod(ir.static_shape(each))),))) for each in (data, updates))
+    return reshaped(node.emit(_replaced(node, flat, places, new, node.text("reduction", "none"))), shape)
+
+
+def _scatter_nd(node: Node, inputs: Operands) -> Any:
+    data, indices, updates = inputs[:3]
+    shape, taken = ir.static_shape(data), ir.static_shape(indices)
+    if 0 in taken[:-1] or 0 in shape:
+        return data
+    named = taken[-1]
+    places = node.emit(reshaped(_places(node, indices, np.array(shape[:named], "int64")), (int(np.prod(taken[:-1])),)))
+    places = constant(array) if (array := known(places)) is not None else places
+    flat = node.emit(reshaped(data, (int(np.prod(shape[:named])), *shape[named:])))
+    new = node.emit(reshaped(updates, (int(np.prod(taken[:-1])), *shape[named:])))
+    return reshaped(node.emit(_replaced(node, flat, places, new, node.text("reduction", "none"))), shape)
+
+
+def _one_hot(node: Node, inputs: Operands) -> Any:
+    shape = ir.static_shape(inputs[0])
+    depth = int(required(inputs[1], "depths").item())
+    axis = axis_of(int(node.attributes.get("axis", -1)), len(shape) + 1)
+    indices = inputs[0] if dtype_of(inputs[0]).startswith("int") else op.astype(inputs[0], "int64")
+    indices = node.emit(indices)
+    # Those outside of [-depth, depth) are nowhere.
+    counted = op.where(op.less(indices, scalar(0, indices)), op.add(indices, scalar(depth, indices)), indices)
+    line = np.arange(depth).reshape([-1 if n == axis else 1 for n in range(len(shape) + 1)])
+    hit = op.equal(op.expand_dims(counted, axis), constant(line, dtype_of(indices)))
+    off, on = (node.emit(_picked(node, inputs[2], constant(np.array(n)), 0)) for n in range(2))
+    return op.where(hit, on, off)
+
+
+def _top_k(node: Node, inputs: Operands) -> Any:
+    shape = ir.static_shape(inputs[0])
+    axis = axis_of(int(node.attributes.get("axis", -1)), len(shape))
+    count = int(node.attributes["k"]) if node.opset < 10 else int(required(inputs[1], "counts").item())
+    if not 0 <= count <= shape[axis]:
+        raise ValueError(f"{count} of {shape[axis]} values")
+    if count == 0:
+        result = (*shape[:axis], 0, *shape[axis + 1 :])
+        return [empty(result, dtype_of(inputs[0])), empty(result, "int64")]
     largest = bool(node.attributes.get("largest", 1))
-    if not 0 < count <= shape[axis]:
-        raise ValueError(f"the first {count} of {shape[axis]}")
-    own = str(data.ty.dtype)
-    # Of these types all values are values of the wider one.
-    wide = {"float16": "float32", "int8": "int32", "uint8": "int32", "int16": "int32", "uint16": "int32"}.get(own, own)
-    if wide not in ("float32", "float64", "int32", "int64"):
-        raise ValueError(f"type {own} is not supported")
-    both = node.emit(op.topk(data if wide == own else op.astype(data, wide), count, axis, "both", largest, "int64"))
-    return [both[0] if wide == own else op.astype(node.emit(both[0]), own), both[1]]
+    return op.topk(inputs[0], count, axis, "both", largest, "int64")
+
+
+def _trilu(node: Node, inputs: Operands) -> Any:
+    shape, dtype = ir.static_shape(inputs[0]), dtype_of(inputs[0])
+    offset = fixed(operand(inputs, 1), "diagonals")
+    first = 0 if offset is None else int(offset.item())
+    upper = bool(node.attributes.get("upper", 1))
+    if 0 in shape:
+        return inputs[0]
+    if dtype == "bool":
+        inside = np.triu(np.ones(shape[-2:], bool), first) if upper else np.tril(np.ones(shape[-2:], bool), first)
+        return op.logical_and(inputs[0], constant(inside))
+    # Diagonals outside of the matrix may be named by any number.
+    bounded = min(max(first, -shape[-2]), shape[-1])
+    return (op.triu if upper else op.tril)(inputs[0], bounded)
+
+
+def _compress(node: Node, inputs: Operands) -> Any:
+    taken = np.flatnonzero(required(inputs[1], "conditions")).astype("int64")
+    data, axis = inputs[0], node.attributes.get("axis")
+    if axis is None:
+        data, axis = node.emit(reshaped(data, (int(np.prod(ir.static_shape(data))),))), 0
+    along = axis_of(int(axis), len(ir.static_shape(data)))
+    return _picked(node, data, nonnegative(constant(taken), ir.static_shape(data)[along]), along)
 
 
 CONVERTERS: dict[str, Converter] = {
-    "Compress": _compress,
-    "CumProd": _cumulative(op.cumprod),
-    "CumSum": _cumulative(op.cumsum),
-    "EyeLike": _eye,
     "Gather": _gather,
     "GatherElements": _gather_elements,
     "GatherND": _gather_nd,
-    "OneHot": _one_hot,
-    "ReverseSequence": _reverse_sequence,
     "Scatter": _scatter_elements,
     "ScatterElements": _scatter_elements,
     "ScatterND": _scatter_nd,
+    "OneHot": _one_hot,
     "TopK": _top_k,
+    "Trilu": _trilu,
+    "Compress": _compress,
 }

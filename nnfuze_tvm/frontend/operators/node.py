@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 from tvm import relax
-from tvm.ir import GenericConst
+from tvm.ir import Call, GenericConst
 
 from nnfuze_tvm.graph.constants import array, constant
 from nnfuze_tvm.graph.dataflow import Value
@@ -62,8 +62,8 @@ class Node:
         return len(self.proto.output)
 
     def emit(self, value: Value) -> Value:
-        """Bind an expression to a variable, so that it can be used several times."""
-        return self.builder.emit(value)
+        """Bind a call to a variable, so that it can be used several times; leave what is a value already."""
+        return self.builder.emit(value) if isinstance(value, Call | relax.TupleGetItem) else value
 
     def text(self, name: str, default: str = "") -> str:
         """Return an attribute that is a string."""

@@ -188,7 +188,10 @@ def _affine_divide(vector: np.ndarray, left: bool) -> tuple[np.ndarray, None] | 
 
 def _quotient(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Divide; integers are cut off towards zero, as in C."""
-    return left / right if left.dtype.kind == "f" else np.trunc(left / right).astype(left.dtype)
+    if left.dtype.kind == "f":
+        return left / right
+    down = np.floor_divide(left, right)
+    return down + ((down < 0) & (down * right != left))
 
 
 def operator(function: Function, arity: int, call: Any = None, **facts: Any) -> Operator:

@@ -56,17 +56,31 @@ def _ordered(call: Call, data: np.ndarray) -> np.ndarray:
     return np.flip(ordered, int(call.attrs.axis)) if call.attrs.descending else ordered
 
 
-def _largest(call: Call, data: np.ndarray) -> np.ndarray | list[np.ndarray]:
-    """Return the first values in order, their places or both; of equal ones the first comes first."""
+def _largest(call: Call, data: np.ndarray) -> Any:
+    """Return values and their places; of equal ones the first comes first."""
     axis, count = int(call.attrs.axis), int(call.attrs.k)
     if call.attrs.largest:
-        # Backwards, so that a stable order has the first of equal ones last.
-        order = np.flip(data.shape[axis] - 1 - np.argsort(np.flip(data, axis), axis, kind="stable"), axis)
+        backwards = np.argsort(np.flip(data, axis), axis, kind="stable")
+        places = data.shape[axis] - 1 - np.flip(backwards, axis)
     else:
-        order = np.argsort(data, axis, kind="stable")
-    places = order.take(range(count), axis)
-    values = np.take_along_axis(data, places, axis)
-    return {"values": values, "indices": places}.get(str(call.attrs.ret_type), [values, places])
+        places = np.argsort(data, axis, kind="stable")
+    places = places.take(range(count), axis)
+    both = {"values": np.take_along_axis(data, places, axis), "indices": places}
+    wanted = str(call.attrs.ret_type)
+    return tuple(both.values()) if wanted == "both" else both[wanted]
+
+
+def _scattered(call: Call, data: np.ndarray, indices: np.ndarray, updates: np.ndarray) -> np.ndarray:
+    axis, reduction = int(call.attrs.axis) % data.ndim, str(call.attrs.reduction)
+    places: list[np.ndarray] = list(np.indices(indices.shape))
+    places[axis] = np.where(indices < 0, indices + data.shape[axis], indices)
+    result = data.copy()
+    if reduction == "update":
+        result[tuple(places)] = updates
+        return result
+    combine = {"add": np.add, "mul": np.multiply, "max": np.maximum, "min": np.minimum}[reduction]
+    combine.at(result, tuple(places), updates)
+    return result
 
 
 def _triangle(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
@@ -99,17 +113,35 @@ OPERATORS = {
         _gather_elements,
         Example(_DATA, lambda x: op.gather_elements(x, relax.const(np.arange(24).reshape(2, 2, 6) % 8), 1)),
     ),
+    "scatter_elements": Operator(
+        effect="mixes",
+        evaluate=_scattered,
+        examples=tuple(
+            Example(
+                (*_DATA, (2, 3, 6)),
+                lambda x, y, reduction=reduction: op.scatter_elements(
+                    x, relax.const(np.arange(36).reshape(2, 3, 6) % 7), y, 1, reduction
+                ),
+            )
+            for reduction in ("update", "add", "max")
+        ),
+        kernels=("fallback",),
+    ),
+    "topk": Operator(
+        effect="mixes",
+        evaluate=_largest,
+        examples=tuple(
+            Example(_DATA, lambda x, largest=largest: op.topk(x, 3, 1, "both", largest, "int64"))
+            for largest in (True, False)
+        ),
+        kernels=("fallback",),
+    ),
     "flip": _operator(_flip, Example(_DATA, lambda x: op.flip(x, 1))),
     "tile": _operator(_tile, Example(_DATA, lambda x: op.tile(x, (2, 1, 3)))),
     "repeat": _operator(_repeat, Example(_DATA, lambda x: op.repeat(x, 2, 1))),
     "cumsum": _operator(_accumulated(np.cumsum, 0), Example(_DATA, lambda x: op.cumsum(x, 1))),
     "cumprod": _operator(_accumulated(np.cumprod, 1), Example(_DATA, lambda x: op.cumprod(x, 1))),
     "sort": _operator(_ordered, Example(_DATA, lambda x: op.sort(x, -1))),
-    "topk": _operator(
-        _largest,
-        Example(_DATA, lambda x: op.topk(x, 3, 1, "values")),
-        Example(_DATA, lambda x: op.topk(x, 2, -1, "values")),
-    ),
     "tril": _operator(_triangle(np.tril), Example(_DATA, lambda x: op.tril(x, 0))),
     "triu": _operator(_triangle(np.triu), Example(_DATA, lambda x: op.triu(x, 1))),
     "zeros": _operator(_filled),

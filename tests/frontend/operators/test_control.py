@@ -75,7 +75,7 @@ def test_computed_condition_chooses(flag, shape):
 
 
 def test_known_condition_keeps_one_branch_whatever_the_other_holds():
-    dead = graph([node("Det", "x", "a"), helper.make_node("Thing", ["x"], ["t"], domain="vendor")], (), ["t"])
+    dead = graph([node("Missing", "x", "a"), helper.make_node("Thing", ["x", "a"], ["t"], domain="vendor")], (), ["t"])
     live = graph([node("Relu", "x", "e")], (), ["e"])
     nodes = [
         node("Shape", "x", "shape"),
@@ -88,19 +88,23 @@ def test_known_condition_keeps_one_branch_whatever_the_other_holds():
     np.testing.assert_array_equal(result[0], np.maximum(random(2, 3), 0))
     other = model(nodes, [info("x", [2, 1])], ["y"], {"one": np.array(1)})
     message = refusal(other)
-    assert "Det" in message and "vendor.Thing" in message and "not supported" in message
+    assert "Missing" in message and "vendor.Thing" in message and "not supported" in message
 
 
 def test_everything_that_is_needed_is_refused_in_all_files_at_once():
-    lacking = graph([node("Det", "x", "t")], (), ["t"])
+    lacking = graph([node("Missing", "x", "t")], (), ["t"])
     fine = graph([node("Relu", "x", "e")], (), ["e"])
     inputs = [info("x", [2, 2]), info("flag", [], BOOL)]
     conditional = model([branches(lacking, fine)], inputs, ["y"])
     with pytest.raises(ModelError) as caught:
         load([conditional, conditional], ["one", "two"])
-    assert str(caught.value).startswith("one: node 'Det_t' (Det): ") and " | two: node 'Det_t'" in str(caught.value)
-    plain = model([node("Det", "x", "z"), branches(lacking, fine)], inputs, ["y"])
-    assert refusal(plain) == "unsupported operators: net: Det (Det_z); in branches or loops: Det (Det_t)"
+    assert str(caught.value).startswith("one: node 'Missing_t' (Missing): ") and " | two: node 'Missing_t'" in str(
+        caught.value
+    )
+    plain = model([node("Missing", "x", "z"), branches(lacking, fine)], inputs, ["y"])
+    assert (
+        refusal(plain) == "unsupported operators: net: Missing (Missing_z); in branches or loops: Missing (Missing_t)"
+    )
 
 
 @pytest.mark.parametrize(
