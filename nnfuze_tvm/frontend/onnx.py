@@ -61,9 +61,10 @@ def load(
 
     functions: dict[GlobalVar | str, tvm.ir.BaseFunc] = {}
     kernels: dict[StructuralKey, GlobalVar] = {}
+    taken = {source.task for source in sources}
     for source in sources:
         imported = onnx_import.convert(source, input_shapes[source.task])
-        functions[source.task] = _adopt_kernels(imported, source, functions, kernels)
+        functions[source.task] = _adopt_kernels(imported, source, functions, kernels, taken)
     mod = tvm.IRModule(functions)
     mod = ir.with_task_outputs(
         mod,
@@ -96,8 +97,12 @@ def _adopt_kernels(
     source: Source,
     functions: dict[GlobalVar | str, tvm.ir.BaseFunc],
     kernels: dict[StructuralKey, GlobalVar],
+    taken: set[str],
 ) -> tvm.ir.BaseFunc:
-    """Move the PrimFuncs of one imported network over, equal ones once, and return its Relax function."""
+    """Move the PrimFuncs of one imported network over, equal ones once, and return its Relax function.
+
+    Their names are none of those that are ``taken``: kernels or tasks may be called alike.
+    """
     main = imported["main"].with_attr("global_symbol", source.task)
     renamed = {}
     for var, func in imported.functions.items():
@@ -106,6 +111,9 @@ def _adopt_kernels(
         key = StructuralKey(func.without_attr("global_symbol"))
         if key not in kernels:
             name = f"{source.task}_{var.name_hint}"
+            while name in taken:
+                name += "_"
+            taken.add(name)
             kernels[key] = GlobalVar(name)
             _update_type(kernels[key], var.ty)
             functions[kernels[key]] = func.without_attr("global_symbol")
