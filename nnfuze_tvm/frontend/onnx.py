@@ -62,6 +62,7 @@ def load(
 
     functions: dict[GlobalVar | str, tvm.ir.BaseFunc] = {}
     kernels: dict[StructuralKey, GlobalVar] = {}
+    taken = {source.task for source in sources}
     failed = []
     for source in sources:
         try:
@@ -69,7 +70,7 @@ def load(
         except ModelError as error:
             failed.append(str(error))
             continue
-        functions[source.task] = _adopt_kernels(imported, source, functions, kernels)
+        functions[source.task] = _adopt_kernels(imported, source, functions, kernels, taken)
     if failed:
         raise ModelError(" | ".join(failed))
     mod = tvm.IRModule(functions)
@@ -115,8 +116,12 @@ def _adopt_kernels(
     source: Source,
     functions: dict[GlobalVar | str, tvm.ir.BaseFunc],
     kernels: dict[StructuralKey, GlobalVar],
+    taken: set[str],
 ) -> tvm.ir.BaseFunc:
-    """Move the PrimFuncs of one imported network over, equal ones once, and return its Relax function."""
+    """Move the PrimFuncs of one imported network over, equal ones once, and return its Relax function.
+
+    Their names are none of those that are ``taken``: kernels or tasks may be called alike.
+    """
     main = imported["main"].with_attr("global_symbol", source.task)
     renamed = {}
     for var, func in imported.functions.items():
@@ -125,6 +130,9 @@ def _adopt_kernels(
         key = StructuralKey(func.without_attr("global_symbol"))
         if key not in kernels:
             name = f"{source.task}_{var.name_hint}"
+            while name in taken:
+                name += "_"
+            taken.add(name)
             kernels[key] = GlobalVar(name)
             _update_type(kernels[key], var.ty)
             # Private, as what TVM makes of operators is: fusing copies kernels, and a symbol of its own with them.

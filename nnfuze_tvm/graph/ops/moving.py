@@ -270,6 +270,15 @@ def _batch_reshape(calls: Sequence[Call], axes: Axes) -> JoinedCall | None:
     return JoinedCall([operand], lambda new: op.reshape(new[0], joined), target, sizes, fuses=True)
 
 
+def _transposed_slice(call: Call, sources: list[Value], axes: tuple[int, ...]) -> Value | None:
+    cuts = slices(call, len(axes))
+    if cuts is None:
+        return None
+    taken = list(cuts.values())
+    columns = ([cut.start for cut in taken], [cut.stop for cut in taken], [cut.step for cut in taken])
+    return op.strided_slice(sources[0], [axes[axis] for axis in cuts], *columns)
+
+
 def _position(call: Call, axis: int) -> int:
     return _order(call).index(axis)
 
@@ -313,6 +322,7 @@ OPERATORS = {
         Example((_DATA,), lambda x: op.strided_slice(x, [1, 3], [2, 5], [8, 0], [2, -1])),
         couple=_couple_slice,
         cut=_cut_slice,
+        transposed=_transposed_slice,
     ),
     "split": _operator(
         _pieces,
