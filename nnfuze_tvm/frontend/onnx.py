@@ -108,7 +108,7 @@ def _adopt_kernels(
             name = f"{source.task}_{var.name_hint}"
             kernels[key] = GlobalVar(name)
             _update_type(kernels[key], var.ty)
-            functions[kernels[key]] = func.with_attr("global_symbol", name)
+            functions[kernels[key]] = func.without_attr("global_symbol")
         renamed[var] = kernels[key]
     if not renamed:
         return main
