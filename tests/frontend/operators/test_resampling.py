@@ -76,7 +76,9 @@ def test_regions():
 def test_the_ratio_of_sides_is_kept(policy, size):
     node = {"axes": [3, 2], "keep_aspect_ratio_policy": policy, "mode": "linear"}
     data = numbers(1, 1, 4, 7)
-    axes = [interpolation.Axis(n, m, 6 / 7 if policy == "not_larger" else 5 / 4) for n, m in zip((4, 7), size, strict=True)]
+    axes = [
+        interpolation.Axis(n, m, 6 / 7 if policy == "not_larger" else 5 / 4) for n, m in zip((4, 7), size, strict=True)
+    ]
     if policy == "not_smaller":
         axes[1] = interpolation.Axis(7, 9, 5 / 4)
     rows, columns = (axis.weights("half_pixel", interpolation.linear(), False, False) for axis in axes)
