@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.frontend.operators.against_onnxruntime import check, numbers, refusal
+from nnfuze_tvm.deploy import build
+from nnfuze_tvm.deploy.runner import Runner, signature
+from nnfuze_tvm.devices.targets import resolve
+from nnfuze_tvm.frontend import load
+from nnfuze_tvm.passes import pipeline
+from tests.frontend.operators.against_onnxruntime import check, node_model, numbers, refusal
 
 
 @st.composite
@@ -97,3 +103,20 @@ def test_kernels_see_what_padding_is_implied(mode):
 def test_refusals(attributes, reason):
     message = refusal("MaxPool", [numbers(1, 1, 6, 6)], kernel_shape=[3, 3], **attributes)
     assert "(MaxPool)" in message and reason in message
+
+
+@pytest.mark.parametrize("kernels", [False, True])
+@pytest.mark.parametrize("rank", [1, 2])
+def test_what_is_no_number_counts_as_nothing(rank, kernels):
+    data = numbers(1, 16, *[9] * rank)
+    data[np.random.default_rng(0).random(data.shape) < 0.3] = np.nan
+    data[0, 0] = -np.inf
+    windows = np.lib.stride_tricks.sliding_window_view(data, [3] * rank, axis=tuple(range(2, 2 + rank)))
+    want = np.fmax.reduce(windows, tuple(range(2 + rank, 2 + 2 * rank)), initial=-np.inf)
+    if not kernels:
+        check("MaxPool", [data], want=[want], kernel_shape=[3] * rank)
+        return
+    model, feeds = node_model("MaxPool", [data], kernel_shape=[3] * rank)
+    mod = tvm.transform.Sequential(pipeline.merge_phases(None))(load([model], tasks=["net"]))
+    (got,) = Runner(build.build(mod, resolve("host")), *signature(mod)).run(feeds).values()
+    np.testing.assert_array_equal(got, want)
