@@ -92,6 +92,7 @@ def test_kernels_see_what_padding_is_implied(mode):
     ("attributes", "reason"),
     [
         ({"auto_pad": "SAME_UPPER", "dilations": [2, 2]}, "auto_pad with dilations is not supported"),
+        ({"auto_pad": "SAME_UPPER", "strides": [6, 1]}, "auto_pad with windows apart is not supported"),
         ({"auto_pad": "ALL"}, "auto_pad 'ALL' is not supported"),
         ({"pads": [0, -1, 0, 0]}, "negative pads are not supported"),
         ({"pads": [0, 0]}, "2 pads for 2 spatial dimensions are not supported"),
