@@ -19,6 +19,7 @@ from nnfuze_tvm.passes.lower.layout import ToNHWC
 from nnfuze_tvm.passes.lower.round_to_integer import Rounding, RoundToInteger
 from nnfuze_tvm.passes.lower.row_convolutions import RowConvolutions
 from nnfuze_tvm.passes.lower.shuffles import Shuffles
+from nnfuze_tvm.passes.lower.skip_nan import legalizations as max_poolings
 from nnfuze_tvm.passes.lower.strided_rows import StridedRows
 from nnfuze_tvm.passes.lower.transposed_convolutions import TransposedConvolutions
 from nnfuze_tvm.passes.lower.winograd.winograd import Winograd
@@ -113,7 +114,7 @@ def kernel_phase(machine: Machine) -> tvm.transform.Pass:
         "fuse",
         RoundToInteger(machine.nearest, machine.saturating),
         HideKernels(),
-        relax.transform.LegalizeOps(),
+        relax.transform.LegalizeOps(max_poolings()),
         relax.transform.AnnotateTIROpPattern(),
         KeepCrops(),
         FuseLayers(),

@@ -26,4 +26,4 @@ def test_json_has_every_operator_with_kernels(capsys: pytest.CaptureFixture[str]
     records = {record["name"]: record for record in json.loads(capsys.readouterr().out)}
     assert records.keys() == {name for name, operator in ops.OPERATORS.items() if operator.kernels}
     assert records["nn.conv1d_transpose"]["precisions"] == ["float32", "int8", "float16"]
-    assert records["nn.softmax"]["prunes"] == "follow" and records["take"]["prunes"] == "whole"
+    assert records["nn.softmax"]["prunes"] == "follow" and records["flip"]["prunes"] == "whole"

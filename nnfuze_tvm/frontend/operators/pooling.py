@@ -23,9 +23,15 @@ def _windows(node: Node, data: Value) -> Windows:
         raise ValueError(f"{len(extent)} spatial dimensions are not supported")
     windows = Windows.of(node, extent, [int(each) for each in node.attributes["kernel_shape"]])
     windows.check_data()
-    if node.text("auto_pad").startswith("SAME") and max(windows.dilations) > 1:
+    mode = node.text("auto_pad")
+    if mode.startswith("SAME"):
         # The specification pads for the dilated window, ONNX Runtime for one without dilation.
-        raise ValueError("auto_pad with dilations is not supported, runtimes disagree on it: give pads")
+        if max(windows.dilations) > 1:
+            raise ValueError("auto_pad with dilations is not supported, runtimes disagree on it: give pads")
+        # Padding that would be negative is none, or cuts off.
+        axes = zip(windows.count, windows.strides, windows.kernel, windows.extent, strict=True)
+        if any((n - 1) * stride + taps - size < (-1 if mode == "SAME_UPPER" else 0) for n, stride, taps, size in axes):
+            raise ValueError("auto_pad with windows apart is not supported, runtimes disagree on it: give pads")
     return windows
 
 

@@ -37,6 +37,14 @@ def of(value: Value) -> Operator | None:
     return OPERATORS.get(op_name(value))
 
 
+def effect_of(value: Value) -> str:
+    """Return what a bound value's call does to values, see `operator.Effect`; nothing for what is not known."""
+    operator = of(value)
+    if operator is None:
+        return ""
+    return "moves" if operator.moves is not None and operator.moves(value) else operator.effect
+
+
 def is_layer(value: Value) -> bool:
     """Tell whether a bound value is a call of an operator with weights: what carries a layer's name."""
     operator = of(value)

@@ -6,17 +6,55 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import tvm
 from tvm import relax
-from tvm.ir import Call
+from tvm.ir import Call, GenericConst
 from tvm.relax import op
 
+from nnfuze_tvm.graph.channels import FIXED, Coupling, Labels
+from nnfuze_tvm.graph.dataflow import Value
+from nnfuze_tvm.graph.integers.context import Integers
+from nnfuze_tvm.graph.integers.values import Known
 from nnfuze_tvm.graph.ir import static_shape
-from nnfuze_tvm.graph.ops.operator import Example, Operator
+from nnfuze_tvm.graph.ops.moving import move
+from nnfuze_tvm.graph.ops.operator import Example, Operator, as_its_operand
 
 
 def _take(call: Call, data: np.ndarray, indices: np.ndarray) -> np.ndarray:
     axis = None if call.attrs.axis is None else int(call.attrs.axis)
     return np.take(data, indices, axis, mode="clip" if str(call.attrs.mode) == "clip" else "raise")
+
+
+def _picks(call: Call) -> bool:
+    """Tell whether it is an image, or the like, of which constant places along one axis are taken."""
+    data, indices = call.args
+    return (
+        call.attrs.axis is not None
+        and not isinstance(data, GenericConst)
+        and isinstance(indices, GenericConst)
+        and len(static_shape(indices)) == 1
+    )
+
+
+def _couple_take(coupling: Coupling, var: tvm.ir.Var, call: Call) -> Labels | None:
+    """Keep the axis along which is picked whole; others pass."""
+    if not _picks(call):
+        return None
+    labels = list(coupling.tensor(call.args[0]))
+    axis = int(call.attrs.axis) % len(labels)
+    coupling.channels.fix(labels[axis])
+    labels[axis] = np.full(static_shape(var)[axis], FIXED)
+    return labels
+
+
+def _integer_take(context: Integers, call: Call, name: str) -> Known | None:
+    return move(context, call, name) if _picks(call) else None
+
+
+def _transposed_take(call: Call, sources: list[Value], axes: tuple[int, ...]) -> Value | None:
+    if not _picks(call):
+        return None
+    return op.take(sources[0], call.args[1], axes[int(call.attrs.axis) % len(axes)], str(call.attrs.mode))
 
 
 def _gather_elements(call: Call, data: np.ndarray, indices: np.ndarray) -> np.ndarray:
@@ -98,17 +136,24 @@ def _full(call: Call, *values: Any) -> np.ndarray:
     return np.full(static_shape(call), values[1])
 
 
-def _operator(evaluate: Any, *examples: Example) -> Operator:
+def _operator(evaluate: Any, *examples: Example, **facts: Any) -> Operator:
     # What makes constants is computed before there are kernels.
-    return Operator(
-        effect="mixes", evaluate=evaluate, examples=examples, kernels=("elementwise", "fallback") if examples else ()
-    )
+    kernels = ("elementwise", "fallback") if examples else ()
+    return Operator(effect="mixes", evaluate=evaluate, examples=examples, kernels=kernels, **facts)
 
 
 _DATA = ((2, 8, 6),)
 
 OPERATORS = {
-    "take": _operator(_take, Example(_DATA, lambda x: op.take(x, relax.const(np.array([5, 0, 2])), 1))),
+    "take": _operator(
+        _take,
+        Example(_DATA, lambda x: op.take(x, relax.const(np.array([5, 0, 2])), 1)),
+        couple=_couple_take,
+        moves=_picks,
+        integer=_integer_take,
+        nonnegative=as_its_operand,
+        transposed=_transposed_take,
+    ),
     "gather_elements": _operator(
         _gather_elements,
         Example(_DATA, lambda x: op.gather_elements(x, relax.const(np.arange(24).reshape(2, 2, 6) % 8), 1)),

@@ -101,6 +101,8 @@ class Operator:
         A layer that may be computed in 8 bits.
     integer : callable, optional
         Its integer form, see `integers.context`.
+    moves : callable, optional
+        Whether a call only puts the numbers of its first operand in other places, where not all of them do.
     nonnegative : callable, optional
         ``(call, is its first operand never negative)`` → whether its result never is.
     bounds : bool
@@ -141,6 +143,7 @@ class Operator:
     cut: Callable[[Removal, tvm.ir.Var, Call, list[Value]], Value] | None = None
     quantizes: bool = False
     integer: IntegerForm | None = None
+    moves: Callable[[Call], bool] | None = None
     nonnegative: Callable[[Call, bool], bool] | None = None
     bounds: bool = False
     half: bool = False

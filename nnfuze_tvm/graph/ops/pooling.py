@@ -42,7 +42,8 @@ def _inner(view: np.ndarray) -> tuple[int, ...]:
 def _largest(call: Call, data: np.ndarray) -> np.ndarray:
     least = -np.inf if data.dtype.kind == "f" else np.iinfo(data.dtype).min
     view = _seen(call, data, least)
-    return from_channels_first(view.max(_inner(view)), str(call.attrs.layout))
+    # NaN counts as nothing.
+    return from_channels_first(np.fmax.reduce(view, _inner(view), initial=least), str(call.attrs.layout))
 
 
 def _average(call: Call, data: np.ndarray) -> np.ndarray:

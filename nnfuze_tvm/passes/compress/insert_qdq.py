@@ -121,14 +121,13 @@ def _layer(call: Call) -> ops.Layer:
 
 
 def _effect(value: Value | None) -> str:
-    operator = None if value is None else ops.of(value)
-    return "" if operator is None else operator.effect
+    return "" if value is None else ops.effect_of(value)
 
 
 def _follows(value: Value) -> bool:
     """Tell whether an operator's result is made of 8 bits where all that it reads is."""
     operator = ops.of(value)
-    return operator is not None and (operator.effect in _NARROW or operator.bounds or op_name(value) == "add")
+    return operator is not None and (_effect(value) in _NARROW or operator.bounds or op_name(value) == "add")
 
 
 @dataclass
