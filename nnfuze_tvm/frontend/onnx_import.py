@@ -31,8 +31,8 @@ _REFUSED = frozenset("Optional OptionalHasElement OptionalGetElement Unique NonZ
 _MICROSOFT = frozenset("BiasGelu FastGelu SkipLayerNormalization EmbedLayerNormalization MatMulInteger16".split())
 # What it does with Microsoft's operators of these names is right.
 _RIGHT = frozenset({"MatMulInteger16", "QuantizeLinear", "DequantizeLinear"})
-# All bodies of loops together: what would take minutes to compile is refused.
-MOST_NODES_IN_BODIES = 10_000
+# Iterations of all loops together, without the first ones: what would take many minutes to compile is refused.
+MOST_UNROLLED = 4000
 # Constant inputs do not make these constant, or (dequantize) an int8 weight shall stay one.
 _NEVER_FOLDED = frozenset(
     (
@@ -100,7 +100,7 @@ class _Importer:
         self._seen: set[Value] = set()
         # Weights of subgraphs, which may be imported many times; the graph is kept so that its id stays its own.
         self._weights: dict[int, tuple[onnx.GraphProto, dict[str, Value]]] = {}
-        self._nodes_in_bodies = 0
+        self._unrolled = 0
 
     def module(self, shapes: dict[str, Shape]) -> tvm.IRModule:
         """Return the network as a module; what is in it is of no use if there are errors."""
@@ -147,9 +147,10 @@ class _Importer:
         names = [value.name for value in graph.input]
         if len(names) != len(operands):
             raise ValueError(f"its subgraph has {len(names)} inputs, {len(operands)} are given")
-        self._nodes_in_bodies += len(graph.node) + 1
-        if self._nodes_in_bodies > MOST_NODES_IN_BODIES:
-            raise ValueError(f"loops unroll to more than {MOST_NODES_IN_BODIES} nodes, which is not supported")
+        if id(graph) in self._weights:
+            self._unrolled += len(graph.node) + 1
+        if self._unrolled > MOST_UNROLLED:
+            raise ValueError(f"loops unroll to more than {MOST_UNROLLED} nodes, which is not supported")
         before = len(self.errors)
         self._values = self._values.new_child(dict(zip(names, operands, strict=True)))
         try:

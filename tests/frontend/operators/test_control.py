@@ -185,7 +185,7 @@ def test_loops_without_a_known_end_are_refused(monkeypatch):
     body.node.insert(4, node("ReduceSum", "after", "total", keepdims=0))
     body.initializer.append(numpy_helper.from_array(np.float32(9), "limit"))
     assert "node 'loop' (Loop): whether it goes on is computed" in refusal(network)
-    monkeypatch.setattr(onnx_import, "MOST_NODES_IN_BODIES", 100)
+    monkeypatch.setattr(onnx_import, "MOST_UNROLLED", 100)
     assert "more than 100 nodes" in refusal(sums(1 << 62))
 
 
