@@ -63,7 +63,7 @@ def convert(source: Source, shapes: dict[str, Shape]) -> tvm.IRModule:
     Parameters
     ----------
     source
-        The network; its nodes have unique names and supported operators.
+        The network; its nodes have unique names.
     shapes
         Static shape of every input.
 
@@ -75,14 +75,16 @@ def convert(source: Source, shapes: dict[str, Shape]) -> tvm.IRModule:
     Raises
     ------
     ModelError
-        If nodes can't be converted, or their shapes depend on data: with a line that names all of them.
+        If operators are not supported, nodes can't be converted, or their shapes depend on data: with a line that
+        names all of them. What is in branches that are not taken does not matter.
     """
     importer = _Importer(source)
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         imported = importer.module(shapes)
-    if importer.errors:
-        raise ModelError(f"{source.label}: {'; '.join(importer.errors)}")
+    problems = [*importer.unsupported(), *importer.errors]
+    if problems:
+        raise ModelError(f"{source.label}: {'; '.join(problems)}")
     imported["main"] = _canonicalize(imported["main"], importer.layers)
     return imported
 
@@ -101,6 +103,12 @@ class _Importer:
         # Weights of subgraphs, which may be imported many times; the graph is kept so that its id stays its own.
         self._weights: dict[int, tuple[onnx.GraphProto, dict[str, Value]]] = {}
         self._unrolled = 0
+        self._unsupported: dict[str, dict[str, None]] = {}
+
+    def unsupported(self) -> list[str]:
+        """Return a text that names the nodes whose operators have no converter, if there are any."""
+        listed = ", ".join(f"{operator} ({', '.join(names)})" for operator, names in self._unsupported.items())
+        return [f"unsupported operators: {listed}"] if listed else []
 
     def module(self, shapes: dict[str, Shape]) -> tvm.IRModule:
         """Return the network as a module; what is in it is of no use if there are errors."""
@@ -119,7 +127,7 @@ class _Importer:
         return self._builder.get()
 
     def _check_outputs(self, graph: onnx.GraphProto, found: list[Value]) -> None:
-        if self.errors:
+        if len(found) < len(graph.output):
             return
         for output, value in zip(graph.output, found, strict=True):
             if isinstance(value, Tensors):
@@ -167,7 +175,8 @@ class _Importer:
         lost = any(name and value is None for name, value in zip(proto.input, operands, strict=True))
         results: Sequence[Value | None] = [None] * len(proto.output)
         if not is_supported(proto):
-            self.errors.append(f"node {proto.name!r} ({_operator(proto)}): the operator is not supported")
+            # A loop may come here again.
+            self._unsupported.setdefault(_operator(proto), {})[proto.name] = None
         elif not lost:
             try:
                 results = self._converted(proto, operands)
@@ -189,8 +198,11 @@ class _Importer:
         attributes = onnx_frontend.ONNXGraphImporter._parse_attr(self, proto.attribute)
         node = Node(proto, attributes, opset, self._builder, self._body, self._values)
         operator = _operator(proto)
-        if operator not in sequences.TAKING and any(isinstance(value, Tensors) for value in operands):
-            raise ValueError("a sequence as an input is not supported")
+        if any(isinstance(value, Tensors) for value in operands):
+            if operator == "Identity":
+                return list(operands)
+            if operator not in sequences.TAKING:
+                raise ValueError("a sequence as an input is not supported")
         result = CONVERTERS[operator](node, operands) if operator in CONVERTERS else NotImplemented
         if result is NotImplemented:
             result = self._by_tvm(node, operands)
