@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import tvm
@@ -22,17 +22,15 @@ def evaluate_module(mod: tvm.IRModule, inputs: Mapping[str, np.ndarray], functio
     return evaluate.executor(tvm.IRModule({**functions, "main": mod[function]}))(inputs)
 
 
-def run_module(
-    mod: tvm.IRModule, inputs: Mapping[str, np.ndarray], function: str = "main", level: int = 1
-) -> list[np.ndarray]:
-    """Build ``mod`` without any schedule, run ``function`` once and return its outputs in tuple order.
+def compiled(
+    mod: tvm.IRModule, function: str = "main", level: int = 1
+) -> Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]:
+    """Build ``mod`` without any schedule; return what runs ``function``: arrays by name → outputs in tuple order.
 
     Parameters
     ----------
     mod
         A module of the package (every function returns a tuple) or one whose function returns a tensor.
-    inputs
-        One array per parameter, by the parameter's name.
     level
         LLVM's optimization level. Small networks take longer to compile than to run.
     """
@@ -40,7 +38,18 @@ def run_module(
     executable = tvm.compile(mod, target=tvm.target.Target({"kind": "llvm", "opt-level": level}))
     # TVM links what has no kernel at all, and takes a system compiler for it unless told otherwise.
     machine = relax.VirtualMachine(executable.jit(fcompile=linker_for(resolve("host"))), tvm.cpu())
-    result = machine[function](*(tvm.runtime.tensor(np.asarray(inputs[name], order="C")) for name in params))
-    if isinstance(result, tvm.runtime.Tensor):
-        return [result.numpy()]
-    return [field.numpy() for field in result]
+
+    def run(inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        result = machine[function](*(tvm.runtime.tensor(np.asarray(inputs[name], order="C")) for name in params))
+        if isinstance(result, tvm.runtime.Tensor):
+            return [result.numpy()]
+        return [field.numpy() for field in result]
+
+    return run
+
+
+def run_module(
+    mod: tvm.IRModule, inputs: Mapping[str, np.ndarray], function: str = "main", level: int = 1
+) -> list[np.ndarray]:
+    """Build ``mod``, run ``function`` once and return its outputs in tuple order; see `compiled`."""
+    return compiled(mod, function, level)(inputs)

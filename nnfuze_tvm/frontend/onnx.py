@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import onnx
@@ -14,7 +14,7 @@ from tvm_ffi import StructuralKey, structural_equal
 
 from nnfuze_tvm.errors import InputError, ModelError
 from nnfuze_tvm.frontend import onnx_file, onnx_import
-from nnfuze_tvm.frontend.onnx_file import Source, nodes, subgraphs
+from nnfuze_tvm.frontend.onnx_file import Source
 from nnfuze_tvm.graph import dataflow, ir
 
 
@@ -57,22 +57,22 @@ def load(
         onnx_file.name_nodes(source)
         onnx_file.check_edges(source)
         onnx_file.drop_unused_outputs(source)
-    _check_operators(sources)
     input_shapes = {source.task: onnx_file.input_shapes(source, shapes or {}) for source in sources}
 
     functions: dict[GlobalVar | str, tvm.ir.BaseFunc] = {}
     kernels: dict[StructuralKey, GlobalVar] = {}
     taken = {source.task for source in sources}
-    failed = []
+    problems = []
     for source in sources:
         try:
             imported = onnx_import.convert(source, input_shapes[source.task])
         except ModelError as error:
-            failed.append(str(error))
+            # Those of all files at once.
+            problems.append(str(error))
             continue
         functions[source.task] = _adopt_kernels(imported, source, functions, kernels, taken)
-    if failed:
-        raise ModelError(" | ".join(failed))
+    if problems:
+        raise ModelError(" | ".join(problems))
     mod = tvm.IRModule(functions)
     mod = ir.with_task_outputs(
         mod,
@@ -82,33 +82,6 @@ def load(
         _check_shared(mod, sources, shared_inputs)
         mod = mod.with_attr(ir.SHARED_INPUTS_ATTR, list(shared_inputs))
     return mod
-
-
-def _check_operators(sources: Sequence[Source]) -> None:
-    """Name everything that can't be imported, in all files, at once and before any of them is.
-
-    Branches and bodies are not asked: which of them are needed shows when they are imported, and what is in those is
-    refused then. If a file is refused anyway, what may be refused later is named, too.
-    """
-    found = []
-    for source in sources:
-        listed = _unsupported(source.model.graph.node)
-        if listed:
-            inner = [node for each in source.model.graph.node for graph in subgraphs(each) for node in nodes(graph)]
-            perhaps = _unsupported(inner)
-            found.append(f"{source.label}: {listed}" + (f"; in branches or loops: {perhaps}" if perhaps else ""))
-    if found:
-        raise ModelError(f"unsupported operators: {' | '.join(found)}")
-
-
-def _unsupported(candidates: Iterable[onnx.NodeProto]) -> str:
-    """Return the operators that there is no converter for, and the nodes that want them."""
-    names: dict[str, list[str]] = {}
-    for node in candidates:
-        if not onnx_import.is_supported(node):
-            operator = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-            names.setdefault(operator, []).append(node.name)
-    return "; ".join(f"{operator} ({', '.join(which)})" for operator, which in names.items())
 
 
 def _adopt_kernels(

@@ -31,8 +31,8 @@ _REFUSED = frozenset("Optional OptionalHasElement OptionalGetElement Unique NonZ
 _MICROSOFT = frozenset("BiasGelu FastGelu SkipLayerNormalization EmbedLayerNormalization MatMulInteger16".split())
 # What it does with Microsoft's operators of these names is right.
 _RIGHT = frozenset({"MatMulInteger16", "QuantizeLinear", "DequantizeLinear"})
-# All bodies of loops together: what would take minutes to compile is refused.
-MOST_NODES_IN_BODIES = 10_000
+# Iterations of all loops together, without the first ones: what would take many minutes to compile is refused.
+MOST_UNROLLED = 4000
 # Constant inputs do not make these constant, or an int8 weight shall stay one (dequantize), or ONNX's reference ignores
 # attributes (recurrent layers).
 _NEVER_FOLDED = frozenset(
@@ -68,7 +68,7 @@ def convert(source: Source, shapes: dict[str, Shape]) -> tvm.IRModule:
     Parameters
     ----------
     source
-        The network; its nodes have unique names and supported operators.
+        The network; its nodes have unique names.
     shapes
         Static shape of every input.
 
@@ -80,14 +80,16 @@ def convert(source: Source, shapes: dict[str, Shape]) -> tvm.IRModule:
     Raises
     ------
     ModelError
-        If nodes can't be converted, or their shapes depend on data: with a line that names all of them.
+        If operators are not supported, nodes can't be converted, or their shapes depend on data: with a line that
+        names all of them. What is in branches that are not taken does not matter.
     """
     importer = _Importer(source)
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         imported = importer.module(shapes)
-    if importer.errors:
-        raise ModelError(f"{source.label}: {'; '.join(importer.errors)}")
+    problems = [*importer.unsupported(), *importer.errors]
+    if problems:
+        raise ModelError(f"{source.label}: {'; '.join(problems)}")
     imported["main"] = _canonicalize(imported["main"], importer.layers)
     return imported
 
@@ -105,7 +107,13 @@ class _Importer:
         self._seen: set[Value] = set()
         # Weights of subgraphs, which may be imported many times; the graph is kept so that its id stays its own.
         self._weights: dict[int, tuple[onnx.GraphProto, dict[str, Value | None]]] = {}
-        self._nodes_in_bodies = 0
+        self._unrolled = 0
+        self._unsupported: dict[str, dict[str, None]] = {}
+
+    def unsupported(self) -> list[str]:
+        """Return a text that names the nodes whose operators have no converter, if there are any."""
+        listed = ", ".join(f"{operator} ({', '.join(names)})" for operator, names in self._unsupported.items())
+        return [f"unsupported operators: {listed}"] if listed else []
 
     def module(self, shapes: dict[str, Shape]) -> tvm.IRModule:
         """Return the network as a module; what is in it is of no use if there are errors."""
@@ -124,7 +132,7 @@ class _Importer:
         return self._builder.get()
 
     def _check_outputs(self, graph: onnx.GraphProto, found: list[Value]) -> None:
-        if self.errors:
+        if len(found) < len(graph.output):
             return
         for output, value in zip(graph.output, found, strict=True):
             if isinstance(value, Tensors):
@@ -163,9 +171,10 @@ class _Importer:
         names = [value.name for value in graph.input]
         if len(names) != len(operands):
             raise ValueError(f"its subgraph has {len(names)} inputs, {len(operands)} are given")
-        self._nodes_in_bodies += len(graph.node) + 1
-        if self._nodes_in_bodies > MOST_NODES_IN_BODIES:
-            raise ValueError(f"loops unroll to more than {MOST_NODES_IN_BODIES} nodes, which is not supported")
+        if id(graph) in self._weights:
+            self._unrolled += len(graph.node) + 1
+        if self._unrolled > MOST_UNROLLED:
+            raise ValueError(f"loops unroll to more than {MOST_UNROLLED} nodes, which is not supported")
         before = len(self.errors)
         self._values = self._values.new_child(dict(zip(names, operands, strict=True)))
         try:
@@ -182,7 +191,8 @@ class _Importer:
         lost = any(name and value is None for name, value in zip(proto.input, operands, strict=True))
         results: Sequence[Value | None] = [None] * len(proto.output)
         if not is_supported(proto):
-            self.errors.append(f"node {proto.name!r} ({_operator(proto)}): the operator is not supported")
+            # A loop may come here again.
+            self._unsupported.setdefault(_operator(proto), {})[proto.name] = None
         elif not lost:
             try:
                 results = self._converted(proto, operands)
@@ -204,8 +214,11 @@ class _Importer:
         attributes = onnx_frontend.ONNXGraphImporter._parse_attr(self, proto.attribute)
         node = Node(proto, attributes, opset, self._builder, self._body, self._values)
         operator = _operator(proto)
-        if operator not in sequences.TAKING and any(isinstance(value, Tensors) for value in operands):
-            raise ValueError("a sequence as an input is not supported")
+        if any(isinstance(value, Tensors) for value in operands):
+            if operator == "Identity":
+                return list(operands)
+            if operator not in sequences.TAKING:
+                raise ValueError("a sequence as an input is not supported")
         result = CONVERTERS[operator](node, operands) if operator in CONVERTERS else NotImplemented
         if result is NotImplemented:
             result = self._by_tvm(node, operands)

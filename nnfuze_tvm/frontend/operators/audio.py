@@ -16,6 +16,7 @@ from nnfuze_tvm.graph.ir import static_shape
 
 # A matrix of 64 MB in float32. What is larger wants a fast Fourier transform.
 _MOST_WEIGHTS = 1 << 24
+_LANES = 16
 
 
 def fourier(length: int, inputs: int, outputs: int, parts: tuple[int, int], inverse: bool = False) -> np.ndarray:
@@ -111,8 +112,14 @@ def _along(node: Node, data: Value, axis: int, matrix: np.ndarray) -> Value:
         data = node.emit(op.permute_dims(data, order))
     front = list(static_shape(data)[:-2]) if not moved else [static_shape(data)[n] for n in range(rank - 2)]
     flat = node.emit(op.reshape(data, [math.prod(front), reads * parts]))
-    weights = constant(matrix.reshape(reads * parts, makes * made), dtype_of(data))
-    result = op.reshape(node.emit(op.matmul(flat, weights)), [*front, makes, made])
+    columns = makes * made
+    table = matrix.reshape(reads * parts, columns)
+    # Half a spectrum has an odd number of values, or twice that: a width that no vectors fill.
+    rest = -columns % _LANES if columns > _LANES else 0
+    product = node.emit(op.matmul(flat, constant(np.pad(table, [(0, 0), (0, rest)]), dtype_of(data))))
+    if rest:
+        product = node.emit(part_of(product, 1, 0, columns))
+    result = op.reshape(product, [*front, makes, made])
     if not moved:
         return result
     return op.permute_dims(node.emit(result), [order.index(n) for n in range(rank)])

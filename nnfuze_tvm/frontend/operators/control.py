@@ -168,8 +168,13 @@ def _stacked(parts: Sequence[Value], axis: int, declared: onnx.ValueInfoProto) -
     axis %= rank + 1
     if all(isinstance(part, GenericConst) for part in parts):
         return constant(np.stack(list(map(array, parts)), axis))
-    expanded = [relax.op.expand_dims(part, axis) for part in parts]
-    return relax.op.concat(expanded, axis) if len(expanded) > 1 else expanded[0]
+    if len(parts) == 1:
+        return relax.op.expand_dims(parts[0], axis)
+    if axis == rank:
+        return relax.op.concat([relax.op.expand_dims(part, axis) for part in parts], axis)
+    # Side by side along the axis behind the new one, they are in the same order: one reshape for all.
+    shape = list(ir.static_shape(parts[0]))
+    return relax.op.reshape(relax.op.concat(list(parts), axis), [*shape[:axis], len(parts), *shape[axis:]])
 
 
 def _scan(node: Node, inputs: Operands) -> Any:
@@ -202,13 +207,10 @@ def _scanned(node: Node, inputs: list[Value], scanned: int, directions: str) -> 
     lengths = {ir.static_shape(value)[axis] for axis, value in zip(axes, sequences, strict=True)}
     if len(lengths) > 1:
         raise ValueError(f"its inputs are scanned over different lengths, {sorted(lengths)}")
-    (steps,) = lengths
     backwards = _list(node, directions, scanned)
-    for step in range(steps):
-        parts = []
-        for value, axis, back in zip(sequences, axes, backwards, strict=True):
-            at = steps - 1 - step if back else step
-            parts.append(_bound(node, part_of(value, axis, at, at + 1, keep=False)))
+    slices = [_slices(node, value, axis) for value, axis in zip(sequences, axes, strict=True)]
+    slices = [each[::-1] if back else each for each, back in zip(slices, backwards, strict=True)]
+    for parts in zip(*slices, strict=True):
         results = node.body(body, [*state, *parts])
         state = results[: len(state)]
         for one, part in zip(made, results[len(state) :], strict=True):
@@ -217,6 +219,16 @@ def _scanned(node: Node, inputs: list[Value], scanned: int, directions: str) -> 
     declared = body.output[len(state) :]
     stacks = zip(made, out_axes, out_back, declared, strict=True)
     return [*state, *(_stacked(one[::-1] if back else one, axis, value) for one, axis, back, value in stacks)]
+
+
+def _slices(node: Node, value: Value, axis: int) -> list[Value]:
+    """Return the slices of a tensor along an axis, without that axis."""
+    shape = list(ir.static_shape(value))
+    count = shape.pop(axis)
+    if isinstance(value, GenericConst) or count < 2:
+        return [_bound(node, part_of(value, axis, at, at + 1, keep=False)) for at in range(count)]
+    pieces = node.emit(relax.op.split(value, count, axis))
+    return [node.emit(relax.op.reshape(relax.TupleGetItem(pieces, at), shape)) for at in range(count)]
 
 
 def _bound(node: Node, value: Value) -> Value:

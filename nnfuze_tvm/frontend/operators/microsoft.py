@@ -8,6 +8,7 @@ from functools import reduce
 from typing import Any
 
 import numpy as np
+import onnx
 from tvm import relax
 from tvm.relax import op
 
@@ -90,6 +91,48 @@ def _turned(node: Node, value: Value, order: list[int]) -> Value:
     return node.emit(op.permute_dims(value, order)) if values is None else constant(values.transpose(order))
 
 
+# What the numbers of `activation_params` are called by the operators.
+_PARAMETERS = {"LeakyRelu": ["alpha"], "HardSigmoid": ["alpha", "beta"], "Clip": ["min", "max"]}
+
+
+def _with_activation(operator: str, names: str) -> Converter:
+    """Convert what ONNX Runtime fuses: an operator of ONNX on the inputs ``names``, a sum, and an activation."""
+
+    def convert(node: Node, inputs: Operands) -> Any:
+        own = [each for each in node.proto.attribute if not each.name.startswith("activation")]
+        given = {name: inputs[place] for place, name in enumerate(names.split()) if inputs[place] is not None}
+        read = [name if name in given else "" for name in names.split() if name != "residual"]
+        nodes = [onnx.helper.make_node(operator, read, ["sum"], name=node.proto.name)]
+        nodes[0].attribute.extend(own)
+        if "residual" in given:
+            nodes.append(onnx.helper.make_node("Add", ["sum", "residual"], ["total"], name=f"{node.proto.name}/add"))
+        activation = node.text("activation")
+        if activation:
+            values = list(node.attributes.get("activation_params", ()))
+            values = values or [node.attributes[key] for key in _ACTIVATION_NUMBERS if key in node.attributes]
+            nodes.append(_activation(activation, values, nodes[-1].output[0], node, given))
+        infos = [list(map(onnx.helper.make_empty_tensor_value_info, each)) for each in (given, nodes[-1].output)]
+        return node.body(onnx.helper.make_graph(nodes, "fused", infos[0], infos[1]), list(given.values()))
+
+    return convert
+
+
+_ACTIVATION_NUMBERS = ("activation_alpha", "activation_beta", "activation_gamma")
+
+
+def _activation(kind: str, values: list[float], source: str, node: Node, given: dict[str, Value]) -> onnx.NodeProto:
+    named = dict(zip(_PARAMETERS.get(kind, []), values, strict=False))
+    name, inputs = f"{node.proto.name}/{kind}", [source]
+    if kind == "Clip" and node.opset >= 11:
+        # Its bounds are inputs since then.
+        for key, value in named.items():
+            given[key] = constant(np.array(value, dtype_of(next(iter(given.values())))))
+        inputs, named = [source, *named], {}
+    result = onnx.helper.make_node(kind, inputs, ["activated"], name=name)
+    result.attribute.extend(onnx.helper.make_attribute(key, value) for key, value in named.items())
+    return result
+
+
 CONVERTERS: dict[str, Converter] = {
     "com.microsoft.FastGelu": _fast_gelu,
     "com.microsoft.BiasGelu": _gelu,
@@ -97,4 +140,6 @@ CONVERTERS: dict[str, Converter] = {
     "com.microsoft.QuickGelu": _quick_gelu,
     "com.microsoft.EmbedLayerNormalization": _embed_layer_norm,
     "com.microsoft.FusedMatMul": _fused_matmul,
+    "com.microsoft.FusedConv": _with_activation("Conv", "data weights bias residual"),
+    "com.microsoft.FusedGemm": _with_activation("Gemm", "data weights bias"),
 }

@@ -96,10 +96,6 @@ def _map(node: Node, inputs: Operands) -> Any:
     return [Tensors(each) for each in zip(*results, strict=True)] if results else [Tensors() for _ in body.output]
 
 
-def _same(node: Node, inputs: Operands) -> Any:
-    return inputs[0] if isinstance(inputs[0], Tensors) else NotImplemented
-
-
 CONVERTERS: dict[str, Converter] = {
     "SequenceConstruct": _construct,
     "SequenceEmpty": _empty,
@@ -110,9 +106,8 @@ CONVERTERS: dict[str, Converter] = {
     "SequenceMap": _map,
     "SplitToSequence": _split,
     "ConcatFromSequence": _join,
-    "Identity": _same,
 }
 
 TAKING = frozenset({"SequenceAt", "SequenceInsert", "SequenceErase", "SequenceLength", "SequenceMap",
-                    "ConcatFromSequence", "Identity", "Loop"})  # fmt: skip
+                    "ConcatFromSequence", "Loop"})  # fmt: skip
 """Operators whose inputs may be sequences."""

@@ -83,8 +83,12 @@ def _product_of_codes(context: Integers, left: Quantized, right: Quantized, name
     return Sum(result, left.scale * right.scale * one, np.zeros(one.shape, "int64"), bound * one)
 
 
+def _is_equal(left: GenericConst, right: GenericConst) -> bool:
+    return bool(left.same_as(right)) or array(left).tobytes() == array(right).tobytes()
+
+
 def batch(calls: Sequence[Call], axes: Axes) -> JoinedCall | None:
-    """One input: more columns. Several: one batched product."""
+    """One input: more columns. Several: more rows where the weights are equal, else one batched product."""
     data = [call.args[0] for call in calls]
     weights = [call.args[1] for call in calls]
     if not all(isinstance(weight, GenericConst) and len(static_shape(weight)) == 2 for weight in weights):
@@ -108,6 +112,14 @@ def batch(calls: Sequence[Call], axes: Axes) -> JoinedCall | None:
     if len({static_shape(value) for value in data}) != 1:
         return None
     count, rows, (depth, width) = len(calls), prod(source[:-1]), shapes[0]
+    operand = Join(tuple(data), axis)
+    if all(_is_equal(weight, weights[0]) for weight in weights[1:]):
+
+        def taller(new: list[Value]) -> Value:
+            product = op.matmul(op.reshape(new[0], [rows * count, depth]), weights[0], out_dtype=dtype)
+            return op.reshape(product, [*source[:-1], count * width])
+
+        return JoinedCall([operand], taller, axis, sizes, width, width, work)
 
     def build(new: list[Value]) -> Value:
         stacked = relax.const(np.stack([array(one) for one in weights]))
@@ -118,7 +130,7 @@ def batch(calls: Sequence[Call], axes: Axes) -> JoinedCall | None:
             product = op.permute_dims(op.matmul(apart, stacked, out_dtype=dtype), [1, 0, 2])
         return op.reshape(product, [*source[:-1], count * width])
 
-    return JoinedCall([Join(tuple(data), axis)], build, axis, sizes, width, width, work)
+    return JoinedCall([operand], build, axis, sizes, width, width, work)
 
 
 OPERATORS = {

@@ -8,6 +8,8 @@ import numpy as np
 import onnx
 import pytest
 
+from nnfuze_tvm.frontend import load
+from nnfuze_tvm.graph import dataflow
 from tests.frontend.operators.one_node import check, one_node, refusal
 
 
@@ -78,6 +80,27 @@ def test_products_of_swapped_matrices(swaps):
     attributes = {"transA": left, "transB": right, "transBatchA": batch_left, "transBatchB": batch_right}
     network, feeds = microsoft("FusedMatMul", list(itertools.starmap(random, shapes)), alpha=0.5, **attributes)
     check(network, feeds)
+
+
+@pytest.mark.parametrize("residual", [None, random(1, 3, 5, 5, seed=1)])
+@pytest.mark.parametrize(
+    ("activation", "numbers"),
+    [("", []), ("Relu", []), ("LeakyRelu", [0.2]), ("Clip", [-0.5, 0.75]), ("HardSigmoid", [0.3, 0.4]), ("Tanh", [])],
+)
+def test_fused_convolution(activation, numbers, residual):
+    inputs = [random(1, 2, 5, 5), random(3, 2, 3, 3), random(3), residual]
+    attributes = {"activation": activation} if activation else {}
+    attributes |= {"activation_params": numbers} if numbers else {}
+    network, feeds = microsoft("FusedConv", inputs, known=[1, 2], pads=[1, 1, 1, 1], **attributes)
+    check(network, feeds)
+    assert any(b.var.name == "net/node" for b in dataflow.bindings(load([network], ["net"])["net"]))
+
+
+@pytest.mark.parametrize(("activation", "numbers"), [("Relu", {}), ("LeakyRelu", {"activation_alpha": 0.2})])
+def test_fused_product(activation, numbers):
+    inputs = [random(2, 4), random(3, 4), random(3)]
+    attributes = {"activation": activation, "transB": 1, "alpha": 0.5, **numbers}
+    check(*microsoft("FusedGemm", inputs, known=[1, 2], **attributes))
 
 
 HIDDEN, WEIGHTS, BIAS = random(2, 5, 8), random(8, 24), random(24)

@@ -17,6 +17,7 @@ from tvm_ffi import StructuralKey
 from nnfuze_tvm.graph import dataflow, ir, ops
 from nnfuze_tvm.graph.batching import Join, JoinedCall, size_in_bytes
 from nnfuze_tvm.graph.dataflow import Value, op_name, operands
+from nnfuze_tvm.passes.lower.batching.slices import whole
 from nnfuze_tvm.passes.merge.share_trunk import ShareTrunk
 
 
@@ -145,6 +146,10 @@ class _Search:
             for member in batch.members:
                 self.batch_of[member] = batch
         return [batch for family in families for batch in self._best(family)]
+
+    def bound(self, var: Value) -> Value:
+        """Return what a Var is bound to, None for nothing."""
+        return self.bindings[self.index[var]].value if var in self.index else None
 
     def _signature(self, i: int) -> Any:
         """Return what calls must have in common to be batched; None if the operator has no rule."""
@@ -372,6 +377,11 @@ class _Writer:
         batch = self.owner.get(indices[0])
         if batch is not None and batch.members == indices and batch.plan.axis == operand.axis:
             return self.joined[indices[0]]
+        data = whole(operand.values, operand.axis, self.search.bound)
+        if data is not None:
+            shape = list(ir.static_shape(operand.values[0]))
+            shape[operand.axis] = sum(ir.static_shape(value)[operand.axis] for value in operand.values)
+            return self.emitter.emit(relax.op.reshape(self._apart(data), shape))
         apart = [self._apart(value) for value in operand.values]
         return self.emitter.emit(relax.op.concat(apart, operand.axis))
 

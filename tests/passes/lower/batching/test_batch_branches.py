@@ -252,6 +252,31 @@ def test_dense_layers(eager, rows):
     assert len(layers(after)) == 2
 
 
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_equal_weights_take_more_rows(eager, rows, dtype):
+    net = Network(dtype=dtype)
+    weight = net.numbers((4, 5))
+    out = None if dtype == "float32" else "int32"
+    mod = net.module(*[net.emit(relax.op.matmul(net.vector(4, rows), weight, out_dtype=out)) for _ in range(3)])
+    (product,) = [b.value for b in dataflow.bindings(batched(mod)["main"]) if dataflow.op_name(b.value) == "matmul"]
+    assert [ir.static_shape(arg) for arg in product.args] == [(3 * rows, 4), (4, 5)]
+
+
+@pytest.mark.parametrize(("shape", "axis", "joins"), [((3, 1, 4), 0, 0), ((1, 12), 1, 0), ((2, 3, 4), 1, 1)])
+def test_slices_of_one_tensor_need_not_be_joined(eager, shape, axis, joins):
+    """A scan takes its input apart; its products put it together again."""
+    net = Network()
+    net.params.append(tvm.ir.Var("x", relax.TensorType(shape, "float32")))
+    pieces, weight = net.emit(relax.op.split(net.params[0], 3, axis)), net.numbers((4, 5))
+    rows = int(np.prod(shape)) // 12
+    slices = [net.emit(relax.op.reshape(relax.TupleGetItem(pieces, n), [rows, 4])) for n in range(3)]
+    result = batched(net.module(*[net.emit(relax.op.matmul(each, weight)) for each in slices]))
+    assert calls(result, "matmul") == 1 and calls(result, "concat") == joins
+    other = batched(net.module(*[net.emit(relax.op.matmul(each, weight)) for each in slices[::-1]]))
+    assert calls(other, "concat") == 1
+
+
 def test_different_depths_split_late(eager):
     """Two branches of three go on: the third leaves, the others stay together."""
     net = Network()
