@@ -149,16 +149,15 @@ class _Loops:
         self.state = _alloc((2, self.states, s.batch, s.hidden), s.dtype)
         if form.waits:
             self.update, self.reset = (_alloc((s.batch, s.hidden), s.dtype) for _ in range(2))
-        self.sums = _alloc((self._width() * form.gates * self.tile.rows,), s.dtype)
+        # One buffer for each gate of each row: small ones live in registers.
+        gates = 2 if form.waits else form.gates
+        self.sums = [[_alloc((self.tile.units,), s.dtype) for _ in range(gates)] for _ in range(self.tile.rows)]
         self.weights = self._packed() if packed else self._plain()
         with T.sblock("recurrence"):
             T.reads(*(buffer[tuple(slice(0, n) for n in buffer.shape)] for buffer in self._read()))
             T.writes(self.out[tuple(slice(0, n) for n in self.out.shape)])
             for direction in range(s.directions):
                 self._direction(direction)
-
-    def _width(self) -> int:
-        return self.tile.units
 
     def _read(self) -> list[Any]:
         return list(self.buffers.values())
@@ -209,9 +208,8 @@ class _Loops:
     def _wide(self, value: Any) -> Any:
         return value if self.tile.lanes == 1 else tirx.Broadcast(value, self.tile.lanes)
 
-    def _slot(self, gates: int, row: int, gate: int, vector: int) -> Any:
-        place = ((row * gates + gate) * self.tile.vectors + vector) * self.tile.lanes
-        return [self._ramp(tirx.IntImm("int64", place))]
+    def _place(self, vector: int) -> Any:
+        return self._ramp(tirx.IntImm("int64", vector * self.tile.lanes))
 
     def _projected(self, direction: int, row: Any, time: Any, gate: int, start: Any) -> Any:
         s = self.sizes
@@ -233,8 +231,8 @@ class _Loops:
         each = [
             (row, gate, vector) for row in range(tile.rows) for gate in range(gates) for vector in range(tile.vectors)
         ]
-        for one in each:
-            T.buffer_store(self.sums, begin(*one), self._slot(gates, *one))
+        for row, gate, vector in each:
+            T.buffer_store(self.sums[row][gate], begin(row, gate, vector), [self._place(vector)])
 
         def products(i: Any) -> None:
             factors = [T.bind(self._wide(factor(row, i))) for row in range(tile.rows)]
@@ -242,8 +240,8 @@ class _Loops:
                 for vector in range(tile.vectors):
                     weights = T.bind(weight(gate, vector, i)) if tile.rows > 1 else weight(gate, vector, i)
                     for row in range(tile.rows):
-                        slot = self._slot(gates, row, gate, vector)
-                        T.buffer_store(self.sums, self.sums[tuple(slot)] + factors[row] * weights, slot)
+                        sums, place = self.sums[row][gate], self._place(vector)
+                        T.buffer_store(sums, sums[place] + factors[row] * weights, [place])
 
         whole = hidden // tile.unroll
         with _serial(whole) as step:
@@ -253,7 +251,7 @@ class _Loops:
             products(tirx.IntImm("int64", i))
 
     def _results(self, gates: int, row: int, vector: int) -> list[Any]:
-        return [T.bind(self.sums[tuple(self._slot(gates, row, gate, vector))]) for gate in range(gates)]
+        return [T.bind(self.sums[row][gate][self._place(vector)]) for gate in range(gates)]
 
     def _tiles(self, first: Any, unit: Any) -> list[tuple[int, int, Any, Any]]:
         """Return row and vector of each part of a tile, its sequence and its first unit."""

@@ -43,24 +43,26 @@ def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
 
 def best_tile(form: Form, sizes: Sizes, hw: Hardware) -> Tile:
     """Return the tile that takes the fewest cycles by what it loads and by how long its sums wait for each other."""
-    gates = 2 if form.waits else form.gates
+    # The sums of each pass: a candidate that waits for its gates has one of its own.
+    passes = (2, 1) if form.waits else (form.gates,)
     most = max(1, hw.registers - _OTHERS)
     lanes = hw.lanes(sizes.dtype)
     while lanes > sizes.hidden:
         lanes //= 2
-    unroll = next(n for n in divisors(sizes.hidden, _UNROLLED))
+    unroll = next(iter(divisors(sizes.hidden, _UNROLLED)))
 
-    def cycles(tile: Tile) -> float:
-        sums = tile.rows * gates * tile.vectors
-        loads = gates * tile.vectors + tile.rows
-        each = max(sums, loads, _IN_FLIGHT)
+    def cycles(tile: Tile) -> int:
+        each = 0
+        for gates in passes:
+            sums, loads = tile.rows * gates * tile.vectors, gates * tile.vectors + tile.rows
+            each += max(sums, loads, _IN_FLIGHT)
         return each * -(-sizes.hidden // tile.units) * (sizes.batch // tile.rows)
 
     tiles = [
         Tile(lanes, vectors, rows, unroll)
         for rows in divisors(sizes.batch, most)
         for vectors in range(1, most + 1)
-        if rows * gates * vectors <= most and vectors * lanes <= sizes.hidden
+        if rows * passes[0] * vectors <= most and vectors * lanes <= sizes.hidden
     ]
     return min(tiles, key=cycles) if tiles else Tile(lanes, 1, 1, unroll)
 
