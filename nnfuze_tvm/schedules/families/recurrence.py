@@ -17,11 +17,12 @@ from nnfuze_tvm.schedules.knobs import record_knobs
 from nnfuze_tvm.schedules.loops import divisors
 from nnfuze_tvm.schedules.rule import Rule
 
-# Registers that hold no sums: the number that all multiply, and weights on their way.
-_OTHERS = 4
+# Registers that hold no sums: the number that all multiply, and weights on their way, or products.
+_OTHERS = {True: 4, False: 6}
 # Sums that a core can have on their way at once: fewer wait for each other.
 _IN_FLIGHT = 8
-_UNROLLED = 4
+# Products per sum in one iteration. Without fused multiply-adds LLVM's scheduler would spill the sums of more.
+_UNROLLED = {True: 4, False: 1}
 
 
 def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
@@ -45,11 +46,12 @@ def best_tile(form: Form, sizes: Sizes, hw: Hardware) -> Tile:
     """Return the tile that takes the fewest cycles by what it loads and by how long its sums wait for each other."""
     # The sums of each pass: a candidate that waits for its gates has one of its own.
     passes = (2, 1) if form.waits else (form.gates,)
-    most = max(1, hw.registers - _OTHERS)
+    fused = hw.isa == "arm" or "fma" in hw.features
+    most = hw.registers - _OTHERS[fused]
     lanes = hw.lanes(sizes.dtype)
     while lanes > sizes.hidden:
         lanes //= 2
-    unroll = next(iter(divisors(sizes.hidden, _UNROLLED)))
+    unroll = next(iter(divisors(sizes.hidden, _UNROLLED[fused])))
 
     def cycles(tile: Tile) -> int:
         each = 0
