@@ -7,7 +7,7 @@ so the order of tiles does not matter, and the last tile may overlap the one bef
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,7 +106,7 @@ def _serial(extent: int) -> Any:
     return T.serial(tirx.IntImm("int64", 0), tirx.IntImm("int64", extent))
 
 
-def _vectors(dtype: str, lanes: int) -> Math:
+def _vectors(dtype: str, lanes: int, keep: Callable[[Number], Number]) -> Math:
     """Return the functions of vectors of a kernel."""
 
     def number(value: float) -> tirx.PrimExpr:
@@ -115,7 +115,7 @@ def _vectors(dtype: str, lanes: int) -> Math:
 
     return Math(
         number=number,
-        keep=T.bind,
+        keep=keep,
         exp=tirx.exp,
         log=tirx.log,
         tanh=tirx.tanh,
@@ -138,7 +138,9 @@ class _Loops:
 
     def __init__(self, form: Form, sizes: Sizes, tile: Tile, buffers: dict[str, Any], out: Any) -> None:
         self.form, self.sizes, self.tile, self.buffers, self.out = form, sizes, tile, buffers, out
-        self.math = _vectors(sizes.dtype, tile.lanes)
+        self.math = _vectors(sizes.dtype, tile.lanes, self._kept)
+        self.values: list[Any] = []
+        self.used = 0
         self.tiles = -(-sizes.hidden // tile.units)
         self.states = 2 if form.kind == "lstm" else 1
 
@@ -253,16 +255,29 @@ class _Loops:
     def _results(self, gates: int, row: int, vector: int) -> list[Any]:
         return [T.bind(self.sums[row][gate][self._place(vector)]) for gate in range(gates)]
 
-    def _tiles(self, first: Any, unit: Any) -> list[tuple[int, int, Any, Any]]:
-        """Return row and vector of each part of a tile, its sequence and its first unit."""
-        tile = self.tile
-        return [
-            (row, vector, first + row, unit + vector * tile.lanes)
-            for row in range(tile.rows)
-            for vector in range(tile.vectors)
-        ]
+    def _parts(self, first: Any, unit: Any) -> Iterator[tuple[int, int, Any, Any]]:
+        """Give row and vector of each part of a tile, its sequence and its first unit."""
+        for row in range(self.tile.rows):
+            for vector in range(self.tile.vectors):
+                self.used = 0
+                yield row, vector, first + row, unit + vector * self.tile.lanes
 
     # The cells.
+
+    def _kept(self, value: Number) -> Number:
+        """Return a value that may be read several times until the next part of a tile.
+
+        It goes through a buffer, which LLVM takes into a register: TVM fails to simplify bound variables in which
+        functions that it lowers to bindings of their own are nested.
+        """
+        if isinstance(value, tirx.Var):
+            return value
+        if self.used == len(self.values):
+            self.values.append(_alloc((self.tile.lanes,), self.sizes.dtype))
+        buffer, place = self.values[self.used], self._place(0)
+        self.used += 1
+        T.buffer_store(buffer, value, [place])
+        return buffer[place]
 
     def _products(self, direction: int, first: Any, times: tuple[Any, Any, Any], block: Any, unit: Any) -> None:
         """Add up all gates, each from its projection; a reset comes before a GRU's candidate has its own."""
@@ -280,19 +295,19 @@ class _Loops:
 
     def _keep(self, value: Number, row: Any, start: Any, direction: int, times: tuple[Any, Any, Any]) -> None:
         time, _, new = times
-        kept = T.bind(value)
+        kept = self._kept(value)
         T.buffer_store(self.state, kept, [new, 0, row, self._ramp(start)])
         T.buffer_store(self.out, kept, [time, direction, row, self._ramp(start)])
 
     def _rnn(self, cell: Any, direction: int, first: Any, times: Any, block: Any, unit: Any) -> None:
         self._products(direction, first, times, block, unit)
-        for row, vector, sequence, start in self._tiles(first, unit):
+        for row, vector, sequence, start in self._parts(first, unit):
             self._keep(cell.rnn(self.math, *self._results(1, row, vector)), sequence, start, direction, times)
 
     def _lstm(self, cell: Any, direction: int, first: Any, times: Any, block: Any, unit: Any) -> None:
         self._products(direction, first, times, block, unit)
         _, old, new = times
-        for row, vector, sequence, start in self._tiles(first, unit):
+        for row, vector, sequence, start in self._parts(first, unit):
             state = T.bind(self.state[old, 1, sequence, self._ramp(start)])
             peepholes = []
             if self.form.peepholes:
@@ -305,7 +320,7 @@ class _Loops:
     def _gru(self, cell: Any, direction: int, first: Any, times: Any, block: Any, unit: Any) -> None:
         self._products(direction, first, times, block, unit)
         time, old, _ = times
-        for row, vector, sequence, start in self._tiles(first, unit):
+        for row, vector, sequence, start in self._parts(first, unit):
             update, reset, candidate = self._results(3, row, vector)
             own = self._projected(direction, sequence, time, 2, start)
             total = own + cell.gate(self.math, reset) * candidate
@@ -326,7 +341,7 @@ class _Loops:
                 lambda row, i: self.state[old, 0, first + row, i],
                 self.weights(direction, block, unit),
             )
-            for row, vector, sequence, start in self._tiles(first, unit):
+            for row, vector, sequence, start in self._parts(first, unit):
                 update, reset = self._results(2, row, vector)
                 place = [sequence, self._ramp(start)]
                 left = cell.gate(self.math, reset) * self.state[old, 0, sequence, self._ramp(start)]
@@ -341,7 +356,7 @@ class _Loops:
             lambda row, i: self.reset[first + row, i],
             self.weights(direction, block, unit, 2),
         )
-        for row, vector, sequence, start in self._tiles(first, unit):
+        for row, vector, sequence, start in self._parts(first, unit):
             (total,) = self._results(1, row, vector)
             before = self.state[old, 0, sequence, self._ramp(start)]
             value = cell.gru(self.math, self.update[sequence, self._ramp(start)], total, before)
