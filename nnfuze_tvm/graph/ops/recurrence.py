@@ -18,8 +18,9 @@ from nnfuze_tvm.graph.dataflow import Value
 from nnfuze_tvm.graph.ir import static_shape
 from nnfuze_tvm.graph.ops.operator import Example, Operator
 from nnfuze_tvm.graph.recurrent.cell import Activation, Cell, arrays
-from nnfuze_tvm.graph.recurrent.form import Form, Sizes
-from nnfuze_tvm.graph.recurrent.kernel import Tile, operand_shapes, prim_func
+from nnfuze_tvm.graph.recurrent.form import Form, Sizes, operand_shapes
+from nnfuze_tvm.graph.recurrent.kernel import prim_func
+from nnfuze_tvm.graph.recurrent.loops import Tile
 
 _NAME = "relax.nnfuze.recurrence"
 

@@ -122,3 +122,17 @@ class Sizes:
     def result(self, form: Form) -> tuple[int, int, int, int]:
         """Return the shape of the result."""
         return (self.steps + form.keeps_cell, self.directions, self.batch, self.hidden)
+
+
+def operand_shapes(form: Form, sizes: Sizes) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the operands by their names, in order."""
+    s, units = sizes, sizes.hidden
+    known = {
+        "projection": (s.steps, s.batch, s.directions * form.gates * units),
+        "weights": (s.directions, units, form.gates * units),
+        "hidden": (s.directions, s.batch, units),
+        "cell": (s.directions, s.batch, units),
+        "peepholes": (s.directions, 3 * units),
+        "bias": (s.directions, units),
+    }
+    return {name: known[name] for name in form.operands}

@@ -1,7 +1,7 @@
 """Recurrent layers: the loops of all steps, written anew with the register tile that fits the machine.
 
 No schedule primitive moves loops within a recurrence, whose steps wait for each other; so the kernel's body is
-replaced by the same loops for vectors (`graph.recurrent.kernel`), over weights that are packed in the order in which
+replaced by the same loops for vectors (`graph.recurrent.loops`), over weights that are packed in the order in which
 they are read.
 """
 
@@ -11,7 +11,8 @@ from tvm import s_tir
 
 from nnfuze_tvm.devices.hardware import Hardware
 from nnfuze_tvm.graph.recurrent.form import Form, Sizes
-from nnfuze_tvm.graph.recurrent.kernel import ATTRIBUTE, Tile, prim_func
+from nnfuze_tvm.graph.recurrent.kernel import ATTRIBUTE, prim_func
+from nnfuze_tvm.graph.recurrent.loops import Tile
 from nnfuze_tvm.schedules.blocks import layout_free, root
 from nnfuze_tvm.schedules.knobs import record_knobs
 from nnfuze_tvm.schedules.loops import divisors
