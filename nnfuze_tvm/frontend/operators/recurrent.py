@@ -27,7 +27,9 @@ _WRITTEN_OUT = 2
 
 def _convert(kind: Kind, node: Node, inputs: Operands) -> list[Value | None]:
     """Convert a recurrent layer in either layout and of float16, float32 or float64."""
-    dtype = str(inputs[0].ty.dtype)
+    dtype, rank = str(inputs[0].ty.dtype), len(static_shape(inputs[0]))
+    if rank != 3:
+        raise ValueError(f"its input has {rank} axes instead of 3")
     if dtype not in ("float16", "float32", "float64"):
         raise ValueError(f"type {dtype} is not supported")
     layout = int(node.attributes.get("layout", 0))
@@ -230,4 +232,27 @@ def _rnn(node: Node, inputs: Operands) -> Sequence[Value | None]:
     return _convert("rnn", node, inputs)
 
 
-CONVERTERS: dict[str, Converter] = {"LSTM": _lstm, "GRU": _gru, "RNN": _rnn}
+def _quantized_lstm(node: Node, inputs: Operands) -> Sequence[Value | None]:
+    """Convert Microsoft's LSTM of 8-bit weights to one of the numbers that they stand for.
+
+    Activations stay what they are, where ONNX Runtime quantizes them. The weights are ``[D, I, 4·H]`` and ``[D, H, 4·H]``, scales and zero points ``[D]`` or ``[D, 4·H]``.
+    """
+    weights = []
+    for which, parameters in ((1, (8, 9)), (2, (10, 11))):
+        codes, scale, zero = (known(inputs[n]) for n in (which, *parameters))
+        if codes is None or scale is None:
+            raise ValueError("weights that are no constants are not supported")
+        wide = codes.astype("float32")
+        if zero is not None:
+            wide = wide - zero.astype("float32").reshape(len(zero), 1, -1)
+        numbers = (wide * scale.reshape(len(scale), 1, -1)).astype("float32")
+        weights.append(constant(numbers.transpose(0, 2, 1)))
+    return _convert("lstm", node, [inputs[0], *weights, *(inputs[n] for n in range(3, 8))])
+
+
+CONVERTERS: dict[str, Converter] = {
+    "LSTM": _lstm,
+    "GRU": _gru,
+    "RNN": _rnn,
+    "com.microsoft.DynamicQuantizeLSTM": _quantized_lstm,
+}

@@ -189,6 +189,27 @@ def test_200_steps_one_by_one_are_200_steps_at_once(operator):
     assert_equal([np.concatenate(rows), *states.values()], want)
 
 
+@pytest.mark.parametrize("each", [False, True], ids=["per layer", "per channel"])
+@pytest.mark.parametrize("direction", ["forward", "bidirectional"])
+def test_weights_of_8_bits(each, direction):
+    """ONNX Runtime quantizes the activations of each step, too; so the two differ by that."""
+    model, feeds = recurrent("LSTM", (4, 1, 12, 8), "bhcp", direction=direction)
+    (node,) = model.graph.node
+    node.op_type, node.domain = "DynamicQuantizeLSTM", "com.microsoft"
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    for tensor in list(model.graph.initializer):
+        if tensor.name not in "wr":
+            continue
+        values = numpy_helper.to_array(tensor).transpose(0, 2, 1)
+        scale = np.abs(values).max(axis=1 if each else (1, 2)) / 127
+        codes = np.rint(values / scale.reshape(len(scale), 1, -1)).astype("int8")
+        tensor.CopyFrom(numpy_helper.from_array(codes, tensor.name))
+        for name, array in (("scale", scale.astype("float32")), ("zero", np.zeros(scale.shape, "int8"))):
+            model.graph.initializer.append(numpy_helper.from_array(array, f"{tensor.name}_{name}"))
+    node.input.extend(f"{name}_{part}" for name in "wr" for part in ("scale", "zero"))
+    assert_equal(evaluate_module(load([model]), feeds, "main"), session(model).run(None, feeds), 0.03)
+
+
 def test_not_a_number_stays_one():
     for name in ACTIVATIONS:
         activations = {"activations": [name], "activation_alpha": [0.5], "activation_beta": [0.5]}
