@@ -235,7 +235,8 @@ def _rnn(node: Node, inputs: Operands) -> Sequence[Value | None]:
 def _quantized_lstm(node: Node, inputs: Operands) -> Sequence[Value | None]:
     """Convert Microsoft's LSTM of 8-bit weights to one of the numbers that they stand for.
 
-    Activations stay what they are, where ONNX Runtime quantizes them. The weights are ``[D, I, 4·H]`` and ``[D, H, 4·H]``, scales and zero points ``[D]`` or ``[D, 4·H]``.
+    Activations stay what they are, where ONNX Runtime quantizes them. The weights are ``[D, I, 4·H]`` and
+    ``[D, H, 4·H]``, scales and zero points ``[D]`` or ``[D, 4·H]``.
     """
     weights = []
     for which, parameters in ((1, (8, 9)), (2, (10, 11))):
