@@ -147,12 +147,14 @@ class _Layer:
             return [rest, *[constant(np.zeros((count, 1, self.units), self.dtype))] * (2 if self.kind == "lstm" else 1)]
         emit = self.node.emit
         states = [emit(op.strided_slice(each, [1], [n], [n + 1])) for each in (hidden, cell) if each is not None]
-        first = emit(op.strided_slice(projection, [0, 1], [0, n], [length, n + 1]))
-        everything, *last = self._run(first, *states)
+        width = static_shape(projection)[1]
+        steps = op.reshape(projection, [self.steps, self.batch, width])
+        own = op.reshape(op.strided_slice(steps, [0, 1], [0, n], [length, n + 1]), [length, width])
+        everything, *last = self._run(emit(own), *states)
         return [op.concat([everything, rest], 0) if length < self.steps else everything, *last]
 
     def _projection(self) -> Value:
-        """Return what each gate of each step adds up of input and biases ``[T, B, D·G·H]``."""
+        """Return what each gate of each step adds up of input and biases ``[T·B, D·G·H]``."""
         count, rows = len(self.reverse), GATES[self.kind] * self.units
         matrix = op.permute_dims(op.reshape(self.weights, [count * rows, self.width]), [1, 0])
         flat = op.reshape(self.data, [self.steps * self.batch, self.width])
@@ -165,7 +167,7 @@ class _Layer:
                 none = constant(np.zeros((count, self.units), self.dtype))
                 hidden = op.concat([kept, none], 1)
             product = op.add(product, op.reshape(op.add(inputs, hidden), [count * rows]))
-        return self.node.emit(op.reshape(product, [self.steps, self.batch, count * rows]))
+        return self.node.emit(product)
 
     def _operands(self, projection: Value, hidden: Value, cell: Value | None) -> dict[str, Value]:
         found = {
@@ -184,7 +186,7 @@ class _Layer:
 
     def _run(self, projection: Value, hidden: Value, cell: Value | None = None) -> list[Value]:
         """Return the same as `results` for sequences of equal length."""
-        node, steps = self.node, static_shape(projection)[0]
+        node, steps = self.node, static_shape(projection)[0] // static_shape(hidden)[1]
         operands = self._operands(projection, hidden, cell)
         if steps <= _WRITTEN_OUT:
             return run_steps(node, self.form, operands)

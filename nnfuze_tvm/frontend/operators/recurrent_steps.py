@@ -27,16 +27,18 @@ def run_steps(node: Node, form: Form, operands: Mapping[str, Value]) -> list[Val
     operands : mapping of str to Expr
         The operands that `Form` states, by name.
     """
-    directions = [_Direction(node, form, operands, n) for n in range(len(form.cells))]
+    _, batch, units = static_shape(operands["hidden"])
+    rows, width = static_shape(operands["projection"])
+    apart = node.emit(op.reshape(operands["projection"], [rows // batch, batch, width]))
+    directions = [_Direction(node, form, {**operands, "projection": apart}, n) for n in range(len(form.cells))]
     for direction in directions:
         direction.run()
-    _, batch, units = static_shape(directions[0].hidden)
-    steps = [[op.reshape(each, [1, 1, batch, units]) for each in direction.states] for direction in directions]
-    rows = [_joined([row[n] for row in steps], 1) for n in range(len(steps[0]))]
+    states = [[op.reshape(each, [1, 1, batch, units]) for each in direction.states] for direction in directions]
+    everything = _joined([_joined(list(step), 1) for step in zip(*states, strict=True)], 0)
     last = [_joined([direction.hidden for direction in directions], 0)]
     if form.kind == "lstm":
         last.append(_joined([direction.cell for direction in directions], 0))
-    return [_joined(rows, 0), *last]
+    return [everything, *last]
 
 
 def _joined(parts: list[Value], axis: int) -> Value:
@@ -65,7 +67,10 @@ def _relax(node: Node, dtype: str) -> Math:
 
 
 class _Direction:
-    """One direction of a layer: its states ``[1, B, H]``, and what it adds to them step by step."""
+    """One direction of a layer: its states ``[1, B, H]``, and what it does to them step by step.
+
+    Its projection has steps and sequences apart.
+    """
 
     def __init__(self, node: Node, form: Form, operands: Mapping[str, Value], direction: int) -> None:
         self.node, self.form, self.direction = node, form, direction

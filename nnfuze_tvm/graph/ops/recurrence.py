@@ -73,10 +73,10 @@ def _run(form: Form, sizes: Sizes, d: int, named: dict[str, np.ndarray], result:
     weights, hidden = named["weights"][d], named["hidden"][d]
     state = named["cell"][d] if form.kind == "lstm" else hidden
     peepholes = np.split(named["peepholes"][d], 3) if form.peepholes else []
-    width = form.gates * sizes.hidden
+    projection, width = named["projection"].reshape(sizes.steps, sizes.batch, -1), form.gates * sizes.hidden
     steps = range(sizes.steps)
     for step in reversed(steps) if form.reverse[d] else steps:
-        inputs = named["projection"][step, :, d * width : (d + 1) * width]
+        inputs = projection[step, :, d * width : (d + 1) * width]
         products = hidden @ weights
         if form.kind == "rnn":
             hidden = cell.rnn(m, inputs + products)

@@ -163,7 +163,7 @@ class Loops:
     def _projected(self, direction: int, row: Any, time: Any, gate: int, start: Any) -> Any:
         s = self.sizes
         column = (direction * self.form.gates + gate) * s.hidden + start
-        return self.buffers["projection"][time, row, self._ramp(column)]
+        return self.buffers["projection"][time * s.batch + row, self._ramp(column)]
 
     def _accumulate(
         self,
