@@ -321,8 +321,7 @@ def _bias_size(var: relax.Var, call: relax.Expr, bound: dict, users: dict) -> in
 
 def _output_channels(call: relax.Expr) -> int:
     operator = ops.of(call)
-    assert operator is not None and operator.layer is not None
-    layer = operator.layer(call)
+    layer = operator.layer(call) if operator is not None and operator.layer is not None else None
     return _shape(call)[-1 if layer is None else layer.result]
 
 

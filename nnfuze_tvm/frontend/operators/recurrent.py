@@ -27,7 +27,9 @@ _WRITTEN_OUT = 2
 
 def _convert(kind: Kind, node: Node, inputs: Operands) -> list[Value | None]:
     """Convert a recurrent layer in either layout and of float16, float32 or float64."""
-    dtype = str(inputs[0].ty.dtype)
+    dtype, rank = str(inputs[0].ty.dtype), len(static_shape(inputs[0]))
+    if rank != 3:
+        raise ValueError(f"its input has {rank} axes instead of 3")
     if dtype not in ("float16", "float32", "float64"):
         raise ValueError(f"type {dtype} is not supported")
     layout = int(node.attributes.get("layout", 0))
@@ -145,12 +147,14 @@ class _Layer:
             return [rest, *[constant(np.zeros((count, 1, self.units), self.dtype))] * (2 if self.kind == "lstm" else 1)]
         emit = self.node.emit
         states = [emit(op.strided_slice(each, [1], [n], [n + 1])) for each in (hidden, cell) if each is not None]
-        first = emit(op.strided_slice(projection, [0, 1], [0, n], [length, n + 1]))
-        everything, *last = self._run(first, *states)
+        width = static_shape(projection)[1]
+        steps = op.reshape(projection, [self.steps, self.batch, width])
+        own = op.reshape(op.strided_slice(steps, [0, 1], [0, n], [length, n + 1]), [length, width])
+        everything, *last = self._run(emit(own), *states)
         return [op.concat([everything, rest], 0) if length < self.steps else everything, *last]
 
     def _projection(self) -> Value:
-        """Return what each gate of each step adds up of input and biases ``[T, B, D·G·H]``."""
+        """Return what each gate of each step adds up of input and biases ``[T·B, D·G·H]``."""
         count, rows = len(self.reverse), GATES[self.kind] * self.units
         matrix = op.permute_dims(op.reshape(self.weights, [count * rows, self.width]), [1, 0])
         flat = op.reshape(self.data, [self.steps * self.batch, self.width])
@@ -163,7 +167,7 @@ class _Layer:
                 none = constant(np.zeros((count, self.units), self.dtype))
                 hidden = op.concat([kept, none], 1)
             product = op.add(product, op.reshape(op.add(inputs, hidden), [count * rows]))
-        return self.node.emit(op.reshape(product, [self.steps, self.batch, count * rows]))
+        return self.node.emit(product)
 
     def _operands(self, projection: Value, hidden: Value, cell: Value | None) -> dict[str, Value]:
         found = {
@@ -182,7 +186,7 @@ class _Layer:
 
     def _run(self, projection: Value, hidden: Value, cell: Value | None = None) -> list[Value]:
         """Return the same as `results` for sequences of equal length."""
-        node, steps = self.node, static_shape(projection)[0]
+        node, steps = self.node, static_shape(projection)[0] // static_shape(hidden)[1]
         operands = self._operands(projection, hidden, cell)
         if steps <= _WRITTEN_OUT:
             return run_steps(node, self.form, operands)
@@ -230,4 +234,28 @@ def _rnn(node: Node, inputs: Operands) -> Sequence[Value | None]:
     return _convert("rnn", node, inputs)
 
 
-CONVERTERS: dict[str, Converter] = {"LSTM": _lstm, "GRU": _gru, "RNN": _rnn}
+def _quantized_lstm(node: Node, inputs: Operands) -> Sequence[Value | None]:
+    """Convert Microsoft's LSTM of 8-bit weights to one of the numbers that they stand for.
+
+    Activations stay what they are, where ONNX Runtime quantizes them. The weights are ``[D, I, 4·H]`` and
+    ``[D, H, 4·H]``, scales and zero points ``[D]`` or ``[D, 4·H]``.
+    """
+    weights = []
+    for which, parameters in ((1, (8, 9)), (2, (10, 11))):
+        codes, scale, zero = (known(inputs[n]) for n in (which, *parameters))
+        if codes is None or scale is None:
+            raise ValueError("weights that are no constants are not supported")
+        wide = codes.astype("float32")
+        if zero is not None:
+            wide = wide - zero.astype("float32").reshape(len(zero), 1, -1)
+        numbers = (wide * scale.reshape(len(scale), 1, -1)).astype("float32")
+        weights.append(constant(numbers.transpose(0, 2, 1)))
+    return _convert("lstm", node, [inputs[0], *weights, *(inputs[n] for n in range(3, 8))])
+
+
+CONVERTERS: dict[str, Converter] = {
+    "LSTM": _lstm,
+    "GRU": _gru,
+    "RNN": _rnn,
+    "com.microsoft.DynamicQuantizeLSTM": _quantized_lstm,
+}

@@ -27,16 +27,18 @@ def run_steps(node: Node, form: Form, operands: Mapping[str, Value]) -> list[Val
     operands : mapping of str to Expr
         The operands that `Form` states, by name.
     """
-    directions = [_Direction(node, form, operands, n) for n in range(len(form.cells))]
+    _, batch, units = static_shape(operands["hidden"])
+    rows, width = static_shape(operands["projection"])
+    apart = node.emit(op.reshape(operands["projection"], [rows // batch, batch, width]))
+    directions = [_Direction(node, form, {**operands, "projection": apart}, n) for n in range(len(form.cells))]
     for direction in directions:
         direction.run()
-    batch, units = static_shape(directions[0].hidden)
-    steps = [[op.reshape(each, [1, 1, batch, units]) for each in direction.states] for direction in directions]
-    rows = [_joined([row[n] for row in steps], 1) for n in range(len(steps[0]))]
-    last = [_joined([op.reshape(d.hidden, [1, batch, units]) for d in directions], 0)]
+    states = [[op.reshape(each, [1, 1, batch, units]) for each in direction.states] for direction in directions]
+    everything = _joined([_joined(list(step), 1) for step in zip(*states, strict=True)], 0)
+    last = [_joined([direction.hidden for direction in directions], 0)]
     if form.kind == "lstm":
-        last.append(_joined([op.reshape(d.cell, [1, batch, units]) for d in directions], 0))
-    return [_joined(rows, 0), *last]
+        last.append(_joined([direction.cell for direction in directions], 0))
+    return [everything, *last]
 
 
 def _joined(parts: list[Value], axis: int) -> Value:
@@ -65,25 +67,31 @@ def _relax(node: Node, dtype: str) -> Math:
 
 
 class _Direction:
-    """One direction of a layer: its states, and what it adds to them step by step."""
+    """One direction of a layer: its states ``[1, B, H]``, and what it does to them step by step.
+
+    Its projection has steps and sequences apart.
+    """
 
     def __init__(self, node: Node, form: Form, operands: Mapping[str, Value], direction: int) -> None:
         self.node, self.form, self.direction = node, form, direction
-        self.cells = form.cells[direction]
+        self.equations = form.cells[direction]
         self.projection = operands["projection"]
         self.math = _relax(node, str(self.projection.ty.dtype))
-        self.weights, self.hidden = self._own(operands["weights"]), self._own(operands["hidden"])
+        self.weights, self.hidden = self._matrix(operands["weights"]), self._own(operands["hidden"])
         self.cell = self._own(operands["cell"]) if form.kind == "lstm" else self.hidden
         self.bias = self._own(operands["bias"]) if form.has_bias else None
         self.peepholes = self._pieces(self._own(operands["peepholes"]), 3) if form.peepholes else []
         self.states: list[Value] = []
 
     def _own(self, value: Value) -> Value:
-        """Return the part ``[…]`` of ``[D, …]``."""
-        count, *shape = static_shape(value)
-        if count > 1:
-            value = op.strided_slice(value, [0], [self.direction], [self.direction + 1])
-        return self.node.emit(op.reshape(value, shape))
+        """Return the part ``[1, …]`` of ``[D, …]``."""
+        if len(self.form.cells) == 1:
+            return value
+        return self.node.emit(op.strided_slice(value, [0], [self.direction], [self.direction + 1]))
+
+    def _matrix(self, value: Value) -> Value:
+        own = self._own(value)
+        return self.node.emit(op.reshape(own, static_shape(own)[1:]))
 
     def _pieces(self, value: Value, count: int) -> list[Value]:
         """Split the last axis into equal parts."""
@@ -95,16 +103,16 @@ class _Direction:
 
     def run(self) -> None:
         """Compute all steps, `states` in the order of their time."""
-        steps, batch, width = static_shape(self.projection)
+        steps, _, width = static_shape(self.projection)
         own = width // len(self.form.cells)
         order = range(steps)
         reverse = self.form.reverse[self.direction]
         for step in reversed(order) if reverse else order:
-            begin = [step, 0, self.direction * own]
-            row = self.projection
+            begin = [step, self.direction * own]
+            inputs = self.projection
             if steps > 1 or own < width:
-                row = op.strided_slice(row, [0, 1, 2], begin, [step + 1, batch, begin[2] + own])
-            self._step(self.node.emit(op.reshape(row, [batch, own])))
+                inputs = self.node.emit(op.strided_slice(inputs, [0, 2], begin, [step + 1, begin[1] + own]))
+            self._step(inputs)
             self.states.append(self.hidden)
         if reverse:
             self.states.reverse()
@@ -118,26 +126,25 @@ class _Direction:
         if self.form.kind == "gru":
             own, other = self._pieces(inputs, 3), self._pieces(products, 3)
             assert self.bias is not None
-            update, reset = (self.cells.gate(m, op.add(own[n], other[n])) for n in range(2))
+            update, reset = (self.equations.gate(m, op.add(own[n], other[n])) for n in range(2))
             total = own[2] + reset * op.add(other[2], self.bias)
-            self.hidden = emit(self.cells.gru(m, update, total, self.hidden))
+            self.hidden = emit(self.equations.gru(m, update, total, self.hidden))
             return
         sums = self._pieces(emit(op.add(products, inputs)), gates)
         if self.form.kind == "lstm":
-            hidden, self.cell = self.cells.lstm(m, sums, self.cell, self.peepholes)
+            hidden, self.cell = self.equations.lstm(m, sums, self.cell, self.peepholes)
             self.hidden = emit(hidden)
         else:
-            self.hidden = emit(self.cells.rnn(m, sums[0]))
+            self.hidden = emit(self.equations.rnn(m, sums[0]))
 
     def _waiting(self, inputs: Value) -> Value:
         """Return the state of a GRU whose gates come first."""
         m, emit = self.math, self.node.emit
         units = static_shape(self.hidden)[-1]
-        (gate_weights, weights), (gate_inputs, own) = (
-            [emit(op.strided_slice(each, [1], [low], [high])) for low, high in ((0, 2 * units), (2 * units, 3 * units))]
-            for each in (self.weights, inputs)
-        )
+        spans = ((0, 2 * units), (2 * units, 3 * units))
+        gate_weights, weights = (emit(op.strided_slice(self.weights, [1], [low], [high])) for low, high in spans)
+        gate_inputs, own = (emit(op.strided_slice(inputs, [2], [low], [high])) for low, high in spans)
         update, reset = self._pieces(emit(op.add(op.matmul(self.hidden, gate_weights), gate_inputs)), 2)
-        left = emit(self.cells.gate(m, reset) * self.hidden)
+        left = emit(self.equations.gate(m, reset) * self.hidden)
         total = op.add(op.matmul(left, weights), own)
-        return emit(self.cells.gru(m, self.cells.gate(m, update), total, self.hidden))
+        return emit(self.equations.gru(m, self.equations.gate(m, update), total, self.hidden))

@@ -18,8 +18,9 @@ from nnfuze_tvm.graph.dataflow import Value
 from nnfuze_tvm.graph.ir import static_shape
 from nnfuze_tvm.graph.ops.operator import Example, Operator
 from nnfuze_tvm.graph.recurrent.cell import Activation, Cell, arrays
-from nnfuze_tvm.graph.recurrent.form import Form, Sizes
-from nnfuze_tvm.graph.recurrent.kernel import Tile, operand_shapes, prim_func
+from nnfuze_tvm.graph.recurrent.form import Form, Sizes, operand_shapes
+from nnfuze_tvm.graph.recurrent.kernel import prim_func
+from nnfuze_tvm.graph.recurrent.loops import Tile
 
 _NAME = "relax.nnfuze.recurrence"
 
@@ -72,10 +73,10 @@ def _run(form: Form, sizes: Sizes, d: int, named: dict[str, np.ndarray], result:
     weights, hidden = named["weights"][d], named["hidden"][d]
     state = named["cell"][d] if form.kind == "lstm" else hidden
     peepholes = np.split(named["peepholes"][d], 3) if form.peepholes else []
-    width = form.gates * sizes.hidden
+    projection, width = named["projection"].reshape(sizes.steps, sizes.batch, -1), form.gates * sizes.hidden
     steps = range(sizes.steps)
     for step in reversed(steps) if form.reverse[d] else steps:
-        inputs = named["projection"][step, :, d * width : (d + 1) * width]
+        inputs = projection[step, :, d * width : (d + 1) * width]
         products = hidden @ weights
         if form.kind == "rnn":
             hidden = cell.rnn(m, inputs + products)
@@ -100,27 +101,32 @@ def macs(call: Call) -> int:
     return s.steps * s.directions * s.batch * form.gates * s.hidden * s.hidden
 
 
-def _example(form: Form, sizes: Sizes) -> Example:
-    def call(*operands: Any) -> Call:
-        return recurrence(form, operands)
-
+def _example(form: Form, sizes: Sizes, constant: bool = True) -> Example:
+    """Return a call of which the weights, an example's last operand, may be a constant."""
     shapes = operand_shapes(form, sizes)
-    # Constants come last in an example, and the weights are among the first operands here.
-    return Example(tuple(shapes.values()), call, low=-0.5, high=0.5)
+    given = [name for name in shapes if name != "weights"] + ["weights"]
+
+    def call(*operands: Any) -> Call:
+        named = dict(zip(given, operands, strict=True))
+        return recurrence(form, [named[name] for name in form.operands])
+
+    return Example(tuple(shapes[name] for name in given), call, constants=int(constant), low=-0.5, high=0.5)
 
 
 def _form(kind: Any, *names: str, reverse: tuple[bool, ...] = (False,), **facts: Any) -> Form:
     functions = tuple(Activation(name, 1.0, 0.0) for name in names)
-    keeps = facts.pop("keeps_cell", False)
-    return Form((Cell(kind, functions, **facts),) * len(reverse), reverse, keeps_cell=keeps)
+    peepholes, keeps = facts.pop("peepholes", False), facts.pop("keeps_cell", False)
+    return Form((Cell(kind, functions, **facts),) * len(reverse), reverse, peepholes, keeps)
 
 
+_LSTM = ("sigmoid", "tanh", "tanh")
 _EXAMPLES = (
-    _example(_form("lstm", "sigmoid", "tanh", "tanh", keeps_cell=True), Sizes(5, 1, 1, 24, "float32")),
-    _example(_form("lstm", "sigmoid", "tanh", "tanh", reverse=(False, True)), Sizes(3, 2, 2, 10, "float32")),
+    _example(_form("lstm", *_LSTM, keeps_cell=True), Sizes(5, 1, 1, 24, "float32")),
+    _example(_form("lstm", *_LSTM, reverse=(False, True), peepholes=True), Sizes(3, 2, 2, 10, "float32")),
+    _example(_form("lstm", *_LSTM), Sizes(3, 1, 1, 8, "float32"), constant=False),
     _example(_form("gru", "sigmoid", "tanh", linear_before_reset=True), Sizes(5, 1, 1, 16, "float32")),
     _example(_form("gru", "sigmoid", "tanh"), Sizes(4, 1, 2, 20, "float32")),
-    _example(_form("rnn", "tanh", reverse=(True,)), Sizes(4, 1, 1, 33, "float32")),
+    _example(_form("rnn", "tanh", reverse=(True,)), Sizes(4, 1, 3, 33, "float32")),
 )
 
 

@@ -15,7 +15,7 @@ class Form:
 
     Its operands are, with T steps, D directions, B sequences and H hidden units:
 
-    - ``projection [T, B, D·G·H]``: what the G gates of each direction add up of the input and of biases;
+    - ``projection [T·B, D·G·H]``: what the G gates of each direction add up of the input and of biases;
     - ``weights [D, H, G·H]``: what the hidden state is multiplied by;
     - ``hidden [D, B, H]``: the hidden state at the beginning;
     - LSTM: ``cell [D, B, H]``, its state at the beginning, and with peepholes ``[D, 3·H]``, those of input, output and
@@ -117,8 +117,22 @@ class Sizes:
     @staticmethod
     def of(projection: Sequence[int], hidden: Sequence[int], dtype: str) -> Sizes:
         """Return the sizes by the shapes of two operands."""
-        return Sizes(projection[0], hidden[0], hidden[1], hidden[2], dtype)
+        return Sizes(projection[0] // hidden[1], hidden[0], hidden[1], hidden[2], dtype)
 
     def result(self, form: Form) -> tuple[int, int, int, int]:
         """Return the shape of the result."""
         return (self.steps + form.keeps_cell, self.directions, self.batch, self.hidden)
+
+
+def operand_shapes(form: Form, sizes: Sizes) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the operands by their names, in order."""
+    s, units = sizes, sizes.hidden
+    known = {
+        "projection": (s.steps * s.batch, s.directions * form.gates * units),
+        "weights": (s.directions, units, form.gates * units),
+        "hidden": (s.directions, s.batch, units),
+        "cell": (s.directions, s.batch, units),
+        "peepholes": (s.directions, 3 * units),
+        "bias": (s.directions, units),
+    }
+    return {name: known[name] for name in form.operands}

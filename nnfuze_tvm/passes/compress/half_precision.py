@@ -95,7 +95,7 @@ def _computes_in_half(value: Value) -> bool:
 
 def _with(arg: Value, half: Callable[[Value], Value]) -> Value:
     if isinstance(arg, relax.Tuple):
-        return relax.Tuple([half(field) for field in arg.fields])
+        return relax.Tuple([_with(field, half) for field in arg.fields])
     return half(arg) if _is_float(arg) else arg
 
 

@@ -1,7 +1,7 @@
 """Recurrent layers: the loops of all steps, written anew with the register tile that fits the machine.
 
 No schedule primitive moves loops within a recurrence, whose steps wait for each other; so the kernel's body is
-replaced by the same loops for vectors (`graph.recurrent.kernel`), over weights that are packed in the order in which
+replaced by the same loops for vectors (`graph.recurrent.loops`), over weights that are packed in the order in which
 they are read.
 """
 
@@ -11,17 +11,19 @@ from tvm import s_tir
 
 from nnfuze_tvm.devices.hardware import Hardware
 from nnfuze_tvm.graph.recurrent.form import Form, Sizes
-from nnfuze_tvm.graph.recurrent.kernel import ATTRIBUTE, Tile, prim_func
+from nnfuze_tvm.graph.recurrent.kernel import ATTRIBUTE, prim_func
+from nnfuze_tvm.graph.recurrent.loops import Tile
 from nnfuze_tvm.schedules.blocks import layout_free, root
 from nnfuze_tvm.schedules.knobs import record_knobs
 from nnfuze_tvm.schedules.loops import divisors
 from nnfuze_tvm.schedules.rule import Rule
 
-# Registers that hold no sums: the number that all multiply, and weights on their way.
-_OTHERS = 4
+# Registers that hold no sums: the number that all multiply, and weights on their way, or products.
+_OTHERS = {True: 4, False: 6}
 # Sums that a core can have on their way at once: fewer wait for each other.
 _IN_FLIGHT = 8
-_UNROLLED = 4
+# Products per sum in one iteration. Without fused multiply-adds LLVM's scheduler would spill the sums of more.
+_UNROLLED = {True: 4, False: 1}
 
 
 def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
@@ -43,24 +45,27 @@ def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
 
 def best_tile(form: Form, sizes: Sizes, hw: Hardware) -> Tile:
     """Return the tile that takes the fewest cycles by what it loads and by how long its sums wait for each other."""
-    gates = 2 if form.waits else form.gates
-    most = max(1, hw.registers - _OTHERS)
+    # The sums of each pass: a candidate that waits for its gates has one of its own.
+    passes = (2, 1) if form.waits else (form.gates,)
+    fused = hw.isa == "arm" or "fma" in hw.features
+    most = hw.registers - _OTHERS[fused]
     lanes = hw.lanes(sizes.dtype)
     while lanes > sizes.hidden:
         lanes //= 2
-    unroll = next(n for n in divisors(sizes.hidden, _UNROLLED))
+    unroll = next(iter(divisors(sizes.hidden, _UNROLLED[fused])))
 
-    def cycles(tile: Tile) -> float:
-        sums = tile.rows * gates * tile.vectors
-        loads = gates * tile.vectors + tile.rows
-        each = max(sums, loads, _IN_FLIGHT)
+    def cycles(tile: Tile) -> int:
+        each = 0
+        for gates in passes:
+            sums, loads = tile.rows * gates * tile.vectors, gates * tile.vectors + tile.rows
+            each += max(sums, loads, _IN_FLIGHT)
         return each * -(-sizes.hidden // tile.units) * (sizes.batch // tile.rows)
 
     tiles = [
         Tile(lanes, vectors, rows, unroll)
         for rows in divisors(sizes.batch, most)
         for vectors in range(1, most + 1)
-        if rows * gates * vectors <= most and vectors * lanes <= sizes.hidden
+        if rows * passes[0] * vectors <= most and vectors * lanes <= sizes.hidden
     ]
     return min(tiles, key=cycles) if tiles else Tile(lanes, 1, 1, unroll)
 
