@@ -76,7 +76,9 @@ def test_computed_condition_chooses(flag, shape):
 
 def test_known_condition_keeps_one_branch_whatever_the_other_holds():
     dead = graph(
-        [node("Missing", "x", "a"), helper.make_node("Thing", ["x", "a"], ["t"], name="thing", domain="vendor")], (), ["t"]
+        [node("Missing", "x", "a"), helper.make_node("Thing", ["x", "a"], ["t"], name="thing", domain="vendor")],
+        (),
+        ["t"],
     )
     live = graph([node("Relu", "x", "e")], (), ["e"])
     nodes = [
