@@ -27,6 +27,7 @@ from nnfuze_tvm.devices import targets
 from nnfuze_tvm.jobs import measure_stages
 from nnfuze_tvm.jobs.announce import Announce, silent
 from nnfuze_tvm.jobs.build_stages import Builder, answering_stages, build_stages
+from nnfuze_tvm.jobs.check.check import Checker
 from nnfuze_tvm.jobs.data import evaluation_data, read_arrays
 from nnfuze_tvm.jobs.dump import open_dump
 from nnfuze_tvm.jobs.graphs import Graphs, make_graphs
@@ -75,7 +76,8 @@ def compile(
           name or ``task:name``, where the files leave them open;
         - ``trials`` (0) per kernel of tuning, kept in ``work_dir``, with ``tracker`` (``host:port``), ``key`` and
           ``wait`` (60 s) on boards;
-        - ``compare`` (True): build and measure every stage for the report, not only the last.
+        - ``compare`` (True): build and measure every stage for the report, not only the last;
+        - ``check`` (True): compare what was built with the networks as they were given, on a few samples.
 
     Returns
     -------
@@ -86,6 +88,8 @@ def compile(
     ------
     NNFuzeError
         If anything given doesn't fit, or there is no such option; nothing is written then.
+    CheckError
+        If what was built doesn't compute what the networks compute; nothing is written then, either.
     """
     request = CompileRequest.parse(models, fields)
     check_destination(output, force=force)
@@ -110,10 +114,13 @@ def compile(
             layers=_layers(graphs.last),
             versions=package_versions(),
         )
-        announce("measuring")
         peer = measure_stages.try_onnx_runtime(request.models, graphs, request.threads) if request.compare else None
         if peer is not None:
             report.stages.insert(0, peer.record)
+        if request.check:
+            announce("checking")
+            report.check = Checker(request, graphs, builder, built).check(data, peer)
+        announce("measuring")
         if data.batches:
             answering = answering_stages(builder, built, graphs, compare=request.compare)
             measure_stages.judge(built, answering, peer, data, compare=request.compare)

@@ -73,6 +73,8 @@ def render_html(report: Report) -> str:
     facts = [f"target {report.target}", text.threads(report.threads)]
     if report.measured_on:
         facts.append(f"measured on {report.measured_on}")
+    if report.check is not None:
+        facts.append(f"check: {report.check.text}")
     sections = [
         _section("Stages", "Each row adds one step to the row above it.", _stages(report)),
         _section("Latency", "One inference of all tasks, median.", figures.latency_bars(report)),
