@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -104,6 +106,8 @@ class Check(_Record):
         What to know of it.
     """
 
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
+
     against: str = ""
     samples: int = 0
     loaded: float | None = None
@@ -123,7 +127,9 @@ class Check(_Record):
 
 
 def _within(error: float) -> str:
-    return f" within {error:.0e}".replace("e-0", "e-") if error else ", bit by bit"
+    if error == 0:
+        return ", bit by bit"
+    return f" within {error:.0e}".replace("e-0", "e-") if math.isfinite(error) else " but for what is infinite or NaN"
 
 
 class Report(_Record):

@@ -11,7 +11,7 @@ import tvm
 
 from nnfuze_tvm.analysis import metrics
 from nnfuze_tvm.deploy import build
-from nnfuze_tvm.deploy.runner import signature
+from nnfuze_tvm.deploy.runner import Runner, signature
 from nnfuze_tvm.errors import CheckError
 from nnfuze_tvm.graph import evaluate, ir
 from nnfuze_tvm.graph.dataflow import bindings, op_name
@@ -305,6 +305,6 @@ def _quantized(mod: tvm.IRModule) -> bool:
     return any(op_name(binding.value) in ("quantize", "dequantize") for binding in bindings(mod["main"]))
 
 
-def _flat(runner: object, sample: Arrays) -> list[np.ndarray]:
+def _flat(runner: Runner, sample: Arrays) -> list[np.ndarray]:
     runner.set_inputs(sample)
     return [np.from_dlpack(field).copy() for field in runner.invoke()]

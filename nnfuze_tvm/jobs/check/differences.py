@@ -20,6 +20,8 @@ _FLAT = 1e-3
 # How often rounding is tried, and how much more than the worst of these tries may happen.
 _TRIES = 3
 _MARGIN = 8
+# Sums of this part of the largest number of their type may overflow in another order.
+_NEAR = 0.1
 # What IEEE 754 rounds the same way on every machine.
 _EXACT = frozenset(
     (
@@ -90,6 +92,11 @@ def tolerated(mod: tvm.IRModule, samples: Sequence[Arrays], unit: float | None =
     unit : float, optional
         By how much, relatively, all float values are disturbed. By default by some units in the last place, and only
         what is not computed exactly on every machine.
+
+    Returns
+    -------
+    list of float
+        Infinite where values come near the largest that their type has: sums overflow in one order and not in another.
     """
     run = evaluate.hooked_executor(mod)
     references = [run(sample, None) for sample in samples]
@@ -98,6 +105,8 @@ def tolerated(mod: tvm.IRModule, samples: Sequence[Arrays], unit: float | None =
         disturb = Rounding(seed, unit)
         found = largest([run(sample, disturb) for sample in samples], references)
         worst = [max(pair) for pair in zip(worst, found, strict=True)]
+        if disturb.overflows:
+            return [float("inf")] * len(worst)
     return [_MARGIN * value for value in worst]
 
 
@@ -113,6 +122,7 @@ class Rounding:
     """
 
     def __init__(self, seed: int, unit: float | None = None) -> None:
+        self.overflows = False
         self._rng = np.random.default_rng(seed)
         self._unit = unit
 
@@ -129,12 +139,20 @@ class Rounding:
         effect = "" if operator is None else operator.effect
         if not name or effect in ("moves", "joins") or (self._unit is None and name in _EXACT):
             return result
-        unit = max(4 * float(np.finfo(result.dtype).eps), self._unit or 0.0)
+        limits = np.finfo(result.dtype)
+        unit = max(4 * float(limits.eps), self._unit or 0.0)
         sizes = np.abs(result)
-        if effect in ("layer", "averages") or name in ("call_tir", "sum"):
+        sums = effect in ("layer", "averages") or name in ("call_tir", "sum")
+        if sums:
             # A sum rounds as its terms do, also where they cancel out.
             finite = sizes[np.isfinite(sizes)].astype(np.float64)
             sizes = sizes + (np.sqrt(np.mean(finite**2)) if finite.size else 0.0)
+            self.overflows |= bool(np.isinf(sizes).any() or finite.max(initial=0.0) > _NEAR * limits.max)
+        elif name not in _EXACT:
+            # What is this small is zero for some.
+            tiny = (sizes < limits.tiny) & (sizes > 0)
+            result = np.where(tiny, self._rng.choice([0.0, 1.0], result.shape), result)
+            result = np.where(tiny & (result > 0), limits.tiny, result)
         with np.errstate(all="ignore"):
             moved = result + unit * sizes * self._rng.uniform(-1, 1, result.shape)
         return np.where(np.isfinite(result), moved, result).astype(result.dtype)

@@ -161,9 +161,7 @@ def _wrong(mod: tvm.IRModule, sample: Arrays, output: int, wanted: np.ndarray, t
         return False
 
 
-def _first_layer(
-    before: tvm.IRModule, phase: tvm.transform.Pass, sample: Arrays, output: int, tolerance: float
-) -> str:
+def _first_layer(before: tvm.IRModule, phase: tvm.transform.Pass, sample: Arrays, output: int, tolerance: float) -> str:
     """Bisect: the graph is cut off behind one value, goes through the phase, and is compared with what it was."""
     name, owner = _owner(before, output)
     func = before[name]

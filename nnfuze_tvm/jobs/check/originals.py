@@ -74,7 +74,7 @@ class Originals:
         return ""
 
     def plainly(self) -> None:
-        """Compute node by node from now on: what ONNX Runtime makes of a graph may compute something a bit different."""
+        """Compute node by node from now on; what ONNX Runtime makes of a graph may compute it a bit differently."""
         if self.what == "ONNX Runtime":
             self._runs = [_session(source.model, plain=True) for source in self.sources]
 
