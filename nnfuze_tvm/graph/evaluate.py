@@ -76,7 +76,11 @@ def evaluate(
     for binding in bindings(func):
         found = _value(binding.value, known, library)
         known[binding.var] = found if hook is None else hook(binding.value, found)
-    return [np.asarray(_value(field, known, library)) for field in output_fields(func)]
+    fields = output_fields(func)
+    values = [_value(field, known, library) for field in fields]
+    if len(fields) == 1 and isinstance(fields[0].ty, relax.TupleType):
+        (values,) = values
+    return list(map(np.asarray, values))
 
 
 def call_of_constants(value: Value) -> np.ndarray | None:
@@ -110,6 +114,8 @@ def _value(value: Value, known: Mapping[Value, Any], library: tvm.runtime.Module
     if isinstance(value, Call):
         if op_name(value) in ("call_tir", "call_tir_inplace"):
             return _kernel(value, known, library)
+        if op_name(value) == "shape_of":
+            return _value(value.args[0], known, library).shape
         return _called(value, [_value(arg, known, library) for arg in value.args])
     return _scalar(value)
 

@@ -27,7 +27,7 @@ from nnfuze_tvm.devices import targets
 from nnfuze_tvm.jobs import measure_stages
 from nnfuze_tvm.jobs.announce import Announce, silent
 from nnfuze_tvm.jobs.build_stages import Builder, answering_stages, build_stages
-from nnfuze_tvm.jobs.check.check import Checker
+from nnfuze_tvm.jobs.check.check import check
 from nnfuze_tvm.jobs.data import evaluation_data, read_arrays
 from nnfuze_tvm.jobs.dump import open_dump
 from nnfuze_tvm.jobs.graphs import Graphs, make_graphs
@@ -119,7 +119,7 @@ def compile(
             report.stages.insert(0, peer.record)
         if request.check:
             announce("checking")
-            report.check = Checker(request, graphs, builder, built).check(data, peer)
+            report.check = check(request, graphs, builder, built, data, peer)
         announce("measuring")
         if data.batches:
             answering = answering_stages(builder, built, graphs, compare=request.compare)

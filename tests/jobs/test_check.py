@@ -173,13 +173,20 @@ class TestNoFalseAlarm:
         assert "only by what rounding does to this network" in found.text
 
     def test_overflow(self, tmp_path: Path, out: Path) -> None:
-        nodes = [
-            helper.make_node("MatMul", [f"a{n}" if n else "x", "w"], [f"a{n + 1}"], name=f"dense{n}") for n in range(60)
+        """Sums become infinite in one order and not in another, and small numbers zero on one machine."""
+        node = helper.make_node
+        growing = [node("MatMul", [f"a{n}" if n else "x", "w"], [f"a{n + 1}"], name=f"dense{n}") for n in range(60)]
+        vanishing = [
+            node("MatMul", ["x", "w"], ["a"], name="dense"),
+            node("Softmax", ["a"], ["b"], name="soft"),
+            node("Log", ["b"], ["y"], name="log"),
         ]
         inputs = {"x": (TensorProto.FLOAT, (1, 16))}
-        checked(
-            [save(tmp_path / "net.onnx", nodes, inputs, {"a60": TensorProto.FLOAT}, {"w": 3 * weights(16, 16)})], out
-        )
+        models = [
+            save(tmp_path / "growing.onnx", growing, inputs, {"a60": TensorProto.FLOAT}, {"w": 3 * weights(16, 16)}),
+            save(tmp_path / "gone.onnx", vanishing, inputs, {"y": TensorProto.FLOAT}, {"w": 20 * weights(16, 16)}),
+        ]
+        assert checked(models, out).samples
 
     def test_float16(self, tmp_path: Path, out: Path) -> None:
         nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], name="dense")]
@@ -249,12 +256,6 @@ def odd_networks(directory: Path) -> Paths:
         "steps": ([dense, node("Round", ["a"], ["y"])], x, {"y": real}, {"w": 10 * weights(8, 5)}),
         "nan": ([dense, node("Log", ["a"], ["y"])], x, {"y": real}, w),
         "infinite": ([node("Floor", ["x"], ["a"]), node("Div", ["x", "a"], ["y"])], x, {"y": real}),
-        "nothing": (
-            [dense, node("Softmax", ["a"], ["b"]), node("Log", ["b"], ["y"])],
-            x,
-            {"y": real},
-            {"w": 20 * weights(8, 5)},
-        ),
         "constant": (
             [node("Mul", ["x", "o"], ["a"]), node("Add", ["a", "p"], ["y"])],
             x,

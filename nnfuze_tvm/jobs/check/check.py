@@ -13,6 +13,7 @@ from nnfuze_tvm.analysis import metrics
 from nnfuze_tvm.deploy import build
 from nnfuze_tvm.deploy.runner import Runner, signature
 from nnfuze_tvm.errors import CheckError
+from nnfuze_tvm.frontend.onnx_file import first_line
 from nnfuze_tvm.graph import evaluate, ir
 from nnfuze_tvm.graph.dataflow import bindings, op_name
 from nnfuze_tvm.jobs.build_stages import Builder, Built
@@ -73,6 +74,29 @@ class _Link:
     tolerance: float
     steps: float
     locate: Callable[[int, Arrays, float], str]
+
+
+def check(
+    request: CompileRequest,
+    graphs: Graphs,
+    builder: Builder,
+    built: Sequence[Built],
+    data: EvaluationData,
+    peer: OnnxRuntime | None,
+) -> Check:
+    """Check a compilation; see `Checker`.
+
+    Raises
+    ------
+    CheckError
+        If something differs by more than rounding can explain.
+    """
+    try:
+        return Checker(request, graphs, builder, built).check(data, peer)
+    except CheckError:
+        raise
+    except Exception as error:  # that something can't be compared doesn't say that it is wrong
+        return Check(notes=[f"could not be done: {first_line(error)}"])
 
 
 class Checker:

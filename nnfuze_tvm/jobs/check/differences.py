@@ -151,8 +151,7 @@ class Rounding:
         elif name not in _EXACT:
             # What is this small is zero for some.
             tiny = (sizes < limits.tiny) & (sizes > 0)
-            result = np.where(tiny, self._rng.choice([0.0, 1.0], result.shape), result)
-            result = np.where(tiny & (result > 0), limits.tiny, result)
+            result = np.where(tiny, limits.tiny * self._rng.integers(0, 2, result.shape), result).astype(result.dtype)
         with np.errstate(all="ignore"):
             moved = result + unit * sizes * self._rng.uniform(-1, 1, result.shape)
         return np.where(np.isfinite(result), moved, result).astype(result.dtype)
