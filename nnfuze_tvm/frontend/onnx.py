@@ -51,19 +51,20 @@ def load(
     InputError
         If names or shapes do not fit the networks.
     """
-    sources = onnx_file.sources(models, tasks)
-    onnx_file.check_shape_names(sources, shapes or {})
-    for source in sources:
-        onnx_file.name_nodes(source)
-        onnx_file.check_edges(source)
-    _check_operators(sources)
-    input_shapes = {source.task: onnx_file.input_shapes(source, shapes or {}) for source in sources}
-
+    sources, input_shapes = onnx_file.checked_sources(models, tasks, shapes or {})
     functions: dict[GlobalVar | str, tvm.ir.BaseFunc] = {}
     kernels: dict[StructuralKey, GlobalVar] = {}
+    problems = []
     for source in sources:
-        imported = onnx_import.convert(source, input_shapes[source.task])
+        try:
+            imported = onnx_import.convert(source, input_shapes[source.task])
+        except ModelError as error:
+            # Those of all files at once.
+            problems.append(str(error))
+            continue
         functions[source.task] = _adopt_kernels(imported, source, functions, kernels)
+    if problems:
+        raise ModelError(" | ".join(problems))
     mod = tvm.IRModule(functions)
     mod = ir.with_task_outputs(
         mod,
@@ -73,22 +74,6 @@ def load(
         _check_shared(mod, sources, shared_inputs)
         mod = mod.with_attr(ir.SHARED_INPUTS_ATTR, list(shared_inputs))
     return mod
-
-
-def _check_operators(sources: Sequence[Source]) -> None:
-    """Name everything that can't be imported, in all files, at once."""
-    found = []
-    for source in sources:
-        nodes: dict[str, list[str]] = {}
-        for node in onnx_file.nodes(source.model.graph):
-            if not onnx_import.is_supported(node):
-                operator = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-                nodes.setdefault(operator, []).append(node.name)
-        if nodes:
-            listed = "; ".join(f"{operator} ({', '.join(names)})" for operator, names in nodes.items())
-            found.append(f"{source.label}: {listed}")
-    if found:
-        raise ModelError(f"unsupported operators: {' | '.join(found)}")
 
 
 def _adopt_kernels(

@@ -17,6 +17,7 @@ from tvm.ir import Call, GenericConst
 from tvm.relax.frontend.onnx import onnx_frontend
 
 from nnfuze_tvm.errors import ModelError
+from nnfuze_tvm.frontend import onnx_file
 from nnfuze_tvm.frontend.onnx_file import Shape, Source, first_line
 from nnfuze_tvm.frontend.operators import CONVERTERS
 from nnfuze_tvm.frontend.operators.node import Node, Operands, known
@@ -67,7 +68,7 @@ def convert(source: Source, shapes: dict[str, Shape]) -> tvm.IRModule:
     Parameters
     ----------
     source
-        The network; its nodes have unique names and supported operators.
+        The network; its nodes have unique names.
     shapes
         Static shape of every input.
 
@@ -79,16 +80,29 @@ def convert(source: Source, shapes: dict[str, Shape]) -> tvm.IRModule:
     Raises
     ------
     ModelError
-        If nodes can't be converted, or their shapes depend on data: with a line that names all of them.
+        If operators are not supported, nodes can't be converted, or their shapes depend on data: with a line that
+        names all of them.
     """
     importer = _Importer(source)
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         imported = importer.module(shapes)
-    if importer.errors:
-        raise ModelError(f"{source.label}: {'; '.join(importer.errors)}")
+    problems = [*_unsupported(source), *importer.errors]
+    if problems:
+        raise ModelError(f"{source.label}: {'; '.join(problems)}")
     imported["main"] = _canonicalize(imported["main"], importer.layers)
     return imported
+
+
+def _unsupported(source: Source) -> list[str]:
+    """Return a text that names the nodes whose operators have no converter, if there are any."""
+    found: dict[str, list[str]] = {}
+    for node in onnx_file.nodes(source.model.graph):
+        if not is_supported(node):
+            operator = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+            found.setdefault(operator, []).append(node.name)
+    listed = ", ".join(f"{operator} ({', '.join(names)})" for operator, names in found.items())
+    return [f"unsupported operators: {listed}"] if listed else []
 
 
 class _Importer:
@@ -133,7 +147,7 @@ class _Importer:
             results = self._results(graph)
         finally:
             self._values = self._values.parents
-        if len(self.errors) > before:
+        if len(self.errors) > before or any(result is None for result in results):
             raise _FailedInside
         return results
 
@@ -141,6 +155,8 @@ class _Importer:
         operands = onnx_frontend.onnx_input(self._values[name] if name else None for name in proto.input)
         # What depends on a node that failed isn't tried: one line per cause.
         lost = any(name and value is None for name, value in zip(proto.input, operands, strict=True))
+        # Named apart, all at once.
+        lost = lost or not is_supported(proto)
         results: Sequence[Value | None] = [None] * len(proto.output)
         if not lost:
             try:
