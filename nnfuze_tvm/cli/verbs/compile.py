@@ -18,6 +18,7 @@ from nnfuze_tvm.cli.options import (
     Target,
     Threads,
     WorkDir,
+    check_files,
 )
 
 POSITION = 0
@@ -65,6 +66,7 @@ def command(
     as_json: AsJson = False,
 ) -> None:
     """Compile networks into one bundle, with a report."""
+    check_files(models, inputs)
     with progress() as announce:
         from nnfuze_tvm.jobs.compile import compile
 
