@@ -122,7 +122,7 @@ class Check(_Record):
             stage = "" if self.built is None else "as loaded, "
             parts.append(f"{stage}equal to {self.against}{_within(self.loaded)}")
         if self.built is not None:
-            parts.append(f"as built, equal to the compressed graph in NumPy{_within(self.built)}")
+            parts.append(f"as built, equal to its graph in NumPy{_within(self.built)}")
         return "; ".join([*parts, *self.notes])
 
 

@@ -19,6 +19,7 @@ from nnfuze_tvm.errors import CheckError
 from nnfuze_tvm.frontend import onnx_import
 from nnfuze_tvm.graph import dataflow
 from nnfuze_tvm.jobs.check.differences import difference
+from nnfuze_tvm.jobs.check.originals import Originals
 from nnfuze_tvm.jobs.compile import compile
 from nnfuze_tvm.passes import pipeline
 from nnfuze_tvm.report import Check
@@ -96,6 +97,13 @@ class TestFaults:
         assert "'one/dense_scores'" in str(error.value)
         assert "(schedule rule dense)" in str(error.value)
         assert not out.exists()
+
+    def test_kernel_of_a_stage_before(
+        self, pair: Paths, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        spoil(monkeypatch, "dense")
+        with pytest.raises(CheckError, match=r"differs from ONNX Runtime.*'one/dense_scores', in its kernel"):
+            compile(pair, out, prune=0.75)
 
     def test_integer_kernel(self, pair: Paths, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         np.savez(tmp_path / "calibration.npz", x=samples())
@@ -201,15 +209,15 @@ class TestNoFalseAlarm:
         """With scales that are powers of two, many values are halfway between two steps."""
         found = checked([quantized_file(tmp_path / "net.onnx", scale)], out)
         assert found.built == 0
-        assert "as built, equal to the compressed graph in NumPy, bit by bit" in found.text
+        assert "as built, equal to its graph in NumPy, bit by bit" in found.text
 
     @pytest.mark.parametrize(
         ("fields", "text"),
         [
-            ({"quantize": "int8"}, "as built, equal to the compressed graph in NumPy"),
-            ({"prune": 0.75}, "as built, equal to the compressed graph in NumPy within "),
+            ({"quantize": "int8"}, "as built, equal to its graph in NumPy"),
+            ({"prune": 0.75}, "as built, equal to its graph in NumPy within "),
             ({"target": "rpi4"}, "kernels for another machine can't run here"),
-            ({"target": "rpi4", "quantize": "int8"}, "as built, equal to the compressed graph in NumPy"),
+            ({"target": "rpi4", "quantize": "int8"}, "as built, equal to its graph in NumPy"),
         ],
     )
     def test_compressed(self, pair: Paths, out: Path, tmp_path: Path, fields: dict, text: str) -> None:
@@ -236,7 +244,14 @@ class TestNoFalseAlarm:
         monkeypatch.setattr("nnfuze_tvm.jobs.check.check._HEAVY", 1)
         found = checked(pair, out, force=True)
         assert found.loaded is None
-        assert found.text.startswith("not compared with the networks as they were given: ")
+        assert found.text.startswith("as built, equal to its graph in NumPy within ")
+        assert "not compared with the networks as they were given: onnxruntime can't run" in found.text
+
+    def test_networks_that_are_random(self, pair: Paths, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        right = Originals.__call__
+        rng = np.random.default_rng(0)
+        monkeypatch.setattr(Originals, "__call__", lambda self, x: [y + rng.normal() for y in right(self, x)])
+        assert "the networks give different answers each time" in checked(pair, out).text
 
 
 def odd_networks(directory: Path) -> Paths:
