@@ -134,7 +134,7 @@ class TestFaults:
         with pytest.raises(CheckError, match=r"task 'two'.*'two/dense_scores', in the pass RealizeInteger"):
             checked(pair, out, quantize="int8", calibration=str(tmp_path / "calibration.npz"))
 
-    @pytest.mark.parametrize("fields", [{}, {"prune": 0.75}])
+    @pytest.mark.parametrize("fields", [{}, pytest.param({"prune": 0.75}, marks=pytest.mark.slow)])
     def test_import(self, pair: Paths, out: Path, monkeypatch: pytest.MonkeyPatch, fields: dict) -> None:
         broken = {**onnx_import.CONVERTERS, "Relu": lambda node, inputs: relax.op.nn.leakyrelu(inputs[0], 0.5)}
         monkeypatch.setattr(onnx_import, "CONVERTERS", broken)
@@ -164,7 +164,7 @@ class TestNoFalseAlarm:
         assert found.loaded < 1e-4
         assert found.text.startswith("equal to ONNX Runtime within ")
 
-    @pytest.mark.parametrize("target", ["host", "rpi4"])
+    @pytest.mark.parametrize("target", ["host", pytest.param("rpi4", marks=pytest.mark.slow)])
     def test_chaos(self, tmp_path: Path, out: Path, target: str) -> None:
         """Each layer makes differences several times larger, until nothing is left in common."""
         nodes, arrays = [], {}
@@ -204,7 +204,7 @@ class TestNoFalseAlarm:
         assert found.loaded is not None
         assert found.loaded < 1e-2
 
-    @pytest.mark.parametrize("scale", [0.125, 0.1])
+    @pytest.mark.parametrize("scale", [0.125, pytest.param(0.1, marks=pytest.mark.slow)])
     def test_quantized_file(self, tmp_path: Path, out: Path, scale: float) -> None:
         """With scales that are powers of two, many values are halfway between two steps."""
         found = checked([quantized_file(tmp_path / "net.onnx", scale)], out)
@@ -216,7 +216,7 @@ class TestNoFalseAlarm:
         [
             ({"quantize": "int8"}, "as built, equal to its graph in NumPy"),
             ({"prune": 0.75}, "as built, equal to its graph in NumPy within "),
-            ({"target": "rpi4"}, "kernels for another machine can't run here"),
+            pytest.param({"target": "rpi4"}, "kernels for another machine can't run here", marks=pytest.mark.slow),
             ({"target": "rpi4", "quantize": "int8"}, "as built, equal to its graph in NumPy"),
         ],
     )

@@ -349,7 +349,7 @@ class Checker:
             return where
         with target:
             fused = tvm.transform.Sequential(phases)(start)
-        return locate.first_kernel(fused, stage.lowered[0], target, sample)
+        return locate.first_kernel(fused, stage.lowered[0], target, sample, output)
 
 
 def _quantized(mod: tvm.IRModule) -> bool:

@@ -89,8 +89,8 @@ def first_step(
     return ""
 
 
-def first_kernel(fused: tvm.IRModule, lowered: tvm.IRModule, target: Target, sample: Arrays) -> str:
-    """Return the first kernel whose values differ from what its function means, unscheduled.
+def first_kernel(fused: tvm.IRModule, lowered: tvm.IRModule, target: Target, sample: Arrays, output: int) -> str:
+    """Return the first kernel on the way to an output that differs from what its function means, unscheduled.
 
     Parameters
     ----------
@@ -102,14 +102,17 @@ def first_kernel(fused: tvm.IRModule, lowered: tvm.IRModule, target: Target, sam
         This machine.
     sample : dict
         Inputs.
+    output : int
+        Which output.
     """
+    needed = _upstream(bindings(lowered["main"]), output_fields(lowered["main"])[output])
     meant = {b.var.name: b.var for b in bindings(fused["main"]) if _is_tensor(b.var)}
     calls = {}
     pairs = []
     for binding in bindings(lowered["main"]):
         twin = meant.get(binding.var.name)
         calls[binding.var] = binding.value
-        if twin is not None and _is_tensor(binding.var) and _type(twin) == _type(binding.var):
+        if twin is not None and binding.var in needed and _is_tensor(binding.var) and _type(twin) == _type(binding.var):
             pairs.append((binding.var, twin))
     references = _with_outputs(fused, [twin for _, twin in pairs])
     wide = _with_outputs(lowered, [var for var, _ in pairs])
