@@ -98,6 +98,7 @@ class TestFaults:
         assert "(schedule rule dense)" in str(error.value)
         assert not out.exists()
 
+    @pytest.mark.slow
     def test_kernel_of_a_stage_before(
         self, pair: Paths, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
