@@ -6,8 +6,10 @@ import tvm_ffi
 class NNFuzeError(Exception):
     """Base of every error that a user can cause and mend.
 
-    The message is one line; the command line prints it and exits with code 2.
+    The message is one line; the command line prints it and exits with ``exit_code``.
     """
+
+    exit_code = 2
 
 
 class ModelError(NNFuzeError):
@@ -30,7 +32,13 @@ class BundleError(NNFuzeError):
     """A bundle that is damaged, unwritable or made for another machine."""
 
 
+class CheckError(NNFuzeError):
+    """What was built doesn't compute what the networks compute that were given: a fault of this package."""
+
+    exit_code = 1
+
+
 # A pass runs behind TVM's C++ pass manager, which rebuilds exceptions by name: without this, what a pass
 # raises would arrive as a RuntimeError.
-for _error in (NNFuzeError, ModelError, InputError, PolicyError, DeviceError, BundleError):
+for _error in (NNFuzeError, ModelError, InputError, PolicyError, DeviceError, BundleError, CheckError):
     tvm_ffi.register_error(f"{__name__}.{_error.__name__}", _error)

@@ -36,31 +36,31 @@ def main() -> None:
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code: 0, or 2 with one line on stderr that says why."""
+    """Run the command line and return the exit code: 0, or an error's with one line on stderr that says why."""
     arguments = sys.argv[1:] if arguments is None else arguments
     interruption.came = False
     in_main = threading.current_thread() is threading.main_thread()
     previous = signal.signal(signal.SIGINT, interruption.handle) if in_main else None
     try:
-        message = _run(arguments)
+        code, message = _run(arguments)
     except KeyboardInterrupt:
-        message = "interrupted"
+        code, message = 2, "interrupted"
     except Exception:
         if not interruption.came:
             raise
-        message = "interrupted"
+        code, message = 2, "interrupted"
     finally:
         if in_main:
             signal.signal(signal.SIGINT, previous)
         interruption.end()
-    if message is None:
+    if not code:
         return 0
     if interruption.came:
         # It looks like something else by then: a linker that failed, an import that broke.
         message = "interrupted"
     if message:
         print(" ".join(f"error: {message}".split()), file=sys.stderr)
-    return 2
+    return code
 
 
 def find_verbs() -> dict[str, ModuleType]:
@@ -90,28 +90,28 @@ def _application(chosen: str | None) -> typer.Typer:
     return application
 
 
-def _run(arguments: Sequence[str]) -> str | None:
-    """Run the command line; return None when it went well, else what to print ("" if there is nothing to say)."""
+def _run(arguments: Sequence[str]) -> tuple[int, str]:
+    """Run the command line; return the exit code and what to print ("" if there is nothing to say)."""
     try:
         application = _application(arguments[0] if arguments else None)
         code = application(arguments, prog_name="nnfuze", standalone_mode=False)
-        return "" if isinstance(code, int) and code else None
+        return (2 if isinstance(code, int) and code else 0), ""
     except NNFuzeError as error:
-        return str(error)
+        return error.exit_code, str(error)
     except typer.Exit as error:
-        return "" if error.exit_code else None
+        return (2 if error.exit_code else 0), ""
     except typer.Abort:
-        return "interrupted"
+        return 2, "interrupted"
     except _USAGE_ERROR as error:
-        return _usage(error)
+        return 2, _usage(error)
     except BrokenPipeError:
         sys.stderr.close()
-        return ""
+        return 2, ""
     except MemoryError:
-        return "out of memory; use smaller samples or shapes, or a machine with more"
+        return 2, "out of memory; use smaller samples or shapes, or a machine with more"
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror or error}"
+        return 2, f"{where}{error.strerror or error}"
 
 
 def _usage(error: Any) -> str:

@@ -118,6 +118,19 @@ def _parse_shapes(texts: Sequence[str]) -> dict[str, list[int]]:
     return shapes
 
 
+def check_files(models: Sequence[str], inputs: Mapping[str, Any]) -> None:
+    """Say what is wrong with files, tasks' names and shapes before TVM is imported, which takes seconds.
+
+    Raises
+    ------
+    NNFuzeError
+        If something is.
+    """
+    from nnfuze_tvm.frontend import onnx_file
+
+    onnx_file.checked_sources(models, None, inputs["shapes"])
+
+
 _SHARE_INPUT = typer.Option(
     help="An input that is one and the same in all tasks. By default: equal name, shape, dtype."
 )

@@ -51,14 +51,7 @@ def load(
     InputError
         If names or shapes do not fit the networks.
     """
-    sources = onnx_file.sources(models, tasks)
-    onnx_file.check_shape_names(sources, shapes or {})
-    for source in sources:
-        onnx_file.name_nodes(source)
-        onnx_file.check_edges(source)
-        onnx_file.drop_unused_outputs(source)
-    input_shapes = {source.task: onnx_file.input_shapes(source, shapes or {}) for source in sources}
-
+    sources, input_shapes = onnx_file.checked_sources(models, tasks, shapes or {})
     functions: dict[GlobalVar | str, tvm.ir.BaseFunc] = {}
     kernels: dict[StructuralKey, GlobalVar] = {}
     taken = {source.task for source in sources}

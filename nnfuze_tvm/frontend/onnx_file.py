@@ -130,6 +130,27 @@ def sources(models: Sequence[str | Path | onnx.ModelProto], tasks: Sequence[str]
     return result
 
 
+def checked_sources(
+    models: Sequence[str | Path | onnx.ModelProto], tasks: Sequence[str] | None, shapes: Mapping[str, Sequence[int]]
+) -> tuple[list[Source], dict[str, dict[str, Shape]]]:
+    """Read all models; return them with the static shape of every input by task and name.
+
+    Everything is checked that can be without TVM, whose import takes seconds.
+
+    Raises
+    ------
+    InputError, ModelError
+        See :func:`sources`, :func:`check_shape_names`, :func:`check_edges`, :func:`input_shapes`.
+    """
+    found = sources(models, tasks)
+    check_shape_names(found, shapes)
+    for source in found:
+        name_nodes(source)
+        check_edges(source)
+        drop_unused_outputs(source)
+    return found, {source.task: input_shapes(source, shapes) for source in found}
+
+
 def _named(model: str | Path | onnx.ModelProto, index: int) -> tuple[str, Path | onnx.ModelProto]:
     if isinstance(model, onnx.ModelProto):
         return model.graph.name.replace(":", "_") or f"task{index}", model

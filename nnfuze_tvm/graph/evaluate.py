@@ -22,6 +22,8 @@ Run = Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]
 """One inference: arrays by input name → outputs in tuple order."""
 Executor = Callable[[tvm.IRModule], Run]
 """Makes a module with one function ``main`` ready to run on this machine."""
+Hook = Callable[[Value, Any], Any]
+"""``(what a binding binds, its value) -> value``: the value that is gone on with."""
 
 # Each kernel runs a few times, so what LLVM takes to compile it counts, not how good it becomes.
 QUICKLY = {"kind": "llvm", "opt-level": 0}
@@ -40,17 +42,22 @@ def executor(mod: tvm.IRModule) -> Run:
     ValueError
         When run, if the function has control flow.
     """
+    run = hooked_executor(mod)
+    return lambda inputs: run(inputs, None)
+
+
+def hooked_executor(mod: tvm.IRModule) -> Callable[[Mapping[str, np.ndarray], Hook | None], list[np.ndarray]]:
+    """Return what `executor` does, with a hook for `evaluate` at every run."""
     library = library_of({var.name_hint: f for var, f in mod.functions_items() if isinstance(f, tirx.PrimFunc)})
     func = mod["main"]
-
-    def run(inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        return evaluate(func, inputs, library)
-
-    return run
+    return lambda inputs, hook: evaluate(func, inputs, library, hook)
 
 
 def evaluate(
-    func: relax.Function, inputs: Mapping[str, np.ndarray], library: tvm.runtime.Module | None = None
+    func: relax.Function,
+    inputs: Mapping[str, np.ndarray],
+    library: tvm.runtime.Module | None = None,
+    hook: Hook | None = None,
 ) -> list[np.ndarray]:
     """Return the outputs of a straight-line function, in tuple order.
 
@@ -62,11 +69,18 @@ def evaluate(
         One array per parameter, by its name.
     library : tvm.runtime.Module, optional
         The PrimFuncs that it calls, by name.
+    hook : callable, optional
+        Is handed the value of every binding and returns what to go on with.
     """
     known: dict[Value, Any] = {param: np.asarray(inputs[param.name]) for param in func.params}
     for binding in bindings(func):
-        known[binding.var] = _value(binding.value, known, library)
-    return [np.asarray(_value(field, known, library)) for field in output_fields(func)]
+        found = _value(binding.value, known, library)
+        known[binding.var] = found if hook is None else hook(binding.value, found)
+    fields = output_fields(func)
+    values = [_value(field, known, library) for field in fields]
+    if len(fields) == 1 and isinstance(fields[0].ty, relax.TupleType):
+        (values,) = values
+    return list(map(np.asarray, values))
 
 
 def call_of_constants(value: Value) -> np.ndarray | None:
@@ -100,6 +114,8 @@ def _value(value: Value, known: Mapping[Value, Any], library: tvm.runtime.Module
     if isinstance(value, Call):
         if op_name(value) in ("call_tir", "call_tir_inplace"):
             return _kernel(value, known, library)
+        if op_name(value) == "shape_of":
+            return _value(value.args[0], known, library).shape
         return _called(value, [_value(arg, known, library) for arg in value.args])
     return _scalar(value)
 

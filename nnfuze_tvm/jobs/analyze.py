@@ -28,7 +28,7 @@ from nnfuze_tvm.jobs.announce import Announce, silent
 from nnfuze_tvm.jobs.dump import open_dump
 from nnfuze_tvm.jobs.graphs import make_graphs
 from nnfuze_tvm.jobs.request import NetworkRequest, model_path
-from nnfuze_tvm.jobs.tune import check_reachable, found_earlier
+from nnfuze_tvm.jobs.tune import found_earlier
 
 
 def analyze(
@@ -66,7 +66,7 @@ def analyze(
     expected = roofline.of_board(target, request.threads) if misfit or request.tracker else None
     if misfit:
         _check_catalogue(request.target, target, request.threads, misfit, expected)
-    check_reachable(request.tracker, request.key, request.wait)
+    trackers.check_reachable(request.tracker, request.key, request.wait)
     with open_dump(dump_ir):
         graphs = make_graphs(request, announce)
         database = found_earlier(request.work_dir) if request.work_dir else None

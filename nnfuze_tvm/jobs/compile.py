@@ -3,38 +3,18 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import tvm
-from tvm.s_tir import meta_schedule as ms
-from tvm.target import Target
-
-from nnfuze_tvm.analysis import metrics
-from nnfuze_tvm.deploy.bundle import LIBRARY, check_destination, seal, staged
-from nnfuze_tvm.deploy.manifest import (
-    KernelRecord,
-    Manifest,
-    describe_hardware,
-    describe_target,
-    package_versions,
-    signature_records,
-)
-from nnfuze_tvm.deploy.runner import made_up, signature
+from nnfuze_tvm.deploy.bundle import check_destination
 from nnfuze_tvm.devices import targets
-from nnfuze_tvm.jobs import measure_stages
+from nnfuze_tvm.devices.remote import tracker as trackers
 from nnfuze_tvm.jobs.announce import Announce, silent
-from nnfuze_tvm.jobs.build_stages import Builder, answering_stages, build_stages
 from nnfuze_tvm.jobs.data import evaluation_data, read_arrays
 from nnfuze_tvm.jobs.dump import open_dump
-from nnfuze_tvm.jobs.graphs import Graphs, make_graphs
+from nnfuze_tvm.jobs.graphs import make_graphs
 from nnfuze_tvm.jobs.request import CompileRequest
-from nnfuze_tvm.jobs.tune import check_reachable, found_earlier, tune_graph
-from nnfuze_tvm.report import LayerUse, Report, render_html
-
-_WORK_DIR = "nnfuze-tuning"
+from nnfuze_tvm.report import Report
 
 
 def compile(
@@ -75,7 +55,8 @@ def compile(
           name or ``task:name``, where the files leave them open;
         - ``trials`` (0) per kernel of tuning, kept in ``work_dir``, with ``tracker`` (``host:port``), ``key`` and
           ``wait`` (60 s) on boards;
-        - ``compare`` (True): build and measure every stage for the report, not only the last.
+        - ``compare`` (True): build and measure every stage for the report, not only the last;
+        - ``check`` (True): compare what was built with the networks as they were given, on a few samples.
 
     Returns
     -------
@@ -86,105 +67,19 @@ def compile(
     ------
     NNFuzeError
         If anything given doesn't fit, or there is no such option; nothing is written then.
+    CheckError
+        If what was built doesn't compute what the networks compute; nothing is written then, either.
     """
     request = CompileRequest.parse(models, fields)
     check_destination(output, force=force)
     target = targets.resolve(request.target)
     dump = open_dump(dump_ir, output)
     arrays = read_arrays(request.evaluation, "evaluation data") if request.evaluation else {}
-    check_reachable(request.tracker, request.key, request.wait)
+    trackers.check_reachable(request.tracker, request.key, request.wait)
     with dump:
         graphs = make_graphs(request, announce)
     data = evaluation_data(graphs, request.evaluation, arrays)
-    database = _tuning_records(request, graphs.last, target, announce, progress)
-    with staged(output, force=force) as directory, tempfile.TemporaryDirectory(prefix="nnfuze-") as scratch:
-        builder = Builder(target, request.threads, Path(scratch))
-        library = directory / LIBRARY
-        built = build_stages(builder, graphs, database, library, compare=request.compare, trace=dump, announce=announce)
-        report = Report(
-            tasks=graphs.tasks,
-            target=request.target,
-            threads=request.threads,
-            data=data.what,
-            stages=[stage.record for stage in built],
-            layers=_layers(graphs.last),
-            versions=package_versions(),
-        )
-        announce("measuring")
-        peer = measure_stages.try_onnx_runtime(request.models, graphs, request.threads) if request.compare else None
-        if peer is not None:
-            report.stages.insert(0, peer.record)
-        if data.batches:
-            answering = answering_stages(builder, built, graphs, compare=request.compare)
-            measure_stages.judge(built, answering, peer, data, compare=request.compare)
-        kernels = metrics.kernels(built[-1].lowered[0])
-        sample = data.batches[0] if data.batches else made_up(signature(graphs.last)[0])
-        if request.tracker is not None and request.key is not None:
-            board = (request.tracker, request.key)
-            measure_stages.time_on_board(report, built, sample, *board, threads=request.threads, wait=request.wait)
-        elif builder.here:
-            measure_stages.time_here(report, built, peer, sample, kernels)
-        announce("writing the bundle")
-        manifest = _manifest(report, graphs, target, request, kernels)
-        seal(directory, manifest, {"report.json": report.to_json(), "report.html": render_html(report)})
-    return report
+    # With all that schedules kernels: what can be said before is said before.
+    from nnfuze_tvm.jobs.write_bundle import write_bundle
 
-
-def _tuning_records(
-    request: CompileRequest, graph: tvm.IRModule, target: Target, announce: Announce, progress: bool
-) -> ms.database.JSONDatabase | None:
-    """Return what tuning finds now or, without trials, what it found earlier; None if nothing is tuned."""
-    if request.trials:
-        return tune_graph(graph, target, request, request.work_dir or _WORK_DIR, announce, progress)
-    return found_earlier(request.work_dir) if request.work_dir is not None else None
-
-
-def _layers(mod: tvm.IRModule) -> list[LayerUse]:
-    return [
-        LayerUse(
-            name=layer.name,
-            op=layer.op,
-            macs=layer.macs,
-            parameters=layer.parameters,
-            integer=layer.integer,
-            tasks=list(layer.tasks),
-            depth=layer.depth,
-            origins=list(layer.origins),
-        )
-        for layer in metrics.layers(mod)
-    ]
-
-
-def _manifest(
-    report: Report,
-    graphs: Graphs,
-    target: Target,
-    request: CompileRequest,
-    kernels: Sequence[metrics.LoweredKernel],
-) -> Manifest:
-    return Manifest(
-        **signature_records(*signature(graphs.last)),
-        target=describe_target(target),
-        threads=request.threads,
-        quantization={
-            "integer_layers": sum(layer.integer for layer in report.layers),
-            "float_layers": report.float_layers,
-            "method": request.options["calibration_method"] if "int8" in graphs.stages else None,
-        },
-        kernels=[
-            KernelRecord(
-                name=k.name,
-                calls=k.calls,
-                arguments=[(list(shape), dtype) for shape, dtype in k.arguments],
-                tasks=list(k.tasks),
-                layers=list(k.layers),
-                rule=k.rule,
-                knobs=k.knobs,
-                parallel=k.parallel,
-            )
-            for k in kernels
-        ],
-        hardware=describe_hardware(target),
-        metrics=report.final.model_dump(mode="json", exclude={"name", "reference"}, exclude_none=True),
-        versions=report.versions,
-    )
+    return write_bundle(request, graphs, data, target, output, force=force, dump=dump, announce=announce, bars=progress)

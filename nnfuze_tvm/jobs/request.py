@@ -122,10 +122,13 @@ class CompileRequest(TuneRequest):
         An ``.npz`` file like the calibration's, perhaps with labels by task name: what to judge the result on.
     compare : bool
         Whether to build and measure every stage, not only the last.
+    check : bool
+        Whether to compare what was built with the networks as they were given.
     """
 
     evaluation: str | None = None
     compare: bool = True
+    check: bool = True
 
 
 def model_path(model: str) -> str:

@@ -72,7 +72,7 @@ def tune(
     if request.trials < 1:
         raise InputError(f"--trials {request.trials}: tuning needs at least one trial per kernel")
     target = targets.resolve(request.target)
-    check_reachable(request.tracker, request.key, request.wait)
+    trackers.check_reachable(request.tracker, request.key, request.wait)
     graphs = make_graphs(request, announce)
     return tune_graph(graphs.last, target, request, request.work_dir, announce, progress)
 
@@ -113,13 +113,6 @@ def found_earlier(work_dir: str) -> ms.database.JSONDatabase:
     if not tuning.has_records(work_dir):
         raise InputError(f"--work-dir {work_dir}: no tuning records in it; give --trials to make some")
     return tuning.load_database(work_dir)
-
-
-def check_reachable(tracker: str | None, key: str | None, wait: float) -> None:
-    """Find out that a tracker or a device is missing before the time-consuming part, not after it."""
-    if tracker is not None and key is not None:
-        session = trackers.connect(tracker, min(wait, 10.0))
-        trackers.wait_for_device(session, key, wait)
 
 
 def _saved_request(work_dir: str | None, changes: Mapping[str, Any]) -> TuneRequest:

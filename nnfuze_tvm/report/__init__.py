@@ -1,10 +1,11 @@
 """What a compilation achieved, stage by stage: as a record, as JSON, as a table and as one HTML page."""
 
 from nnfuze_tvm.report.html import render_html
-from nnfuze_tvm.report.record import KernelTime, LayerUse, Report, Stage, TaskQuality
+from nnfuze_tvm.report.record import Check, KernelTime, LayerUse, Report, Stage, TaskQuality
 from nnfuze_tvm.report.table import render_kernels, render_manifest, render_table
 
 __all__ = [
+    "Check",
     "KernelTime",
     "LayerUse",
     "Report",

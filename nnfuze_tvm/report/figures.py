@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 from nnfuze_tvm.report import text
+from nnfuze_tvm.report.names import short_names
 from nnfuze_tvm.report.record import KernelTime, LayerUse, Report, Stage
 
 TASK_COLOURS = ("#2563eb", "#db2777", "#059669", "#d97706", "#7c3aed", "#0891b2", "#65a30d", "#b91c1c")
@@ -57,7 +58,8 @@ def kernel_bars(report: Report) -> str:
     ordered = sorted(report.kernels, key=lambda kernel: -kernel.seconds)
     shown, rest = ordered[:MOST_KERNELS], ordered[MOST_KERNELS:]
     longest = max(shown[0].seconds, sum(kernel.seconds for kernel in rest))
-    rows = [_kernel_bar(kernel, longest, total, report) for kernel in shown]
+    short = short_names(name for kernel in report.kernels for name in kernel.layers or [kernel.name])
+    rows = [_kernel_bar(kernel, longest, total, report, short) for kernel in shown]
     if rest:
         seconds = sum(kernel.seconds for kernel in rest)
         share = text.percent(seconds / total)
@@ -65,23 +67,24 @@ def kernel_bars(report: Report) -> str:
     return f'<div class="bars kernels">{"".join(rows)}</div>'
 
 
-def _kernel_bar(kernel: KernelTime, longest: float, total: float, report: Report) -> str:
-    name = ", ".join(kernel.layers) or kernel.name
-    name = name if kernel.calls == 1 else f"{name} ×{kernel.calls}"
+def _kernel_bar(kernel: KernelTime, longest: float, total: float, report: Report, short: Mapping[str, str]) -> str:
+    names = kernel.layers or [kernel.name]
+    times = "" if kernel.calls == 1 else f" ×{kernel.calls}"
     return _bar(
-        name,
+        ", ".join(short[name] for name in names) + times,
         kernel.seconds / longest,
         text.seconds(kernel.seconds),
         text.percent(kernel.seconds / total),
         "stage",
         colour(kernel.tasks, report.tasks),
+        ", ".join(names) + times,
     )
 
 
-def _bar(name: str, share: float, value: str, note: str, kind: str, fill: str = "") -> str:
+def _bar(name: str, share: float, value: str, note: str, kind: str, fill: str = "", title: str = "") -> str:
     style = f"width:{max(share * 100, 0.3):.2f}%" + (f";background:{fill}" if fill else "")
     return (
-        f'<div class="row {kind}"><span class="name" title="{escape(name)}">{escape(name)}</span>'
+        f'<div class="row {kind}"><span class="name" title="{escape(title or name)}">{escape(name)}</span>'
         f'<span class="track"><i style="{style}"></i></span>'
         f'<span class="value">{value}</span><span class="note">{note}</span></div>'
     )

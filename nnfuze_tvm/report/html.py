@@ -5,6 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from nnfuze_tvm.report import figures, text
+from nnfuze_tvm.report.names import short_names
 from nnfuze_tvm.report.record import Report, Stage, TaskQuality
 
 _STYLE = """
@@ -73,6 +74,8 @@ def render_html(report: Report) -> str:
     facts = [f"target {report.target}", text.threads(report.threads)]
     if report.measured_on:
         facts.append(f"measured on {report.measured_on}")
+    if report.check is not None:
+        facts.append(f"check: {report.check.text}")
     sections = [
         _section("Stages", "Each row adds one step to the row above it.", _stages(report)),
         _section("Latency", "One inference of all tasks, median.", figures.latency_bars(report)),
@@ -189,4 +192,10 @@ def _float_layers(report: Report) -> str:
         return ""
     if not names:
         return "<p>Nothing: every layer computes on integers.</p>"
-    return f"<p>{len(names)} of {len(report.layers)} layers: <code>{escape(', '.join(names))}</code></p>"
+    short = short_names(layer.name for layer in report.layers)
+    listed = ", ".join(escape(name) if short[name] == name else _abbreviated(name, short[name]) for name in names)
+    return f"<p>{len(names)} of {len(report.layers)} layers: <code>{listed}</code></p>"
+
+
+def _abbreviated(name: str, short: str) -> str:
+    return f'<span title="{escape(name)}">{escape(short)}</span>'

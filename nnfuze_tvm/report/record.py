@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -86,6 +88,50 @@ class LayerUse(_Record):
     origins: list[str] = Field(default_factory=list)
 
 
+class Check(_Record):
+    """How what was built compares with the networks as they were given, on a few samples.
+
+    Attributes
+    ----------
+    against : str
+        What computed the networks as they were given; empty if nothing did.
+    samples : int
+        How many inferences were compared.
+    loaded : float
+        The largest difference of what was loaded from the networks as they were given, relative to the outputs' ranges.
+    built : float
+        That of what was built from the compressed graph; None where nothing was compressed, and ``loaded`` is of what
+        was built.
+    notes : list of str
+        What to know of it.
+    """
+
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
+
+    against: str = ""
+    samples: int = 0
+    loaded: float | None = None
+    built: float | None = None
+    notes: list[str] = Field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """One line that says it."""
+        parts = []
+        if self.loaded is not None:
+            stage = "" if self.built is None else "as loaded, "
+            parts.append(f"{stage}equal to {self.against}{_within(self.loaded)}")
+        if self.built is not None:
+            parts.append(f"as built, equal to its graph in NumPy{_within(self.built)}")
+        return "; ".join([*parts, *self.notes])
+
+
+def _within(error: float) -> str:
+    if error == 0:
+        return ", bit by bit"
+    return f" within {error:.0e}".replace("e-0", "e-") if math.isfinite(error) else " but for what is infinite or NaN"
+
+
 class Report(_Record):
     """What a compilation achieved.
 
@@ -105,6 +151,8 @@ class Report(_Record):
         In execution order.
     layers : list of LayerUse
         In execution order.
+    check : Check
+        How what was built compares with the networks as they were given; None if it wasn't asked for.
     """
 
     tasks: list[str]
@@ -115,6 +163,7 @@ class Report(_Record):
     stages: list[Stage] = Field(default_factory=list)
     kernels: list[KernelTime] = Field(default_factory=list)
     layers: list[LayerUse] = Field(default_factory=list)
+    check: Check | None = None
     versions: dict[str, str] = Field(default_factory=dict)
 
     @property

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from rich import box
 from rich.table import Table
 
 from nnfuze_tvm.report import text
+from nnfuze_tvm.report.names import short_names
 
 if TYPE_CHECKING:
     from nnfuze_tvm.analysis.kernels import Analysis, KernelUse
@@ -26,9 +28,10 @@ def render_analysis(analysis: Analysis) -> list[Table | str]:
     for name in ("calls", "ops", "bytes", "ops/byte", *columns):
         table.add_column(name, justify="right")
     table.add_column("bound by")
+    short = short_names(name for kernel in analysis.kernels for name in kernel.layers or (kernel.name,))
     for kernel in analysis.kernels:
         table.add_row(
-            _label(kernel),
+            _label(kernel, short),
             str(kernel.calls),
             text.count(kernel.operations * kernel.calls),
             text.size(kernel.bytes * kernel.calls),
@@ -77,8 +80,9 @@ def _unit(kernel: KernelUse) -> str:
     return "OP/s" if kernel.integer else "FLOP/s"
 
 
-def _label(kernel: KernelUse) -> str:
+def _label(kernel: KernelUse, short: Mapping[str, str]) -> str:
     if not kernel.layers:
-        return kernel.name
+        return short[kernel.name]
     more = len(kernel.layers) - 1
-    return f"{kernel.layers[0]} and {more} more" if more else kernel.layers[0]
+    first = short[kernel.layers[0]]
+    return f"{first} and {more} more" if more else first

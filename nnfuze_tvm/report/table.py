@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from nnfuze_tvm.report import text
+from nnfuze_tvm.report.names import short_names
 from nnfuze_tvm.report.record import KernelTime, Report, Stage, TaskQuality
 
 if TYPE_CHECKING:
@@ -52,13 +53,15 @@ def render_kernels(kernels: Sequence[KernelTime]) -> Table:
         table.add_column(name, justify="right")
     table.add_column("kernel")
     table.add_column("tasks")
+    short = short_names(layer for kernel in kernels for layer in kernel.layers)
+    own = short_names(kernel.name for kernel in kernels)
     for kernel in sorted(kernels, key=lambda k: -k.seconds):
         table.add_row(
-            "\n".join(kernel.layers),
+            "\n".join(short[layer] for layer in kernel.layers),
             str(kernel.calls),
             text.seconds(kernel.seconds),
             text.percent(kernel.seconds / total),
-            kernel.name,
+            own[kernel.name],
             ", ".join(kernel.tasks),
         )
     return table
@@ -113,10 +116,11 @@ def render_manifest(fields: Mapping[str, Any], *, kernels: bool) -> list[Table]:
     table.add_column("kernel and its layers", overflow="fold", min_width=24)
     for name in ("calls", "rule", "knobs", "arguments"):
         table.add_column(name, overflow="fold")
+    short = short_names(name for kernel in fields["kernels"] for name in [kernel["name"], *kernel["layers"]])
     for kernel in fields["kernels"]:
         knobs = [f"{name} {value}" for name, value in kernel["knobs"].items()]
         table.add_row(
-            "\n".join([kernel["name"], *kernel["layers"]]),
+            "\n".join(short[name] for name in [kernel["name"], *kernel["layers"]]),
             str(kernel["calls"]),
             kernel["rule"],
             ", ".join([*knobs, "parallel"] if kernel["parallel"] else knobs),

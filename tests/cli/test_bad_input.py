@@ -24,6 +24,7 @@ from nnfuze_tvm.deploy.bundle import read_manifest
 from nnfuze_tvm.deploy.manifest import TargetRecord
 from nnfuze_tvm.devices.remote.tracker import EmbeddedTracker
 from nnfuze_tvm.jobs import compile as compiling
+from nnfuze_tvm.jobs import write_bundle
 from tests.tiny_networks import classifier, samples, save_pair
 
 Fails = Callable[..., str]
@@ -276,7 +277,7 @@ class TestOutput:
         def full(*_: object) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr(compiling, "seal", full)
+        monkeypatch.setattr(write_bundle, "seal", full)
         assert "No space left on device" in fails("compile", *models, "--no-compare", "-o", out)
 
     def test_disk_is_full(self, fails: Fails, models: list[str], tmp_path: Path) -> None:

@@ -74,6 +74,14 @@ def test_help_has_examples_and_the_methods_options(tmp_path: Path) -> None:
     assert shown_without_tvm(["compile", "-h"], Path("/proc")) == (first, False)
 
 
+def test_what_is_wrong_with_files_and_shapes_is_said_quickly(models: list[str], tmp_path: Path) -> None:
+    shown_without_tvm(["compile", "-h"], tmp_path)
+    nowhere, quick = shown_without_tvm(["compile", "nowhere.onnx", "-o", "x"], tmp_path)
+    assert "nowhere.onnx: no such file" in nowhere and quick
+    shape, quick = shown_without_tvm(["compile", *models, "--shape", "x=1,2,3", "-o", "x"], tmp_path)
+    assert "input 'x' has 4 dimensions" in shape and quick
+
+
 def test_a_method_brings_its_options(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     option = method.Option("sharpness", int, None, "How sharp.")
     sharpen = method.Method("sharp", "sharpening", lambda _: [], wants=lambda _: False, options=(option,))

@@ -334,6 +334,13 @@ def test_missing_external_data(tmp_path):
     assert "x.onnx: external data" in message and "x.bin" in message
 
 
+def bad_convolution() -> onnx.ModelProto:
+    model = single("Conv", [1, 2, 5, 5], None, [weight("w", 3, 2, 3, 3)])
+    model.graph.node[0].name = "bad conv"
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 4
+    return model
+
+
 def test_unsupported_operators_are_all_named():
     model = unsupported()
     model.graph.node.append(helper.make_node("FusedThing", ["x"], ["z"], name="thing", domain="vendor"))
@@ -344,11 +351,16 @@ def test_unsupported_operators_are_all_named():
     )
 
 
+def test_unsupported_operators_and_nodes_that_do_not_convert_are_named_together():
+    model, other = bad_convolution(), unsupported()
+    model.graph.node.append(helper.make_node("FusedThing", ["x"], ["z"], name="thing", domain="vendor"))
+    message = error(ModelError, [model, other], tasks=["one", "two"])
+    assert message.startswith("one: unsupported operators: vendor.FusedThing (thing); node 'bad conv' (Conv): ")
+    assert " | two: unsupported operators: Det (determinant)" in message
+
+
 def test_node_that_does_not_convert():
-    model = single("Conv", [1, 2, 5, 5], None, [weight("w", 3, 2, 3, 3)])
-    model.graph.node[0].name = "bad conv"
-    model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 4
-    message = error(ModelError, [model], tasks=["net"])
+    message = error(ModelError, [bad_convolution()], tasks=["net"])
     assert message.startswith("net: node 'bad conv' (Conv): ")
 
 

@@ -18,6 +18,7 @@ from nnfuze_tvm.cli.options import (
     Target,
     Threads,
     WorkDir,
+    check_files,
 )
 
 POSITION = 0
@@ -57,11 +58,15 @@ def command(
     compare: Annotated[
         bool, typer.Option(help="Build and measure every stage for the report, not only the last.")
     ] = True,
+    check: Annotated[
+        bool, typer.Option(help="Compare what was built with the networks as they were given, on a few samples.")
+    ] = True,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is already there.")] = False,
     dump_ir: DumpIR = None,
     as_json: AsJson = False,
 ) -> None:
     """Compile networks into one bundle, with a report."""
+    check_files(models, inputs)
     with progress() as announce:
         from nnfuze_tvm.jobs.compile import compile
 
@@ -79,6 +84,7 @@ def command(
             work_dir=work_dir,
             threads=threads,
             compare=compare,
+            check=check,
             **compression,
             **inputs,
             **boards,
@@ -89,4 +95,6 @@ def command(
     from nnfuze_tvm.report import render_table
 
     out().print(render_table(report))
+    if report.check is not None:
+        out().print(f"check: {report.check.text}", highlight=False)
     out().print(f"bundle: {output}   report: {output}/report.html", highlight=False)

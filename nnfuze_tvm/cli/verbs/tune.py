@@ -9,7 +9,17 @@ from typing import Annotated, Any
 import typer
 
 from nnfuze_tvm.cli.console import out, progress
-from nnfuze_tvm.cli.options import AsJson, Boards, Calibration, Compression, Inputs, Target, Threads, WorkDir
+from nnfuze_tvm.cli.options import (
+    AsJson,
+    Boards,
+    Calibration,
+    Compression,
+    Inputs,
+    Target,
+    Threads,
+    WorkDir,
+    check_files,
+)
 
 POSITION = 1
 
@@ -37,6 +47,8 @@ def command(
     All boards under the key measure at the same time. One that goes away costs the run that was on it, which is made up
     for; one that comes (back) is used.
     """
+    if models:
+        check_files(models, inputs)
     with progress() as announce:
         from nnfuze_tvm.jobs.tune import tune
 

@@ -222,6 +222,12 @@ def wait_for_device(tracker: rpc.TrackerSession, key: str, timeout: float = 60.0
         pause = min(2 * pause, _POLL)
 
 
+def check_reachable(tracker: str | None, key: str | None, wait: float) -> None:
+    """Find out that a tracker or a device is missing before the time-consuming part, not after it."""
+    if tracker is not None and key is not None:
+        wait_for_device(connect(tracker, min(wait, 10.0)), key, wait)
+
+
 def request(tracker: rpc.TrackerSession, key: str, session_timeout: float = 0) -> tuple[rpc.RPCSession, str]:
     """Wait for a free device under ``key`` and open a session on it.
 

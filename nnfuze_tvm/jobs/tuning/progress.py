@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich import progress
 
 from nnfuze_tvm.jobs.tuning.kernels import TunableKernel
+from nnfuze_tvm.report.names import short_names
 
 # With more kernels than this the terminal shows only those that are being tuned.
 _SHOWN = 16
@@ -50,8 +51,9 @@ class Bars(Progress):
     def start(self, kernels: Sequence[TunableKernel], totals: Sequence[int], done: Sequence[int]) -> None:
         """Show the bars; ``totals`` and ``done`` are trials per kernel."""
         self._all = self._bars.add_task("all kernels", total=sum(totals), completed=sum(done), best="")
+        short = short_names(kernel.name for kernel in kernels)
         for kernel, total, before in zip(kernels, totals, done, strict=True):
-            label = f"{kernel.name[:40]} x{kernel.weight}"
+            label = f"{short[kernel.name]} x{kernel.weight}"
             self._tasks[kernel.id] = self._bars.add_task(
                 label, total=total, completed=before, best="", visible=len(kernels) <= _SHOWN
             )

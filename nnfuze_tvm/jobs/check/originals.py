@@ -1,0 +1,130 @@
+"""The networks as they were given, computed by somebody else: ONNX Runtime, or ONNX's own reference evaluator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import onnx
+
+from nnfuze_tvm.frontend import onnx_file
+from nnfuze_tvm.frontend.onnx_file import Source
+from nnfuze_tvm.jobs.data import Arrays
+
+_RECURRENT = frozenset({"LSTM", "GRU", "RNN", "Loop", "Scan"})
+
+Run = Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]
+
+
+class Originals:
+    """The given networks.
+
+    Parameters
+    ----------
+    models : sequence of str
+        ONNX files, ``path`` or ``task=path``.
+    feeds : sequence of dict
+        For each: name in the merged graph → its own name, of each input.
+
+    Attributes
+    ----------
+    what : str
+        Who computes them; set by `open`.
+    """
+
+    def __init__(self, models: Sequence[str], feeds: Sequence[Mapping[str, str]]) -> None:
+        self.feeds = feeds
+        self.what = ""
+        self._models = models
+        self._runs: list[Run] = []
+
+    @cached_property
+    def sources(self) -> list[Source]:
+        """The networks, their nodes named as the importer names them."""
+        found = onnx_file.sources(self._models, None)
+        for source in found:
+            onnx_file.name_nodes(source)
+        return found
+
+    def open(self, heavy: bool, sessions: Sequence[Any] = ()) -> str:
+        """Make the networks ready to run; return why it can't be, or an empty string.
+
+        Parameters
+        ----------
+        heavy : bool
+            Whether there is too much to compute for ONNX's own evaluator.
+        sessions : sequence of onnxruntime.InferenceSession, optional
+            The networks in ONNX Runtime, where somebody has opened them already.
+        """
+        try:
+            runs = [_calls(session) for session in sessions] or [_session(source.model) for source in self.sources]
+            self.what, self._runs = "ONNX Runtime", runs
+            return ""
+        except Exception:  # missing, or there is something in a file that it can't run
+            self._runs = []
+        if heavy:
+            return "onnxruntime can't run the networks, and they are too large for ONNX's own evaluator"
+        try:
+            self._runs = [_evaluator(source.model) for source in self.sources]
+        except Exception:
+            return "neither onnxruntime nor ONNX's own evaluator can run the networks"
+        self.what = "ONNX's own evaluator"
+        return ""
+
+    def plainly(self) -> None:
+        """Compute node by node from now on; what ONNX Runtime makes of a graph may compute it a bit differently."""
+        if self.what == "ONNX Runtime":
+            self._runs = [_session(source.model, plain=True) for source in self.sources]
+
+    def __call__(self, sample: Arrays) -> list[np.ndarray]:
+        """Return all networks' outputs for one inference."""
+        found: list[np.ndarray] = []
+        for run, feed in zip(self._runs, self.feeds, strict=True):
+            found += run({own: sample[name] for name, own in feed.items()})
+        return found
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether small differences may go round in a loop."""
+        return any(node.op_type in _RECURRENT for s in self.sources for node in onnx_file.nodes(s.model.graph))
+
+
+def with_all_tensors(source: Source) -> tuple[Source, list[tuple[str, str]]]:
+    """Return a network whose outputs are all its nodes' outputs, in order, and (node, operator) of each."""
+    model = onnx.ModelProto()
+    model.CopyFrom(source.model)
+    known = {value.name: value for value in model.graph.output}
+    makers = {name: node for node in model.graph.node for name in node.output if name}
+    del model.graph.output[:]
+    model.graph.output.extend(known.get(name, onnx.ValueInfoProto(name=name)) for name in makers)
+    return Source(source.task, source.label, model), [(node.name, node.op_type) for node in makers.values()]
+
+
+def traced(source: Source, what: str) -> Run:
+    """Return what computes a network node by node."""
+    return _session(source.model, plain=True) if what == "ONNX Runtime" else _evaluator(source.model)
+
+
+def _session(model: onnx.ModelProto, plain: bool = False) -> Run:
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = settings.inter_op_num_threads = 1
+    settings.log_severity_level = 4
+    if plain:
+        settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    providers = ["CPUExecutionProvider"]
+    return _calls(onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=providers))
+
+
+def _calls(session: Any) -> Run:
+    return lambda inputs: list(map(np.asarray, session.run(None, dict(inputs))))
+
+
+def _evaluator(model: onnx.ModelProto) -> Run:
+    from onnx.reference import ReferenceEvaluator  # slow to import
+
+    evaluator = ReferenceEvaluator(model)
+    return lambda inputs: list(map(np.asarray, evaluator.run(None, dict(inputs))))
