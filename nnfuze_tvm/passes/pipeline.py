@@ -14,6 +14,7 @@ from nnfuze_tvm.passes.lower.batching.batch_branches import BatchBranches
 from nnfuze_tvm.passes.lower.fuse_layers import FuseLayers
 from nnfuze_tvm.passes.lower.integer.realize_integer import RealizeInteger
 from nnfuze_tvm.passes.lower.keep_crops import KeepCrops
+from nnfuze_tvm.passes.lower.keep_nan import Bound, legalizations
 from nnfuze_tvm.passes.lower.layout import ToNHWC
 from nnfuze_tvm.passes.lower.round_to_integer import Rounding, RoundToInteger
 from nnfuze_tvm.passes.lower.row_convolutions import RowConvolutions
@@ -78,12 +79,15 @@ class Machine:
         Its way from float32 to the nearest int32; see ``RoundToInteger``.
     saturating : bool
         It narrows integers with saturation in one instruction; see ``RoundToInteger``.
+    bounds : tuple of callable, optional
+        Its maximum and minimum of floats, which keep NaN; without them TVM's own, which don't. See ``keep_nan``.
     """
 
     integer_winograd: bool
     far_macs: float
     nearest: Rounding | None
     saturating: bool
+    bounds: tuple[Bound, Bound] | None
 
 
 def lowering_phases(machine: Machine) -> list[tvm.transform.Pass]:
@@ -111,7 +115,7 @@ def kernel_phase(machine: Machine) -> tvm.transform.Pass:
     return phase(
         "fuse",
         RoundToInteger(machine.nearest, machine.saturating),
-        relax.transform.LegalizeOps(),
+        relax.transform.LegalizeOps(None if machine.bounds is None else legalizations(*machine.bounds)),
         relax.transform.AnnotateTIROpPattern(),
         KeepCrops(),
         FuseLayers(),
