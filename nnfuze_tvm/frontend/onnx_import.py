@@ -44,6 +44,8 @@ _NEVER_FOLDED = frozenset(
     ).split()
 )
 
+_PLAIN_TYPES = frozenset("bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64".split())
+
 
 def is_supported(node: onnx.NodeProto) -> bool:
     """Return whether there is a converter for the operator of ``node``."""
@@ -108,8 +110,12 @@ class _Importer:
         graph = self._source.model.graph
         params = []
         for value in self._source.inputs:
-            dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-            params.append(relax.Var(value.name, relax.TensorType(shapes[value.name], str(dtype))))
+            dtype = _plain_type(value.type.tensor_type.elem_type)
+            if dtype is None:
+                self.errors.append(f"input {value.name!r}: type {_type_name(value.type.tensor_type)} is not supported")
+                self._values[value.name] = None
+                continue
+            params.append(relax.Var(value.name, relax.TensorType(shapes[value.name], dtype)))
             self._values[value.name] = params[-1]
         with self._builder.function("main", params):
             with self._builder.dataflow():
@@ -120,7 +126,10 @@ class _Importer:
 
     def _results(self, graph: onnx.GraphProto) -> list[Value | None]:
         for tensor in graph.initializer:
-            self._values[tensor.name] = constant(onnx.numpy_helper.to_array(tensor))
+            plain = _plain_type(tensor.data_type) is not None
+            if not plain:
+                self.errors.append(f"constant {tensor.name!r}: type {_type_name(tensor)} is not supported")
+            self._values[tensor.name] = constant(onnx.numpy_helper.to_array(tensor)) if plain else None
         for node in graph.node:
             self._node(node)
         return [self._values[value.name] for value in graph.output]
@@ -175,6 +184,8 @@ class _Importer:
                 ir.static_shape(value)
             except ValueError:
                 raise ValueError("its shape depends on data, which is not supported") from None
+            if str(value.ty.dtype) not in _PLAIN_TYPES:
+                raise ValueError(f"a result of type {value.ty.dtype} is not supported")
         return results
 
     def _by_tvm(self, node: Node, operands: Operands) -> Any:
@@ -241,6 +252,17 @@ class _Importer:
 
 class _FailedInside(Exception):
     """A subgraph has nodes that failed; their errors are noted."""
+
+
+def _plain_type(code: int) -> str | None:
+    """Return NumPy's name of a type that tensors can have here; None for strings and for what NumPy does not know."""
+    dtype = str(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(code)))
+    return dtype if dtype in _PLAIN_TYPES else None
+
+
+def _type_name(of: onnx.TensorProto | onnx.TypeProto.Tensor) -> str:
+    code = of.data_type if isinstance(of, onnx.TensorProto) else of.elem_type
+    return onnx.TensorProto.DataType.Name(code).lower()
 
 
 def _evaluate(node: onnx.NodeProto, inputs: list[np.ndarray | None], opset: int) -> list[np.ndarray]:

@@ -111,7 +111,9 @@ def _layers(func: relax.Function) -> list[str]:
 
 def _is_layer(value: Value) -> bool:
     operator = ops.of(value)
-    return operator is not None and operator.quantizes and ops.layer(value) is not None
+    # A file's own integer products stay as they are.
+    real = operator is not None and operator.quantizes and str(value.ty.dtype) == "float32"
+    return real and ops.layer(value) is not None
 
 
 def _layer(call: Call) -> ops.Layer:

@@ -1,8 +1,8 @@
 """Maximum and minimum of floats that are NaN where an operand is, as IEEE 754's ``maximum`` and ONNX have it.
 
-TVM's own ``max(x, y)`` is ``x > y ? x : y``: NaN only where ``y`` is. x86 has that as one instruction, so with what can't
-be NaN in front nothing is lost and nothing costs. ARM's instructions keep NaN of both sides; LLVM takes them for its
-own operation only.
+TVM's own ``max(x, y)`` is ``x > y ? x : y``: NaN only where ``y`` is. x86 has that as one instruction, so with what
+can't be NaN in front nothing is lost and nothing costs. ARM's instructions keep NaN of both sides; LLVM takes them for
+its own operation only.
 """
 
 from __future__ import annotations

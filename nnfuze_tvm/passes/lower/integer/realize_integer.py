@@ -76,8 +76,10 @@ class _Realizer(Integers):
                 if known is not None:
                     return known
             except Unsupported as reason:
-                self.notes.append(f"{var.name}: {reason}")
-        elif ops.is_layer(value):
+                # A file's own integer products are none that could have become integer.
+                if ops.is_layer(value) and dtype_of(var) == "float32":
+                    self.notes.append(f"{var.name}: {reason}")
+        elif ops.is_layer(value) and dtype_of(var) == "float32":
             self.notes.append(f"{var.name}: {op_name(value)} has no integer form")
         leaves = {leaf: self.as_float(leaf) for leaf in operands(value)}
         kept = self.emitter.emit(substitute(value, leaves), var.name)
