@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -83,10 +84,12 @@ def command(
             **inputs,
             **boards,
         )
+    from nnfuze_tvm.report import left_in_float, render_table
+
+    if note := left_in_float(report):
+        print(f"nnfuze: {note}", file=sys.stderr)
     if as_json:
         print(report.to_json(), end="")
         return
-    from nnfuze_tvm.report import render_table
-
     out().print(render_table(report))
     out().print(f"bundle: {output}   report: {output}/report.html", highlight=False)

@@ -14,9 +14,10 @@ from tvm.script import relax as R
 from nnfuze_tvm.errors import InputError
 from nnfuze_tvm.graph import evaluate, ir
 from nnfuze_tvm.graph.dataflow import Emitter, bindings, op_name
+from nnfuze_tvm.graph.ir import FLOAT_LAYERS_ATTR
 from nnfuze_tvm.passes.compress.insert_qdq import InsertQDQ
 from nnfuze_tvm.passes.compress.policy import Policy
-from nnfuze_tvm.passes.lower.integer.realize_integer import FLOAT_LAYERS_ATTR, RealizeInteger
+from nnfuze_tvm.passes.lower.integer.realize_integer import RealizeInteger
 from nnfuze_tvm.passes.lower.layout import ToNHWC
 from tests.helpers import evaluate_module, run_module
 
