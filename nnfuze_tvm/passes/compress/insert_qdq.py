@@ -196,7 +196,7 @@ class _Plan:
                 var in self.layers
                 or (_follows(value) and known and all(known))
                 or (isinstance(value, relax.TupleGetItem) and all(known))
-                or (name == "multiply" and len(tensors) == 2 and any(known))
+                or (name == "multiply" and len(tensors) == 2 and any(known) and all(map(static_shape, tensors)))
                 or (name == "multiply" and len(tensors) == 1 and all(known))
             ):
                 found.add(var)
@@ -243,10 +243,14 @@ class _Plan:
     def _source(self, tensor: Value) -> Value:
         """Return the tensor whose numbers these are, before they were moved about."""
         value = self.made_by.get(tensor)
-        while _effect(value) in ("moves", "joins") or isinstance(value, relax.TupleGetItem):
+        while _effect(value) in ("moves", "joins") or self._is_piece(value):
             tensor = next(leaf for leaf in operands(value) if isinstance(leaf, Var))
             value = self.made_by.get(tensor)
         return tensor
+
+    def _is_piece(self, value: Value | None) -> bool:
+        """Tell whether a value is one of the parts that something was split into."""
+        return isinstance(value, relax.TupleGetItem) and _effect(self.made_by.get(value.tuple_value)) == "moves"
 
     def _quantize(self, tensor: Value) -> None:
         """Make a tensor 8 bits: at its source, and for a concatenation at all of its sources."""
@@ -256,7 +260,7 @@ class _Plan:
             for leaf in leaves:
                 self._quantize(leaf)
                 self._join(self._source(leaves[0]), self._source(leaf))
-        elif _effect(value) == "moves" or isinstance(value, relax.TupleGetItem):
+        elif _effect(value) == "moves" or self._is_piece(value):
             self._quantize(next(leaf for leaf in operands(value) if isinstance(leaf, Var)))
         else:
             self.points.setdefault(tensor, tensor)
