@@ -53,7 +53,10 @@ def test_gemm(bias, constants, rows, columns):
 @pytest.mark.parametrize("dtype", ["int32", "int64"])
 def test_gemm_of_integers(dtype):
     operands = [random(*shape, dtype=dtype) for shape in ((3, 5), (5, 7), (7,))]
-    check("Gemm", operands, alpha=2.0, beta=3.0)
+    feeds = {f"i{k}": operand for k, operand in enumerate(operands)}
+    (got,) = evaluate_module(load([single("Gemm", operands, alpha=2.0, beta=3.0)], ["t"]), feeds, "t")
+    assert got.dtype == dtype
+    np.testing.assert_array_equal(got, 2 * operands[0] @ operands[1] + 3 * operands[2])
     with pytest.raises(ModelError, match=r"Gemm.*alpha 0.5 of integers"):
         load([single("Gemm", operands, alpha=0.5)], ["t"])
 
