@@ -161,6 +161,9 @@ class Runner:
             array = inputs.get(name)
             if isinstance(array, np.ndarray) and array.shape == shape and array.dtype == dtype:
                 view[...] = array
+            elif isinstance(array, np.ndarray) and not shape and array.shape == (1,) and array.dtype == dtype:
+                # NumPy's ascontiguousarray makes this of a single number.
+                view[...] = array[0]
             else:
                 self._complain(inputs)
 

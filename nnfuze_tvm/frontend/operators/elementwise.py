@@ -259,7 +259,7 @@ def _mod(node: Node, inputs: Operands) -> Any:
 
 
 def _bit_shift(node: Node, inputs: Operands) -> Any:
-    """Shift; by as many bits as there are, which machines disagree about, everything is shifted out."""
+    """Shift; by as many bits as there are, which machines disagree about, all but the sign is shifted out."""
     data, amount = inputs
     direction = node.text("direction")
     if direction not in ("LEFT", "RIGHT"):
@@ -270,6 +270,8 @@ def _bit_shift(node: Node, inputs: Operands) -> Any:
         return shift(data, amount)
     amount = node.emit(amount) if number is None else amount
     inside = shift(data, relax.op.minimum(amount, _number(bits - 1, data)))
+    if direction == "RIGHT" and _kind(data) == "i":
+        return inside
     return relax.op.where(relax.op.less(amount, _number(bits, data)), inside, _number(0, data))
 
 

@@ -156,17 +156,19 @@ def test_quotients_of_large_integers_are_exact(left, right):
     assert int(got[0]) == abs(left) // abs(right) * (1 if (left < 0) == (right < 0) else -1)
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "uint64"])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "uint64", "int8", "int32"])
 @pytest.mark.parametrize("direction", ["LEFT", "RIGHT"])
 @pytest.mark.parametrize("constants", [(), (1,)])
 def test_bits_that_are_shifted_out(dtype, direction, constants):
-    bits = np.dtype(dtype).itemsize * 8
-    amounts = np.array([0, 1, bits - 1, bits, bits + 3])
-    data = np.full(5, 201, dtype)
-    model = single("BitShift", [data, amounts.astype(dtype)], constants, direction=direction)
-    (got,) = evaluate_module(load([model], ["t"]), feeds_of(model, [data, amounts.astype(dtype)]), "t")
-    shifted = [201 << int(n) if direction == "LEFT" else 201 >> int(n) for n in amounts]
-    assert [int(value) for value in got] == [value % 2**bits for value in shifted]
+    kind = np.dtype(dtype)
+    bits = kind.itemsize * 8
+    amounts = np.array([0, 1, bits - 1, bits, bits + 3]).astype(dtype)
+    number = 201 if kind.kind == "u" else -55
+    data = np.full(5, number, dtype)
+    model = single("BitShift", [data, amounts], constants, direction=direction)
+    (got,) = evaluate_module(load([model], ["t"]), feeds_of(model, [data, amounts]), "t")
+    shifted = [number << int(n) if direction == "LEFT" else number >> int(n) for n in amounts]
+    assert [int(value) % 2**bits for value in got] == [value % 2**bits for value in shifted]
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "int32", "int64", "float32", "float16"])
@@ -195,6 +197,12 @@ def test_other_types_are_refused_in_one_line(kind):
 def built(models, feeds):
     mod = tvm.transform.Sequential(pipeline.merge_phases(None))(load(models, [f"t{k}" for k in range(len(models))]))
     return Runner(build.build(mod, resolve("host")), *signature(mod)).run(feeds)
+
+
+def test_a_number_may_come_as_a_vector_of_one():
+    numbers = [np.float32(2), np.float32(3)]
+    got = built([single("Mul", numbers)], {f"i{k}": np.ascontiguousarray(n) for k, n in enumerate(numbers)})
+    assert got["t0"].shape == () and got["t0"] == 6
 
 
 def test_kernels_keep_nan():

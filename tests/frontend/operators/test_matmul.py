@@ -69,3 +69,13 @@ def test_gemm_of_integers(dtype):
 )
 def test_matmul(left, right, constants, dtype):
     check("MatMul", [random(*left, dtype=dtype), random(*right, dtype=dtype)], constants)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 2), (3, 3), (4, 4), (2, 3, 3, 3)])
+def test_determinants(shape):
+    check("Det", [random(*shape)])
+
+
+def test_large_determinants_are_refused():
+    with pytest.raises(ModelError, match=r"Det.*5×5 is not supported"):
+        load([single("Det", [random(5, 5)])], ["t"])
