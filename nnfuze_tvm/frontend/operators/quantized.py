@@ -28,9 +28,7 @@ def _dtype(value: Value) -> str:
 
 
 def _axis(node: Node, data: Value, scale: Value) -> int:
-    """Return the axis that has the scales; refuse blocks."""
-    if node.attributes.get("block_size", 0):
-        raise ValueError("blocked quantization is not supported")
+    """Return the axis that has the scales."""
     shape, rank = ir.static_shape(scale), len(ir.static_shape(data))
     if np.prod(shape) == 1 or not rank:
         return 0
@@ -61,12 +59,46 @@ def _type_attribute(node: Node, name: str) -> str | None:
     return str(helper.tensor_dtype_to_np_dtype(value)) if value else None
 
 
+def _spread(node: Node, data: Value, scale: Value, zero: Value | None) -> list[Value]:
+    """Return a scale per element of the data, and a zero point in float32, where each is for a block of them."""
+    size, axis = node.attributes["block_size"], node.attributes.get("axis", 1)
+    shape = ir.static_shape(data)
+    axis %= len(shape)
+    blocks = [*shape[:axis], -(-shape[axis] // size), *shape[axis + 1 :]]
+    if list(ir.static_shape(scale)) != blocks:
+        raise ValueError(
+            f"a scale of shape {list(ir.static_shape(scale))} for blocks of shape {blocks} is not supported"
+        )
+    spread = []
+    for value in (scale, zero):
+        if value is None:
+            spread.append(constant(np.zeros((), "float32")))
+            continue
+        value, number = _in_float32(node, value), known(value)
+        if number is not None:
+            repeated = np.repeat(number.astype("float32"), size, axis)
+            spread.append(constant(repeated.take(range(shape[axis]), axis)))
+            continue
+        repeated = node.emit(relax.op.repeat(value, size, axis))
+        spread.append(node.emit(relax.op.strided_slice(repeated, [axis], [0], [shape[axis]])))
+    return spread
+
+
+def _quantize_blocks(node: Node, data: Value, scale: Value, zero: Value | None, dtype: str) -> Value:
+    scale, zero = _spread(node, data, scale, zero)
+    limits = np.iinfo(dtype)
+    rounded = relax.op.add(relax.op.round(relax.op.divide(_in_float32(node, data), scale)), zero)
+    return relax.op.astype(relax.op.clip(rounded, int(limits.min), int(limits.max)), dtype)
+
+
 def _quantize(node: Node, inputs: Operands) -> Any:
     data, scale, zero = inputs[0], inputs[1], inputs[2]
     asked = _type_attribute(node, "output_dtype")
     dtype = _dtype(zero) if zero is not None else asked or "uint8"
     if dtype not in _CODES or asked not in (None, dtype):
         raise ValueError(f"quantizing to {asked or dtype} is not supported")
+    if node.attributes.get("block_size", 0):
+        return _quantize_blocks(node, data, scale, zero, dtype)
     axis = _axis(node, data, scale)
     zero = constant(np.zeros((), dtype)) if zero is None else _parameter(zero)
     data, scale = _in_float32(node, data), _in_float32(node, _parameter(scale))
@@ -80,9 +112,13 @@ def _dequantize(node: Node, inputs: Operands) -> Any:
     wanted = _type_attribute(node, "output_dtype") or _dtype(scale)
     if wanted not in _FLOATS:
         raise ValueError(f"dequantizing to {wanted} is not supported")
-    axis = _axis(node, data, scale)
-    zero = constant(np.zeros((), _dtype(data))) if zero is None else _parameter(zero)
-    real = relax.op.dequantize(data, _in_float32(node, _parameter(scale)), zero, axis=axis, out_dtype="float32")
+    if node.attributes.get("block_size", 0):
+        scale, zero = _spread(node, data, scale, zero)
+        real = relax.op.multiply(relax.op.subtract(relax.op.astype(data, "float32"), zero), scale)
+    else:
+        axis = _axis(node, data, scale)
+        zero = constant(np.zeros((), _dtype(data))) if zero is None else _parameter(zero)
+        real = relax.op.dequantize(data, _in_float32(node, _parameter(scale)), zero, axis=axis, out_dtype="float32")
     return real if wanted == "float32" else relax.op.astype(node.emit(real), wanted)
 
 

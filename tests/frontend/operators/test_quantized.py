@@ -227,9 +227,25 @@ def test_quantizing_per_channel_and_back(axis, dtype):
     np.testing.assert_array_equal(evaluate_module(load([back], ["t"]), {"i0": got}, "t")[0], expected)
 
 
-@pytest.mark.parametrize("operator", ["QuantizeLinear", "DequantizeLinear"])
-def test_blocks_are_refused(operator):
-    data = np.zeros((4, 4), "float32" if operator == "QuantizeLinear" else "int8")
-    model = single(operator, [data, np.ones((2, 4), "f4")], opset=21, axis=0, block_size=2)
-    with pytest.raises(ModelError, match=f"{operator}.*blocked quantization is not supported"):
+@pytest.mark.parametrize("axis", [0, 1, -1])
+@pytest.mark.parametrize("feeds", [(0,), (0, 1, 2)])
+def test_blocks(axis, feeds):
+    data = np.random.default_rng(0).standard_normal((4, 6)).astype("float32")
+    shape = (2, 6) if axis == 0 else (4, 3)
+    scale = np.random.default_rng(1).uniform(0.01, 0.05, shape).astype("float32")
+    operands = [data, scale, codes("uint8", *shape)]
+    quantized = single("QuantizeLinear", operands, feeds, opset=21, axis=axis, block_size=2)
+    given = {f"i{k}": operands[k] for k in feeds}
+    (expected,) = onnxruntime.InferenceSession(quantized.SerializeToString()).run(None, given)
+    (got,) = evaluate_module(load([quantized], ["t"]), given, "t")
+    np.testing.assert_array_equal(got, expected)
+    back = single("DequantizeLinear", [got, *operands[1:]], feeds, opset=21, axis=axis, block_size=2)
+    given["i0"] = got
+    (expected,) = onnxruntime.InferenceSession(back.SerializeToString()).run(None, given)
+    np.testing.assert_allclose(evaluate_module(load([back], ["t"]), given, "t")[0], expected, rtol=1e-6)
+
+
+def test_blocks_of_another_shape_are_refused():
+    model = single("QuantizeLinear", [np.zeros((4, 4), "f4"), np.ones((3, 4), "f4")], opset=21, axis=0, block_size=2)
+    with pytest.raises(ModelError, match=r"QuantizeLinear.*scale of shape \[3, 4\]"):
         load([model], ["t"])
