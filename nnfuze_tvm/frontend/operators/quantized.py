@@ -14,6 +14,7 @@ import onnx
 from onnx import helper
 from tvm import relax
 
+from nnfuze_tvm.frontend.operators.expansion import Expansion, in_float32
 from nnfuze_tvm.frontend.operators.node import Converter, Node, Operands, known
 from nnfuze_tvm.graph import ir
 from nnfuze_tvm.graph.constants import constant
@@ -47,13 +48,6 @@ def _parameter(value: Value) -> Value:
     return relax.op.reshape(value, []) if number is None else constant(number.reshape(()))
 
 
-def _in_float32(node: Node, value: Value) -> Value:
-    if _dtype(value) == "float32":
-        return value
-    number = known(value)
-    return node.emit(relax.op.astype(value, "float32")) if number is None else constant(number.astype("float32"))
-
-
 def _type_attribute(node: Node, name: str) -> str | None:
     value = node.attributes.get(name, 0)
     return str(helper.tensor_dtype_to_np_dtype(value)) if value else None
@@ -74,7 +68,7 @@ def _spread(node: Node, data: Value, scale: Value, zero: Value | None) -> list[V
         if value is None:
             spread.append(constant(np.zeros((), "float32")))
             continue
-        value, number = _in_float32(node, value), known(value)
+        value, number = in_float32(node, value), known(value)
         if number is not None:
             repeated = np.repeat(number.astype("float32"), size, axis)
             spread.append(constant(repeated.take(range(shape[axis]), axis)))
@@ -87,7 +81,7 @@ def _spread(node: Node, data: Value, scale: Value, zero: Value | None) -> list[V
 def _quantize_blocks(node: Node, data: Value, scale: Value, zero: Value | None, dtype: str) -> Value:
     scale, zero = _spread(node, data, scale, zero)
     limits = np.iinfo(dtype)
-    rounded = relax.op.add(relax.op.round(relax.op.divide(_in_float32(node, data), scale)), zero)
+    rounded = relax.op.add(relax.op.round(relax.op.divide(in_float32(node, data), scale)), zero)
     return relax.op.astype(relax.op.clip(rounded, int(limits.min), int(limits.max)), dtype)
 
 
@@ -101,7 +95,7 @@ def _quantize(node: Node, inputs: Operands) -> Any:
         return _quantize_blocks(node, data, scale, zero, dtype)
     axis = _axis(node, data, scale)
     zero = constant(np.zeros((), dtype)) if zero is None else _parameter(zero)
-    data, scale = _in_float32(node, data), _in_float32(node, _parameter(scale))
+    data, scale = in_float32(node, data), in_float32(node, _parameter(scale))
     return relax.op.quantize(data, scale, zero, axis=axis, out_dtype=dtype)
 
 
@@ -118,7 +112,7 @@ def _dequantize(node: Node, inputs: Operands) -> Any:
     else:
         axis = _axis(node, data, scale)
         zero = constant(np.zeros((), _dtype(data))) if zero is None else _parameter(zero)
-        real = relax.op.dequantize(data, _in_float32(node, _parameter(scale)), zero, axis=axis, out_dtype="float32")
+        real = relax.op.dequantize(data, in_float32(node, _parameter(scale)), zero, axis=axis, out_dtype="float32")
     return real if wanted == "float32" else relax.op.astype(node.emit(real), wanted)
 
 
@@ -135,67 +129,10 @@ def _dynamic_quantize(node: Node, inputs: Operands) -> Any:
     return [relax.op.quantize(data, scale, point, axis=0, out_dtype="uint8"), scale, point]
 
 
-class _Expansion:
-    """ONNX nodes that one node stands for."""
-
-    def __init__(self, node: Node, name: str = "") -> None:
-        self.node = node
-        self.name = name or node.proto.name
-        self.nodes: list[onnx.NodeProto] = []
-        self.operands: dict[str, Value] = {}
-
-    def operand(self, value: Value | None) -> str:
-        """Return the name of an input; "" for one that is left out."""
-        if value is None:
-            return ""
-        name = f"in{len(self.operands)}"
-        self.operands[name] = value
-        return name
-
-    def add(self, operator: str, *inputs: str, **attributes: Any) -> str:
-        """Add a node with one output and return that one's name."""
-        output = f"v{len(self.nodes)}"
-        self.nodes.append(helper.make_node(operator, inputs, [output], name=self.name, **attributes))
-        return output
-
-    def real(self, codes: Value, scale: Value, zero: Value | None, axis: int = 0) -> str:
-        """Dequantize an operand, in float32."""
-        if scale is None:
-            raise ValueError("an operand has no scale")
-        names = self.operand(codes), self.operand(_in_float32(self.node, scale)), self.operand(zero)
-        return self.add("DequantizeLinear", *names, axis=axis)
-
-    def bias(self, codes: Value, *scales: Value) -> str:
-        """Dequantize what is added to sums of products; its scale is the product of the operands'."""
-        factors = [factor for factor in map(known, scales) if factor is not None]
-        if len(factors) < len(scales):
-            raise ValueError("scales that are not constant are not supported with a bias")
-        product = np.prod(np.broadcast_arrays(*[np.squeeze(factor) for factor in factors]), axis=0, dtype="float32")
-        return self.real(codes, constant(np.asarray(product, "float32")), None)
-
-    def codes(self, value: str, scale: Value | None, zero: Value | None) -> list[Value]:
-        """Return the value in 8 bits: the end."""
-        if scale is None:
-            raise ValueError("its output has no scale")
-        names = self.operand(_in_float32(self.node, scale)), self.operand(zero)
-        return self.results(self.add("QuantizeLinear", value, *names))
-
-    def results(self, *names: str) -> list[Value]:
-        """Import the nodes and return some of their values."""
-        inputs = [helper.make_empty_tensor_value_info(name) for name in self.operands]
-        outputs = [helper.make_empty_tensor_value_info(name) for name in names]
-        graph = helper.make_graph(self.nodes, self.name, inputs, outputs)
-        return self.node.body(graph, list(self.operands.values()))
-
-    def attributes(self, *names: str) -> dict[str, Any]:
-        """Return those of the node's attributes that it has."""
-        return {name: self.node.attributes[name] for name in names if name in self.node.attributes}
-
-
 _WINDOW = ("auto_pad", "pads", "strides", "dilations", "kernel_shape")
 
 
-def _channels(expansion: _Expansion, value: str, rank: int, first: bool) -> str:
+def _channels(expansion: Expansion, value: str, rank: int, first: bool) -> str:
     """Bring channels to the front, or back to the end, where the node has them there."""
     if not expansion.node.attributes.get("channels_last", 0):
         return value
@@ -205,7 +142,7 @@ def _channels(expansion: _Expansion, value: str, rank: int, first: bool) -> str:
 
 def _conv(node: Node, inputs: Operands) -> Any:
     data, scale, zero, weight, weight_scale, weight_zero, out_scale, out_zero, bias = (inputs[k] for k in range(9))
-    expansion, rank = _Expansion(node), len(ir.static_shape(data))
+    expansion, rank = Expansion(node), len(ir.static_shape(data))
     operands = [
         _channels(expansion, expansion.real(data, scale, zero), rank, first=True),
         expansion.real(weight, weight_scale, weight_zero),
@@ -237,7 +174,7 @@ def _columns(scale: Value, rank: int, axis: int) -> tuple[Value, int]:
 
 
 def _matmul(node: Node, inputs: Operands) -> Any:
-    expansion = _Expansion(node)
+    expansion = Expansion(node)
     sides = []
     for first, axis in ((0, -2), (3, -1)):
         data, scale, zero = inputs[first : first + 3]
@@ -249,7 +186,7 @@ def _matmul(node: Node, inputs: Operands) -> Any:
 
 def _gemm(node: Node, inputs: Operands) -> Any:
     data, scale, zero, weight, weight_scale, weight_zero, bias, out_scale, out_zero = (inputs[k] for k in range(9))
-    expansion = _Expansion(node)
+    expansion = Expansion(node)
     own = expansion.attributes("alpha", "transA", "transB")
     operands = [
         expansion.real(data, scale, zero),
@@ -264,7 +201,7 @@ def _gemm(node: Node, inputs: Operands) -> Any:
 
 def _binary(operator: str) -> Converter:
     def convert(node: Node, inputs: Operands) -> Any:
-        expansion = _Expansion(node)
+        expansion = Expansion(node)
         sides = [expansion.real(*(inputs[k] for k in range(first, first + 3))) for first in (0, 3)]
         return expansion.codes(expansion.add(operator, *sides), inputs[6], inputs[7])
 
@@ -273,7 +210,7 @@ def _binary(operator: str) -> Converter:
 
 def _unary(operator: str, *attributes: str) -> Converter:
     def convert(node: Node, inputs: Operands) -> Any:
-        expansion, rank = _Expansion(node), len(ir.static_shape(inputs[0]))
+        expansion, rank = Expansion(node), len(ir.static_shape(inputs[0]))
         value = _channels(expansion, expansion.real(*(inputs[k] for k in range(3))), rank, first=True)
         value = expansion.add(operator, value, **expansion.attributes(*attributes))
         return expansion.codes(_channels(expansion, value, rank, first=False), inputs[3], inputs[4])
@@ -282,13 +219,13 @@ def _unary(operator: str, *attributes: str) -> Converter:
 
 
 def _concat(node: Node, inputs: Operands) -> Any:
-    expansion = _Expansion(node)
+    expansion = Expansion(node)
     parts = [expansion.real(*(inputs[k] for k in range(first, first + 3))) for first in range(2, len(inputs), 3)]
     return expansion.codes(expansion.add("Concat", *parts, **expansion.attributes("axis")), inputs[0], inputs[1])
 
 
 def _where(node: Node, inputs: Operands) -> Any:
-    expansion = _Expansion(node)
+    expansion = Expansion(node)
     condition = expansion.operand(inputs[0])
     sides = [expansion.real(*(inputs[k] for k in range(first, first + 3))) for first in (1, 4)]
     return expansion.codes(expansion.add("Where", condition, *sides), inputs[7], inputs[8])
@@ -325,7 +262,7 @@ def _conv_integer(node: Node, inputs: Operands) -> Any:
         _shifted(node, data, zero, [1] * rank),
         _shifted(node, weight, weight_zero, [-1] + [1] * (rank - 1) if per_channel else [1] * rank),
     ]
-    expansion = _Expansion(node, f"{node.proto.name}/int32")
+    expansion = Expansion(node, f"{node.proto.name}/int32")
     wide = [expansion.add("Cast", expansion.operand(value), to=onnx.TensorProto.INT32) for value in operands]
     (result,) = expansion.results(expansion.add("Conv", *wide, **expansion.attributes("group", *_WINDOW)))
     call = node.builder.lookup_binding(result)
@@ -336,23 +273,23 @@ def _conv_integer(node: Node, inputs: Operands) -> Any:
     return relax.op.nn.conv2d(*operands, **{name: getattr(call.attrs, name) for name in places}, out_dtype="int32")
 
 
-def _scaled_sums(expansion: _Expansion, sums: str, scale: str, bias: Value | None) -> list[Value]:
+def _scaled_sums(expansion: Expansion, sums: str, scale: str, bias: Value | None) -> list[Value]:
     real = expansion.add("Mul", expansion.add("Cast", sums, to=onnx.TensorProto.FLOAT), scale)
     return expansion.results(real if bias is None else expansion.add("Add", real, expansion.operand(bias)))
 
 
 def _matmul_to_float(node: Node, inputs: Operands) -> Any:
-    expansion = _Expansion(node)
+    expansion = Expansion(node)
     left, right, left_scale, right_scale, left_zero, right_zero = (expansion.operand(inputs[k]) for k in range(6))
     sums = expansion.add("MatMulInteger", left, right, left_zero, right_zero)
     return _scaled_sums(expansion, sums, expansion.add("Mul", left_scale, right_scale), inputs[6])
 
 
 def _dynamic_matmul(node: Node, inputs: Operands) -> Any:
-    expansion = _Expansion(node)
+    expansion = Expansion(node)
     names = ["codes", "scale", "zero"]
     data, right, right_scale, right_zero = (expansion.operand(inputs[k]) for k in range(4))
-    expansion.nodes.append(helper.make_node("DynamicQuantizeLinear", [data], names, name=node.proto.name))
+    expansion.extend("DynamicQuantizeLinear", [data], names)
     sums = expansion.add("MatMulInteger", names[0], right, names[2], right_zero)
     return _scaled_sums(expansion, sums, expansion.add("Mul", names[1], right_scale), inputs[4])
 
