@@ -157,7 +157,7 @@ def answers(runner: Runner, batches: Iterable[Arrays]) -> list[np.ndarray]:
         runner.set_inputs(batch)
         for values, field in zip(collected, runner.invoke(), strict=True):
             values.append(np.from_dlpack(field).copy())
-    return [np.concatenate(values) for values in collected]
+    return [np.concatenate(list(map(np.atleast_1d, values))) for values in collected]
 
 
 def quality(output: Output, answer: np.ndarray, reference: np.ndarray | None, labels: np.ndarray | None) -> Quality:

@@ -10,7 +10,7 @@ from tvm.target import Target
 from nnfuze_tvm.devices.hardware import Hardware
 from nnfuze_tvm.passes import pipeline
 from nnfuze_tvm.schedules.fold_kernels import FoldKernels
-from nnfuze_tvm.schedules.intrinsics import bytes_are_fast, rounding
+from nnfuze_tvm.schedules.intrinsics import bounds, bytes_are_fast, rounding
 from nnfuze_tvm.schedules.schedule_kernels import ScheduleKernels
 
 
@@ -22,9 +22,17 @@ def fuse(mod: tvm.IRModule, target: Target) -> tvm.IRModule:
 def machine(target: Target) -> pipeline.Machine:
     """Return what the passes must know of a target."""
     hw = Hardware.of(target)
-    aarch64 = str(target.attrs.get("mtriple", "")).startswith("aarch64")
-    nearest = rounding.fcvtns if aarch64 else rounding.lrint if str(target.kind) == "llvm" else None
-    return pipeline.Machine(not bytes_are_fast(hw.features), hw.far_macs, nearest, saturating=aarch64)
+    triple = str(target.attrs.get("mtriple", ""))
+    aarch64 = triple.startswith("aarch64")
+    if str(target.kind) != "llvm":
+        return pipeline.Machine(not bytes_are_fast(hw.features), hw.far_macs, None, saturating=False, bounds=None)
+    return pipeline.Machine(
+        integer_winograd=not bytes_are_fast(hw.features),
+        far_macs=hw.far_macs,
+        nearest=rounding.fcvtns if aarch64 else rounding.lrint,
+        saturating=aarch64,
+        bounds=bounds.of_machine(aarch64 or triple.startswith("arm"), "fullfp16" in hw.features),
+    )
 
 
 def lower(mod: tvm.IRModule, target: Target, database: ms.Database | None = None) -> tvm.IRModule:

@@ -161,6 +161,9 @@ class Runner:
             array = inputs.get(name)
             if isinstance(array, np.ndarray) and array.shape == shape and array.dtype == dtype:
                 view[...] = array
+            elif isinstance(array, np.ndarray) and not shape and array.shape == (1,) and array.dtype == dtype:
+                # NumPy's ascontiguousarray makes this of a single number.
+                view[...] = array[0]
             else:
                 self._complain(inputs)
 
@@ -204,7 +207,7 @@ class Runner:
 def sample_batches(
     arrays: Mapping[str, np.ndarray], inputs: Sequence[Input], what: str = "evaluation data"
 ) -> list[dict[str, np.ndarray]]:
-    """Return samples ``[N, …]`` cut into the network's batches; what doesn't fill a batch is left out.
+    """Return samples ``[N, …]`` (``[N]`` of numbers) cut into the network's batches; what fills no batch is left out.
 
     Errors call the arrays ``what``.
 
@@ -220,17 +223,25 @@ def sample_batches(
         array = arrays[i.name]
         if array.dtype != np.dtype(i.dtype):
             raise InputError(f"{what}: {i.name!r} is {array.dtype}; the network takes {i.dtype}")
-        if array.ndim == 0 or array.ndim != len(i.shape) or array.shape[1:] != i.shape[1:]:
+        if array.ndim != max(len(i.shape), 1) or array.shape[1:] != i.shape[1:]:
             wanted = ", ".join(["N", *map(str, i.shape[1:])])
             raise InputError(f"{what}: {i.name!r} has shape {list(array.shape)}; use [{wanted}]")
-        counts[i.name] = len(array) // (i.shape[0] if i.shape else 1)
+        counts[i.name] = len(array) // _batch(i)
     if min(counts.values()) < 1 or len(set(counts.values())) > 1:
         found = ", ".join(f"{name}: {len(arrays[name])}" for name in counts)
         raise InputError(f"{what}: inputs need equally many samples, at least one batch ({found})")
     return [
-        {i.name: np.ascontiguousarray(arrays[i.name][n * i.shape[0] : (n + 1) * i.shape[0]]) for i in inputs}
+        {
+            i.name: np.array(arrays[i.name][n * _batch(i) : (n + 1) * _batch(i)], order="C").reshape(i.shape)
+            for i in inputs
+        }
         for n in range(next(iter(counts.values())))
     ]
+
+
+def _batch(one: Input) -> int:
+    """Return how many samples one call takes: one of an input that is a number."""
+    return one.shape[0] if one.shape else 1
 
 
 # TVM keeps one pool of worker threads, and its size, per calling thread.

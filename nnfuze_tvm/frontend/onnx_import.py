@@ -45,6 +45,8 @@ _NEVER_FOLDED = frozenset(
 _NOT_BY_REFERENCE = frozenset({"ReduceLogSumExp"})
 _NOT_BY_REFERENCE_BEFORE_13 = frozenset({"Hardmax", "LogSoftmax", "Softmax"})
 
+_PLAIN_TYPES = frozenset("bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64".split())
+
 
 def is_supported(node: onnx.NodeProto) -> bool:
     """Return whether there is a converter for the operator of ``node``."""
@@ -120,8 +122,12 @@ class _Importer:
         graph = self._source.model.graph
         params = []
         for value in self._source.inputs:
-            dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-            params.append(relax.Var(value.name, relax.TensorType(shapes[value.name], str(dtype))))
+            dtype = _plain_type(value.type.tensor_type.elem_type)
+            if dtype is None:
+                self.errors.append(f"input {value.name!r}: type {_type_name(value.type.tensor_type)} is not supported")
+                self._values[value.name] = None
+                continue
+            params.append(relax.Var(value.name, relax.TensorType(shapes[value.name], dtype)))
             self._values[value.name] = _settled(params[-1])
         with self._builder.function("main", params):
             with self._builder.dataflow():
@@ -159,11 +165,10 @@ class _Importer:
     def _initializers(self, graph: onnx.GraphProto) -> dict[str, Value | None]:
         weights: dict[str, Value | None] = {}
         for tensor in graph.initializer:
-            try:
-                weights[tensor.name] = constant(onnx.numpy_helper.to_array(tensor))
-            except (TypeError, ValueError) as error:
-                weights[tensor.name] = None
-                self.errors.append(f"initializer {tensor.name!r}: {first_line(error)}")
+            plain = _plain_type(tensor.data_type) is not None
+            if not plain:
+                self.errors.append(f"constant {tensor.name!r}: type {_type_name(tensor)} is not supported")
+            weights[tensor.name] = constant(onnx.numpy_helper.to_array(tensor)) if plain else None
         return weights
 
     def _body(self, graph: onnx.GraphProto, operands: Sequence[Value]) -> list[Value]:
@@ -231,6 +236,8 @@ class _Importer:
                 ir.static_shape(value)
             except ValueError:
                 raise ValueError("its shape depends on data, which is not supported") from None
+            if str(value.ty.dtype) not in _PLAIN_TYPES:
+                raise ValueError(f"a result of type {value.ty.dtype} is not supported")
         return list(map(_settled, results))
 
     def _by_tvm(self, node: Node, operands: Operands) -> Any:
@@ -309,6 +316,17 @@ def _settled(value: Value) -> Value:
         return Tensors(map(_settled, value))
     shape = ir.static_shape(value)
     return constant(np.zeros(shape, str(value.ty.dtype))) if 0 in shape else value
+
+
+def _plain_type(code: int) -> str | None:
+    """Return NumPy's name of a type that tensors can have here; None for strings and for what NumPy does not know."""
+    dtype = str(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(code)))
+    return dtype if dtype in _PLAIN_TYPES else None
+
+
+def _type_name(of: onnx.TensorProto | onnx.TypeProto.Tensor) -> str:
+    code = of.data_type if isinstance(of, onnx.TensorProto) else of.elem_type
+    return onnx.TensorProto.DataType.Name(code).lower()
 
 
 def _evaluate(node: onnx.NodeProto, inputs: list[np.ndarray | None], opset: int) -> list[np.ndarray]:

@@ -172,7 +172,11 @@ def _compiled(call: Call, args: Sequence[Any]) -> Any:
         mine = iter(params)
         own = [next(mine) if n in tensors else arg for n, arg in enumerate(call.args)]
         with builder.dataflow():
-            result = builder.emit_output(Call(call.op, own, call.attrs, call.ty_args))
+            result = builder.emit(Call(call.op, own, call.attrs, call.ty_args))
+            if isinstance(call.ty, relax.TupleType):
+                # Field by field: a function whose result is a bound tuple has one output to `output_fields`.
+                result = relax.Tuple([builder.emit(relax.TupleGetItem(result, n)) for n in range(len(call.ty.fields))])
+            result = builder.emit_output(result)
         builder.emit_func_output(result)
     with tvm.target.Target(QUICKLY):
         legalize = [relax.backend.DispatchSortScan(), relax.transform.LegalizeOps()]

@@ -13,6 +13,7 @@ OUTPUTS_ATTR = "nnfuze.outputs"
 ALIASES_ATTR = "nnfuze.aliases"
 ORIGINS_ATTR = "nnfuze.origins"
 SHARED_INPUTS_ATTR = "nnfuze.shared_inputs"
+FLOAT_LAYERS_ATTR = "nnfuze.float_layers"
 
 # What stands between the layers' names in the name of a Var that holds the result of several of them.
 JOINED = "+"
@@ -53,6 +54,17 @@ def with_aliases(mod: tvm.IRModule, mapping: Mapping[str, str]) -> tvm.IRModule:
     """Return ``mod`` with further aliases; chains are resolved."""
     merged = {**aliases(mod), **mapping}
     return mod.with_attr(ALIASES_ATTR, {old: mapping.get(new, new) for old, new in merged.items()})
+
+
+def float_layers(mod: tvm.IRModule) -> dict[str, str]:
+    """Return the layers that can't be integer ones, each with the reason."""
+    noted = mod.attrs.get(FLOAT_LAYERS_ATTR, []) if mod.attrs is not None else []
+    return {name: reason for name, _, reason in (str(note).rpartition(": ") for note in noted)}
+
+
+def with_float_layers(mod: tvm.IRModule, reasons: Mapping[str, str]) -> tvm.IRModule:
+    """Return ``mod`` with a note of the layers that can't be integer ones, and why."""
+    return mod.with_attr(FLOAT_LAYERS_ATTR, [f"{name}: {reason}" for name, reason in reasons.items()])
 
 
 def derive(mod: tvm.IRModule, new: str, origin: str) -> tvm.IRModule:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,7 @@ from nnfuze_tvm.jobs.request import NetworkRequest
 from nnfuze_tvm.passes import pipeline
 from nnfuze_tvm.passes.compress import method
 from nnfuze_tvm.passes.compress.calibration import load_calibration
+from nnfuze_tvm.passes.compress.insert_qdq import INT8
 from nnfuze_tvm.passes.compress.policy import Policy
 
 
@@ -34,11 +35,14 @@ class Graphs:
         ``merged`` and the name of every compression method that was asked for, in the order in which they follow.
     calibration : dict of str to numpy.ndarray, optional
         Samples by input.
+    integer : collection of str
+        The layers of the last stage that were to be quantized to 8 bits.
     """
 
     loaded: tvm.IRModule
     stages: Mapping[str, tvm.IRModule]
     calibration: Mapping[str, np.ndarray] | None = None
+    integer: Collection[str] = ()
 
     @property
     def tasks(self) -> list[str]:
@@ -97,7 +101,7 @@ def make_graphs(request: NetworkRequest, announce: Announce = silent) -> Graphs:
     for one in asked:
         announce(one.activity)
         stages[one.name] = pipeline.compression_phase(one, inputs)(list(stages.values())[-1])
-    return Graphs(loaded, stages, samples)
+    return Graphs(loaded, stages, samples, _integer(policy, list(stages.values())[-1]))
 
 
 def _policy(request: NetworkRequest) -> Policy:
@@ -112,6 +116,13 @@ def _asked_for(policy: Policy, merged: tvm.IRModule) -> list[method.Method]:
     lineage = ir.lineage(merged)
     policy.validate_layers(names, lineage)
     return method.asked(pipeline.METHODS, [policy.for_layer(name, lineage) for name in names])
+
+
+def _integer(policy: Policy, graph: tvm.IRModule) -> set[str]:
+    """Return the layers that the policy gives 8 bits."""
+    lineage = ir.lineage(graph)
+    names = [layer.name for layer in metrics.layers(graph)]
+    return {name for name in names if policy.for_layer(name, lineage).precision == INT8}
 
 
 def _run(phases: Sequence[tvm.transform.Pass], mod: tvm.IRModule) -> tvm.IRModule:

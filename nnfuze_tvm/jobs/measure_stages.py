@@ -53,7 +53,7 @@ class OnnxRuntime:
         collected: list[np.ndarray] = []
         for session, feed in zip(self.sessions, self.feeds, strict=True):
             rows = [session.run(None, {own: b[name] for name, own in feed.items()}) for b in batches]
-            collected.extend(np.concatenate(values) for values in zip(*rows, strict=True))
+            collected.extend(np.concatenate(list(map(np.atleast_1d, values))) for values in zip(*rows, strict=True))
         return collected
 
 

@@ -23,6 +23,7 @@ from nnfuze_tvm.deploy.manifest import (
     signature_records,
 )
 from nnfuze_tvm.deploy.runner import made_up, signature
+from nnfuze_tvm.graph import ir
 from nnfuze_tvm.jobs import measure_stages
 from nnfuze_tvm.jobs.announce import Announce
 from nnfuze_tvm.jobs.build_stages import Builder, answering_stages, build_stages
@@ -82,7 +83,7 @@ def write_bundle(
             threads=request.threads,
             data=data.what,
             stages=[stage.record for stage in built],
-            layers=_layers(graphs.last),
+            layers=_layers(graphs, built[-1].lowered[0]),
             versions=package_versions(),
         )
         peer = measure_stages.try_onnx_runtime(request.models, graphs, request.threads) if request.compare else None
@@ -117,19 +118,24 @@ def _tuning_records(
     return found_earlier(request.work_dir) if request.work_dir is not None else None
 
 
-def _layers(mod: tvm.IRModule) -> list[LayerUse]:
+def _layers(graphs: Graphs, lowered: tvm.IRModule) -> list[LayerUse]:
+    reasons: dict[str, str] = {}
+    lineage = ir.lineage(lowered)
+    for name, reason in ir.float_layers(lowered).items():
+        reasons |= dict.fromkeys([name, *lineage.names(name)], reason)
     return [
         LayerUse(
             name=layer.name,
             op=layer.op,
             macs=layer.macs,
             parameters=layer.parameters,
-            integer=layer.integer,
+            integer=layer.integer and layer.name not in reasons,
             tasks=list(layer.tasks),
             depth=layer.depth,
             origins=list(layer.origins),
+            reason=reasons.get(layer.name, "") if layer.name in graphs.integer else "",
         )
-        for layer in metrics.layers(mod)
+        for layer in metrics.layers(graphs.last)
     ]
 
 

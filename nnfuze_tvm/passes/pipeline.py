@@ -15,6 +15,7 @@ from nnfuze_tvm.passes.lower.fuse_layers import FuseLayers
 from nnfuze_tvm.passes.lower.hide_kernels import HideKernels
 from nnfuze_tvm.passes.lower.integer.realize_integer import RealizeInteger
 from nnfuze_tvm.passes.lower.keep_crops import KeepCrops
+from nnfuze_tvm.passes.lower.keep_nan import Bound, legalizations
 from nnfuze_tvm.passes.lower.layout import ToNHWC
 from nnfuze_tvm.passes.lower.round_to_integer import Rounding, RoundToInteger
 from nnfuze_tvm.passes.lower.row_convolutions import RowConvolutions
@@ -80,12 +81,15 @@ class Machine:
         Its way from float32 to the nearest int32; see ``RoundToInteger``.
     saturating : bool
         It narrows integers with saturation in one instruction; see ``RoundToInteger``.
+    bounds : tuple of callable, optional
+        Its maximum and minimum of floats, which keep NaN; without them TVM's own, which don't. See ``keep_nan``.
     """
 
     integer_winograd: bool
     far_macs: float
     nearest: Rounding | None
     saturating: bool
+    bounds: tuple[Bound, Bound] | None
 
 
 def lowering_phases(machine: Machine) -> list[tvm.transform.Pass]:
@@ -114,7 +118,9 @@ def kernel_phase(machine: Machine) -> tvm.transform.Pass:
         "fuse",
         RoundToInteger(machine.nearest, machine.saturating),
         HideKernels(),
-        relax.transform.LegalizeOps(max_poolings()),
+        relax.transform.LegalizeOps(
+            {**({} if machine.bounds is None else legalizations(*machine.bounds)), **max_poolings()}
+        ),
         relax.transform.AnnotateTIROpPattern(),
         KeepCrops(),
         FuseLayers(),

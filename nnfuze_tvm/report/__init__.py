@@ -3,6 +3,7 @@
 from nnfuze_tvm.report.html import render_html
 from nnfuze_tvm.report.record import Check, KernelTime, LayerUse, Report, Stage, TaskQuality
 from nnfuze_tvm.report.table import render_kernels, render_manifest, render_table
+from nnfuze_tvm.report.text import left_in_float
 
 __all__ = [
     "Check",
@@ -11,6 +12,7 @@ __all__ = [
     "Report",
     "Stage",
     "TaskQuality",
+    "left_in_float",
     "render_html",
     "render_kernels",
     "render_manifest",

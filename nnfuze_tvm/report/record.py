@@ -74,6 +74,8 @@ class KernelTime(_Record):
 class LayerUse(_Record):
     """One layer of the final stage: its cost, how it computes, for which tasks, and whose work it does.
 
+    ``reason`` says why it computes in floating point although it should have been quantized; empty for others.
+
     ``origins`` are layers of the networks as they were given: several where a merge shares one, and the layer that was
     taken apart where a pass made this one.
     """
@@ -86,6 +88,7 @@ class LayerUse(_Record):
     tasks: list[str]
     depth: int
     origins: list[str] = Field(default_factory=list)
+    reason: str = ""
 
 
 class Check(_Record):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from nnfuze_tvm.report.record import TaskQuality
+from nnfuze_tvm.report.record import Report, TaskQuality
 
 NOTHING = "–"
+# So many layers are named per reason; the JSON has them all.
+_NAMED = 3
 
 
 def seconds(value: float | None) -> str:
@@ -72,3 +74,17 @@ def quality(value: TaskQuality | None) -> str:
     if value.accuracy is not None:
         return percent(value.accuracy)
     return agreement(value) + (" agree" if value.agreement is not None else "")
+
+
+def left_in_float(report: Report) -> str:
+    """Return one line about layers that should have been quantized and were not; empty if there are none."""
+    by_reason: dict[str, list[str]] = {}
+    for layer in report.layers:
+        if layer.reason:
+            by_reason.setdefault(layer.reason, []).append(layer.name)
+    groups = []
+    for reason, names in sorted(by_reason.items(), key=lambda item: -len(item[1])):
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        groups.append(f"{', '.join(names[:_NAMED])}{more} ({reason})")
+    left = sum(map(len, by_reason.values()))
+    return f"{left} of {len(report.layers)} layers stay in float32: {'; '.join(groups)}" if groups else ""

@@ -283,3 +283,25 @@ def test_latency_is_taken_on_the_board(models: list[str], tmp_path: Path) -> Non
     report = Report.model_validate_json((tmp_path / "out" / "report.json").read_text())
     assert report.measured_on.startswith("board at 127.0.0.1")
     assert all(stage.latency for stage in report.own)
+
+
+def test_layers_that_are_not_quantized_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weight = onnx.numpy_helper.from_array(np.eye(4, dtype="float32"), "w")
+    nodes = [
+        onnx.helper.make_node("MatMul", ["x", "w"], ["a"], "constant"),
+        onnx.helper.make_node("MatMul", ["a", "z"], ["y"], "computed"),
+    ]
+    inputs = [onnx.helper.make_tensor_value_info(name, 1, [4, 4]) for name in ("x", "z")]
+    graph = onnx.helper.make_graph(nodes, "t", inputs, [onnx.helper.make_empty_tensor_value_info("y")], [weight])
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)]), tmp_path / "t.onnx")
+    np.savez(tmp_path / "samples.npz", **{name: np.ones((4, 4), "float32") for name in ("x", "z")})
+    arguments = ["--quantize", "int8", "--calibration", str(tmp_path / "samples.npz"), "--no-compare"]
+    assert cli.run(["compile", str(tmp_path / "t.onnx"), *arguments, "--json", "-o", str(tmp_path / "out")]) == 0
+    captured = capsys.readouterr()
+    note = "nnfuze: 1 of 2 layers stay in float32: t/computed (its weights are not constant)"
+    assert captured.err.splitlines()[-1] == note
+    report = Report.model_validate_json(captured.out)
+    assert [(layer.integer, layer.reason) for layer in report.layers] == [
+        (True, ""),
+        (False, "its weights are not constant"),
+    ]

@@ -293,7 +293,7 @@ def test_published_network_computes_what_was_published():
 
 
 def unsupported():
-    node = helper.make_node("Det", ["x"], ["y"], name="determinant")
+    node = helper.make_node("ImageDecoder", ["x"], ["y"], name="decoder")
     return network([node], {"x": [2, 2]}, {"y": []})
 
 
@@ -346,8 +346,8 @@ def test_unsupported_operators_are_all_named():
     model.graph.node.append(helper.make_node("FusedThing", ["x"], ["z"], name="thing", domain="vendor"))
     message = error(ModelError, [model, keyword_net(), unsupported()], tasks=["one", "two", "three"])
     assert message == (
-        "one: unsupported operators: Det (determinant), vendor.FusedThing (thing) | "
-        "three: unsupported operators: Det (determinant)"
+        "one: unsupported operators: ImageDecoder (decoder), vendor.FusedThing (thing) | "
+        "three: unsupported operators: ImageDecoder (decoder)"
     )
 
 
@@ -356,7 +356,7 @@ def test_unsupported_operators_and_nodes_that_do_not_convert_are_named_together(
     model.graph.node.append(helper.make_node("FusedThing", ["x"], ["z"], name="thing", domain="vendor"))
     message = error(ModelError, [model, other], tasks=["one", "two"])
     assert message.startswith("one: unsupported operators: vendor.FusedThing (thing); node 'bad conv' (Conv): ")
-    assert " | two: unsupported operators: Det (determinant)" in message
+    assert " | two: unsupported operators: ImageDecoder (decoder)" in message
 
 
 def test_node_that_does_not_convert():

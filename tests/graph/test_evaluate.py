@@ -9,6 +9,7 @@ from tvm import relax
 from tvm.relax import op
 
 from nnfuze_tvm.graph import ops
+from nnfuze_tvm.graph.dataflow import Emitter
 from nnfuze_tvm.graph.evaluate import call_of_constants, evaluate, executor
 from tests.graph.calls import module
 from tests.helpers import run_module
@@ -94,3 +95,13 @@ def test_calls_of_constants_keep_their_type():
     assert result is not None and result.dtype == "int64" and result.tolist() == [[10, -(2**41)]]
     x = relax.Var("x", relax.TensorType((1, 2), "int64"))
     assert call_of_constants(relax.BlockBuilder().normalize(op.add(whole, x))) is None
+
+
+def test_a_compiled_operator_may_have_several_results():
+    x = relax.Var("x", relax.TensorType((1, 5), "float32"))
+    emitter = Emitter()
+    both = emitter.emit(op.topk(x, 2, axis=1, ret_type="both", dtype="int64"))
+    func = emitter.finish([x], [emitter.emit(relax.TupleGetItem(both, n)) for n in range(2)])
+    values, places = evaluate(func, {"x": np.array([[3, 9, 1, 7, 5]], "float32")})
+    np.testing.assert_array_equal(values, [[9, 7]])
+    np.testing.assert_array_equal(places, [[1, 3]])

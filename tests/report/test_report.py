@@ -129,3 +129,17 @@ def test_numbers_as_people_read_them() -> None:
     assert text.quality(TaskQuality(error=0.01)) == "error 0.01"
     assert text.quality(TaskQuality(agreement=1.0)) == "100.0 % agree"
     assert text.quality(None) == text.seconds(None) == text.count(None) == "–"
+
+
+def test_what_stayed_in_float_is_one_line() -> None:
+    def layer(name: str, reason: str = "") -> LayerUse:
+        return LayerUse(
+            name=name, op="matmul", macs=1, parameters=1, integer=not reason, tasks=["a"], depth=1, reason=reason
+        )
+
+    report = Report(tasks=["a"], target="host", layers=[layer("fine")])
+    assert text.left_in_float(report) == ""
+    report.layers += [layer("odd", "it is odd"), *(layer(f"m{n}", "its weights are not constant") for n in range(5))]
+    assert text.left_in_float(report) == (
+        "6 of 7 layers stay in float32: m0, m1, m2 and 2 more (its weights are not constant); odd (it is odd)"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -89,11 +90,13 @@ def command(
             **inputs,
             **boards,
         )
+    from nnfuze_tvm.report import left_in_float, render_table
+
+    if note := left_in_float(report):
+        print(f"nnfuze: {note}", file=sys.stderr)
     if as_json:
         print(report.to_json(), end="")
         return
-    from nnfuze_tvm.report import render_table
-
     out().print(render_table(report))
     if report.check is not None:
         out().print(f"check: {report.check.text}", highlight=False)

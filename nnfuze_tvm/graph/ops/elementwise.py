@@ -148,7 +148,8 @@ def _multiply(context: Integers, call: Call, _: str) -> Known | None:
         left, right = right, left
     if isinstance(right, Constant):
         factor = right.values
-        if isinstance(left, Quantized) and factor.size == 1 and factor.flat[0] > 0:
+        scalar = factor.size == 1 and factor.ndim <= len(static_shape(call.args[0])) == len(static_shape(call))
+        if isinstance(left, Quantized) and scalar and factor.flat[0] > 0:
             return Quantized(left.codes, left.scale * float(factor.flat[0]), left.zero_point)
         if isinstance(left, Quantized):
             left = context.spread(left)
@@ -162,7 +163,11 @@ def _bound(lower: bool) -> Callable[[Integers, Call, str], Known | None]:
     def integer(context: Integers, call: Call, _: str) -> Known | None:
         for source, limit in (call.args, reversed(list(call.args))):
             number = context.value(limit)
-            if isinstance(number, Constant) and number.values.size == 1:
+            if (
+                isinstance(number, Constant)
+                and number.values.size == 1
+                and number.values.ndim <= len(static_shape(source))
+            ):
                 edge = float(number.values.flat[0])
                 return context.clamp(source, edge, np.inf) if lower else context.clamp(source, -np.inf, edge)
         return None
@@ -190,8 +195,8 @@ def _quotient(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Divide; integers are cut off towards zero, as in C."""
     if left.dtype.kind == "f":
         return left / right
-    down = np.floor_divide(left, right)
-    return down + ((down < 0) & (down * right != left))
+    below = left // right
+    return below + ((below < 0) & (below * right != left)).astype(left.dtype)
 
 
 def operator(function: Function, arity: int, call: Any = None, **facts: Any) -> Operator:

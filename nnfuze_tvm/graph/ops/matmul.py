@@ -62,11 +62,9 @@ def cut(removal: Removal, var: tvm.ir.Var, call: Call, args: list[Value]) -> Val
 
 
 def integer(context: Integers, call: Call, name: str) -> Known:
-    """Multiply codes by an int8 matrix ``[K, N]``, or two tensors of codes without zero points."""
+    """Multiply codes by an int8 matrix ``[K, N]``, or two tensors of codes."""
     data, right = context.quantized(call.args[0]), context.value(call.args[1])
     if isinstance(right, Quantized):
-        if data.zero_point or right.zero_point:
-            raise Unsupported("the product of two activations with zero points")
         return checked(_product_of_codes(context, data, right, name))
     weight = context.weight(call.args[1], 1)
     if weight.values.ndim != 2:
@@ -77,7 +75,10 @@ def integer(context: Integers, call: Call, name: str) -> Known:
 
 
 def _product_of_codes(context: Integers, left: Quantized, right: Quantized, name: str) -> Sum:
-    result = context.emit(op.matmul(left.codes.expr, right.codes.expr, out_dtype="int32"), name)
+    codes = [side.codes.expr for side in (left, right)]
+    if left.zero_point or right.zero_point:
+        codes = [_shifted(context, side) for side in (left, right)]
+    result = context.emit(op.matmul(*codes, out_dtype="int32"), name)
     one = np.ones((1,) * len(result.ty.shape))
     bound = left.magnitude * right.magnitude * left.shape[-1]
     return Sum(result, left.scale * right.scale * one, np.zeros(one.shape, "int64"), bound * one)
@@ -85,6 +86,12 @@ def _product_of_codes(context: Integers, left: Quantized, right: Quantized, name
 
 def _is_equal(left: GenericConst, right: GenericConst) -> bool:
     return bool(left.same_as(right)) or array(left).tobytes() == array(right).tobytes()
+
+
+def _shifted(context: Integers, data: Quantized) -> Value:
+    """Return codes without their zero point, in int16."""
+    wide = context.emit(op.astype(data.codes.expr, "int16"))
+    return context.emit(op.subtract(wide, relax.const(np.int16(data.zero_point)))) if data.zero_point else wide
 
 
 def batch(calls: Sequence[Call], axes: Axes) -> JoinedCall | None:

@@ -14,8 +14,8 @@ import tvm
 from tvm import relax
 
 from nnfuze_tvm.errors import InputError
-from nnfuze_tvm.graph import evaluate
-from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, substitute, with_kernels_of
+from nnfuze_tvm.graph import evaluate, ops
+from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, operands, substitute, with_kernels_of
 from nnfuze_tvm.graph.evaluate import Executor
 from nnfuze_tvm.graph.ir import static_shape
 
@@ -36,7 +36,8 @@ def load_calibration(
     Parameters
     ----------
     source : path of an ``.npz`` file, or mapping
-        One array per network input, by its name: ``[N, ...]``, N a multiple of the network's batch.
+        One array per network input, by its name: ``[N, ...]``, N a multiple of the network's batch; ``[N]`` for an
+        input that is one number.
     mod : tvm.IRModule
         The network.
 
@@ -61,7 +62,7 @@ def load_calibration(
     checked = {}
     for name, param in wanted.items():
         checked[name] = _checked(f"{label}: array {name!r}", arrays[name], param)
-    counts = {name: len(array) // static_shape(wanted[name])[0] for name, array in checked.items()}
+    counts = {name: len(array) // _batch(static_shape(wanted[name])) for name, array in checked.items()}
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"{name!r}: {count}" for name, count in counts.items())
         raise InputError(f"{label}: the arrays have different numbers of network batches ({listed})")
@@ -83,13 +84,14 @@ def _read(path: Path) -> dict[str, np.ndarray]:
 
 def _checked(label: str, array: np.ndarray, param: relax.Var) -> np.ndarray:
     shape, dtype = static_shape(param), np.dtype(str(param.ty.dtype))
+    batch = _batch(shape)
     expected = "[N" + "".join(f", {dim}" for dim in shape[1:]) + "]"
-    if array.shape[1:] != shape[1:] or array.ndim != len(shape) or not shape:
+    if array.shape[1:] != shape[1:] or array.ndim != max(len(shape), 1):
         raise InputError(f"{label} has shape {list(array.shape)}; expected {expected}")
     if array.shape[0] == 0:
-        raise InputError(f"{label} is empty; expected {expected} with at least {shape[0]} sample(s)")
-    if array.shape[0] % shape[0]:
-        raise InputError(f"{label} has {len(array)} samples; expected a multiple of the batch, {shape[0]}")
+        raise InputError(f"{label} is empty; expected {expected} with at least {batch} sample(s)")
+    if array.shape[0] % batch:
+        raise InputError(f"{label} has {len(array)} samples; expected a multiple of the batch, {batch}")
     if array.dtype.kind != dtype.kind:
         raise InputError(f"{label} has type {array.dtype}; expected {dtype}")
     if dtype.kind == "f" and not np.isfinite(array).all():
@@ -99,10 +101,18 @@ def _checked(label: str, array: np.ndarray, param: relax.Var) -> np.ndarray:
 
 def batches(samples: Mapping[str, np.ndarray], func: relax.Function) -> Iterator[dict[str, np.ndarray]]:
     """Split samples into the inputs of one inference each."""
-    sizes = {param.name: static_shape(param)[0] for param in func.params}
-    count = min((len(samples[name]) // size for name, size in sizes.items()), default=0)
+    shapes = {param.name: static_shape(param) for param in func.params}
+    count = min((len(samples[name]) // _batch(shape) for name, shape in shapes.items()), default=0)
     for k in range(count):
-        yield {name: samples[name][k * size : (k + 1) * size] for name, size in sizes.items()}
+        yield {
+            name: samples[name][k * _batch(shape) : (k + 1) * _batch(shape)].reshape(shape)
+            for name, shape in shapes.items()
+        }
+
+
+def _batch(shape: tuple[int, ...]) -> int:
+    """Return how many samples one inference takes."""
+    return shape[0] if shape else 1
 
 
 @dataclass
@@ -185,6 +195,11 @@ def collect_ranges(
         Checked samples, see :func:`load_calibration`.
     executor
         Runs the function; by default with NumPy.
+
+    Raises
+    ------
+    InputError
+        If the samples lead to values that are not finite.
     """
     ranges = {tensor: Range(axis) for tensor, axis in tensors.items()}
     inner = [tensor for tensor in ranges if tensor not in set(func.params)]
@@ -195,8 +210,16 @@ def collect_ranges(
                 ranges[param].observe(batch[param.name])
         if run is not None:
             for tensor, values in zip(inner, run(batch), strict=True):
+                if not np.isfinite(values).all():
+                    raise InputError(f"calibration data: the samples make {_reader(func, tensor)} infinite or NaN")
                 ranges[tensor].observe(values)
     return ranges
+
+
+def _reader(func: relax.Function, tensor: Value) -> str:
+    """Return what a user can find a tensor by: the layer that reads it."""
+    readers = [b.var.name for b in bindings(func) if ops.is_layer(b.value) and tensor in set(operands(b.value))]
+    return f"the input of {readers[0]!r}" if readers else f"{tensor.name!r}"
 
 
 def observing(func: relax.Function, tensors: Sequence[Value]) -> relax.Function:

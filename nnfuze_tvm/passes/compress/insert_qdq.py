@@ -18,7 +18,7 @@ from nnfuze_tvm.graph import evaluate, ops
 from nnfuze_tvm.graph.constants import array
 from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, op_name, operands, output_fields, substitute
 from nnfuze_tvm.graph.evaluate import Executor
-from nnfuze_tvm.graph.ir import lineage, static_shape
+from nnfuze_tvm.graph.ir import Lineage, lineage, static_shape, with_float_layers
 from nnfuze_tvm.passes.compress.calibration import (
     CALIBRATION_METHODS,
     CalibrationMethod,
@@ -27,6 +27,8 @@ from nnfuze_tvm.passes.compress.calibration import (
     load_calibration,
 )
 from nnfuze_tvm.passes.compress.method import Inputs, Method, Option, Precision
+from nnfuze_tvm.passes.compress.quantizable import integer_layers, quantizable, why_not
+from nnfuze_tvm.passes.compress.stored_weights import Stored, with_constants
 
 if TYPE_CHECKING:
     from nnfuze_tvm.passes.compress.policy import Policy
@@ -92,26 +94,25 @@ class InsertQDQ:
         """Return the module with its functions quantized."""
         samples = load_calibration(self.calibration, mod)
         result = mod.clone()
-        origins = lineage(mod)
+        origins, left = lineage(mod), dict[str, str]()
         for gvar, func in mod.functions_items():
             if not isinstance(func, relax.Function):
                 continue
-            plan = _Plan(func, {n for n in _layers(func) if self.policy.for_layer(n, origins).precision == INT8})
+            asked = {b.var.name for b in bindings(func) if self._asks_for(b, origins)} - integer_layers(func)
+            func, stored = with_constants(func, asked)
+            plan = _Plan(func, asked)
+            left |= {var.name: why_not(value) for var, value in plan.made_by.items() if var.name in asked - plan.names}
             if not plan.layers:
                 continue
             ranges = collect_ranges(mod, func, plan.observed(), samples, self.executor)
-            result.update_func(gvar, _Writer(plan, ranges, self.method, self.bias_correction).rewrite(func))
-        return result
+            result.update_func(gvar, _Writer(plan, ranges, stored, self.method, self.bias_correction).rewrite(func))
+        return with_float_layers(result, left) if left else result
 
-
-def _layers(func: relax.Function) -> list[str]:
-    """Return the layers that can be quantized: those with constant weights."""
-    return [b.var.name for b in bindings(func) if _is_layer(b.value)]
-
-
-def _is_layer(value: Value) -> bool:
-    operator = ops.of(value)
-    return operator is not None and operator.quantizes and ops.layer(value) is not None
+    def _asks_for(self, binding: relax.VarBinding, origins: Lineage) -> bool:
+        """Return whether a binding is a layer of real numbers that gets 8 bits."""
+        if not ops.is_layer(binding.value) or str(binding.value.ty.dtype) != "float32":
+            return False
+        return self.policy.for_layer(binding.var.name, origins).precision == INT8
 
 
 def _layer(call: Call) -> ops.Layer:
@@ -156,7 +157,10 @@ class _Plan:
             for leaf in operands(value):
                 self.readers.setdefault(leaf, []).append(var)
         self.outputs = {leaf for out in output_fields(self.func) for leaf in operands(out)}
-        self.layers = {var: value for var, value in self.made_by.items() if var.name in self.names and _is_layer(value)}
+        self.layers = {
+            var: value for var, value in self.made_by.items() if var.name in self.names and quantizable(value)
+        }
+        self.names = {var.name for var in self.layers}
         self._same: dict[Value, Value] = {}
         integer = self._integer()
         for var in self.made_by:
@@ -191,7 +195,7 @@ class _Plan:
                 var in self.layers
                 or (_follows(value) and known and all(known))
                 or (isinstance(value, relax.TupleGetItem) and all(known))
-                or (name == "multiply" and len(tensors) == 2 and any(known))
+                or (name == "multiply" and len(tensors) == 2 and any(known) and all(map(static_shape, tensors)))
                 or (name == "multiply" and len(tensors) == 1 and all(known))
             ):
                 found.add(var)
@@ -238,10 +242,14 @@ class _Plan:
     def _source(self, tensor: Value) -> Value:
         """Return the tensor whose numbers these are, before they were moved about."""
         value = self.made_by.get(tensor)
-        while _effect(value) in ("moves", "joins") or isinstance(value, relax.TupleGetItem):
+        while _effect(value) in ("moves", "joins") or self._is_piece(value):
             tensor = next(leaf for leaf in operands(value) if isinstance(leaf, Var))
             value = self.made_by.get(tensor)
         return tensor
+
+    def _is_piece(self, value: Value | None) -> bool:
+        """Tell whether a value is one of the parts that something was split into."""
+        return isinstance(value, relax.TupleGetItem) and _effect(self.made_by.get(value.tuple_value)) == "moves"
 
     def _quantize(self, tensor: Value) -> None:
         """Make a tensor 8 bits: at its source, and for a concatenation at all of its sources."""
@@ -251,7 +259,7 @@ class _Plan:
             for leaf in leaves:
                 self._quantize(leaf)
                 self._join(self._source(leaves[0]), self._source(leaf))
-        elif _effect(value) == "moves" or isinstance(value, relax.TupleGetItem):
+        elif _effect(value) == "moves" or self._is_piece(value):
             self._quantize(next(leaf for leaf in operands(value) if isinstance(leaf, Var)))
         else:
             self.points.setdefault(tensor, tensor)
@@ -270,8 +278,15 @@ class _Plan:
 class _Writer:
     """Writes a plan into its function."""
 
-    def __init__(self, plan: _Plan, ranges: Mapping[Value, Range], method: CalibrationMethod, correct: bool) -> None:
-        self.plan, self.ranges, self.correct = plan, ranges, correct
+    def __init__(
+        self,
+        plan: _Plan,
+        ranges: Mapping[Value, Range],
+        stored: Mapping[str, Stored],
+        method: CalibrationMethod,
+        correct: bool,
+    ) -> None:
+        self.plan, self.ranges, self.stored, self.correct = plan, ranges, stored, correct
         limits: dict[Value, float] = {}
         for tensor, key in plan.points.items():
             limits[key] = max(limits.get(key, 0.0), ranges[tensor].limit(method))
@@ -321,10 +336,10 @@ class _Writer:
         offsets = np.zeros(outputs)
         if bias is not None and array(bias[1]).size in (1, outputs):
             offsets = offsets + array(bias[1]).astype("float64").ravel()
-        scale = self._weight_scale(rows, np.abs(offsets).reshape(-1, count).max(0), source)
-        along = [-1 if k == filters.outer else 1 for k in range(weight.ndim)]
-        wide = scale.astype("float64").reshape(along)
-        codes = np.clip(np.rint(weight / wide), -_LEVELS, _LEVELS)
+        kept = self.stored[layer.name].per_row(filters.outer) if layer.name in self.stored else None
+        scale = self._weight_scale(rows, np.abs(offsets).reshape(-1, count).max(0), source) if kept is None else kept[1]
+        wide = scale.astype("float64").reshape([-1 if k == filters.outer else 1 for k in range(weight.ndim)])
+        codes = np.clip(np.rint(weight / wide), -_LEVELS, _LEVELS) if kept is None else kept[0]
         constant = op.dequantize(
             relax.const(codes.astype("int8")),
             relax.const(scale),

@@ -9,18 +9,19 @@ import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
-from tvm import topi
+from tvm import relax, topi
 from tvm.script import ir as I
 from tvm.script import relax as R
 
 from nnfuze_tvm.analysis import metrics
 from nnfuze_tvm.deploy.executor import host_executor
+from nnfuze_tvm.deploy.runner import Input, sample_batches
 from nnfuze_tvm.errors import InputError
 from nnfuze_tvm.frontend import load, onnx_import
-from nnfuze_tvm.graph import evaluate
-from nnfuze_tvm.graph.dataflow import bindings
+from nnfuze_tvm.graph import evaluate, ir
+from nnfuze_tvm.graph.dataflow import Emitter, bindings
 from nnfuze_tvm.passes import InsertQDQ, PruneChannels, pipeline
-from nnfuze_tvm.passes.compress.calibration import Range, collect_ranges, load_calibration
+from nnfuze_tvm.passes.compress.calibration import Range, batches, collect_ranges, load_calibration
 from nnfuze_tvm.passes.compress.policy import Policy
 from tests.helpers import run_module
 
@@ -194,3 +195,37 @@ def test_a_network_with_kernels_of_its_own_is_calibrated(executor, monkeypatch):
     quantized = tvm.transform.Sequential(passes)(mod)
     assert [layer.integer for layer in metrics.layers(quantized)] == [True, True, True]
     assert [layer.shape[1] for layer in metrics.layers(quantized)] == [3, 6, 6]  # nothing is known of the pad
+
+
+def test_inputs_that_are_one_number_have_one_per_sample():
+    x, gain = relax.Var("x", R.Tensor((1, 4), "float32")), relax.Var("gain", R.Tensor((), "float32"))
+    emitter = Emitter()
+    weight = relax.const(np.eye(4, 3, dtype="float32"))
+    product = emitter.emit(relax.op.matmul(x, weight), "t/fc")
+    scaled = emitter.emit(relax.op.multiply(product, gain))
+    func = emitter.finish([x, gain], [scaled]).with_attr("global_symbol", "main")
+    mod = ir.with_task_outputs(tvm.IRModule({"main": func}), [ir.TaskOutput("t", "y")])
+    samples = {"x": np.ones((5, 4), "f4"), "gain": np.arange(5, dtype="f4")}
+    checked = load_calibration(samples, mod)
+    assert [batch["gain"].item() for batch in batches(checked, func)] == [0, 1, 2, 3, 4]
+    assert all(batch["gain"].shape == () for batch in batches(checked, func))
+    with pytest.raises(InputError, match=r"'gain' has shape \[5, 1\]; expected \[N\]"):
+        load_calibration(samples | {"gain": np.ones((5, 1), "f4")}, mod)
+    with pytest.raises(InputError, match="different numbers of network batches"):
+        load_calibration(samples | {"gain": np.ones(4, "f4")}, mod)
+    # The number itself may be anything when the network runs.
+    quantized = InsertQDQ(samples, Policy.uniform(bits=8))(mod)
+    (got,) = evaluate.evaluate(quantized["main"], {"x": np.ones((1, 4), "f4"), "gain": np.float32(1000)})
+    np.testing.assert_allclose(got, np.full((1, 3), 1000), rtol=0.02)
+    inputs = [Input("x", (1, 4), "float32"), Input("gain", (), "float32")]
+    assert [batch["gain"].item() for batch in sample_batches(samples, inputs)] == [0, 1, 2, 3, 4]
+
+
+def test_samples_that_lead_to_infinity_are_refused():
+    x = relax.Var("x", R.Tensor((1, 4), "float32"))
+    emitter = Emitter()
+    quotient = emitter.emit(relax.op.divide(relax.const(1.0, "float32"), x))
+    product = emitter.emit(relax.op.matmul(quotient, relax.const(np.eye(4, 3, dtype="float32"))), "t/fc")
+    func = emitter.finish([x], [product]).with_attr("global_symbol", "main")
+    with pytest.raises(InputError, match="the samples make the input of 't/fc' infinite or NaN"):
+        InsertQDQ({"x": np.zeros((2, 4), "f4")}, Policy.uniform(bits=8))(tvm.IRModule({"main": func}))

@@ -14,9 +14,10 @@ from tvm.script import relax as R
 from nnfuze_tvm.errors import InputError
 from nnfuze_tvm.graph import evaluate, ir
 from nnfuze_tvm.graph.dataflow import Emitter, bindings, op_name
+from nnfuze_tvm.graph.ir import FLOAT_LAYERS_ATTR
 from nnfuze_tvm.passes.compress.insert_qdq import InsertQDQ
 from nnfuze_tvm.passes.compress.policy import Policy
-from nnfuze_tvm.passes.lower.integer.realize_integer import FLOAT_LAYERS_ATTR, RealizeInteger
+from nnfuze_tvm.passes.lower.integer.realize_integer import RealizeInteger
 from nnfuze_tvm.passes.lower.layout import ToNHWC
 from tests.helpers import evaluate_module, run_module
 
@@ -267,3 +268,30 @@ def test_golden():
     real = after(op.dequantize(codes, scale, relax.const(np.zeros(2, "int8")), 1, "float32"))
     after = after.module(after(op.nn.relu(after(op.matmul(data, real), "t/fc"))))
     tvm.ir.assert_structural_equal(result, after)
+
+
+@pytest.mark.parametrize("operator", [op.multiply, op.add, op.maximum, op.minimum])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 1, 5), (1, 1, 1, 1)])
+def test_constants_of_higher_rank(operator, shape):
+    graph = Graph(shape=(3, 6))
+    data = graph.relu(graph.dense(graph.x, 5, "t/first"))
+    wide = graph(operator(data, relax.const(np.full(shape, 0.75, "float32"))))
+    mod = graph.module(graph.dense(wide, 4, "t/second"))
+    samples = {"x": np.random.default_rng(0).standard_normal((24, 6)).astype("float32")}
+    integer = RealizeInteger()(InsertQDQ(samples, INT8)(mod))
+    one = {"x": samples["x"][:3]}
+    (expected,), (got,) = evaluate_module(mod, one), evaluate_module(integer, one)
+    assert got.shape == expected.shape
+    assert np.abs(got - expected).max() < 0.05 * np.abs(expected).max()
+
+
+def test_one_of_several_results_is_quantized():
+    graph = Graph(shape=(1, 16))
+    both = graph(op.topk(graph.dense(graph.x, 12, "t/first"), 8, axis=1, ret_type="both", dtype="int64"))
+    mod = graph.module(graph.dense(graph(relax.TupleGetItem(both, 0)), 4, "t/second"))
+    samples = {"x": np.random.default_rng(0).standard_normal((24, 16)).astype("float32")}
+    integer = RealizeInteger()(InsertQDQ(samples, INT8)(mod))
+    assert not ir.float_layers(integer)
+    one = {"x": samples["x"][:1]}
+    (expected,), (got,) = evaluate_module(mod, one), evaluate_module(integer, one)
+    assert np.abs(got - expected).max() < 0.05 * np.abs(expected).max()

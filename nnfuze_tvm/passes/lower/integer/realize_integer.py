@@ -11,8 +11,7 @@ from nnfuze_tvm.graph import ops
 from nnfuze_tvm.graph.dataflow import bindings, op_name, operands, output_fields, substitute
 from nnfuze_tvm.graph.integers.context import Integers, Unsupported, dtype_of
 from nnfuze_tvm.graph.integers.values import Codes, Constant, ConstantCodes, Known, Parts, Pieces, Quantized, Sum
-
-FLOAT_LAYERS_ATTR = "nnfuze.float_layers"
+from nnfuze_tvm.graph.ir import float_layers, with_float_layers
 
 
 @tvm.transform.module_pass(opt_level=0, name="RealizeInteger")
@@ -32,16 +31,18 @@ class RealizeInteger:
     def transform_module(self, mod: tvm.IRModule, ctx: tvm.transform.PassContext) -> tvm.IRModule:
         """Rewrite every Relax function of ``mod``."""
         builder = relax.BlockBuilder(mod)
-        notes: list[str] = []
+        notes: dict[str, str] = {}
         for gvar, func in mod.functions_items():
             if isinstance(func, relax.Function):
                 realizer = _Realizer(builder)
                 builder.update_func(gvar, realizer.run(func))
-                notes += realizer.notes
+                notes |= realizer.notes
         result = builder.get()
         if mod.attrs is not None:
             result = result.with_attrs(dict(mod.attrs.items()))
-        return relax.transform.DeadCodeElimination()(result.with_attr(FLOAT_LAYERS_ATTR, notes))
+        # What came before knows better why a layer is none.
+        notes |= {name: reason for name, reason in float_layers(mod).items() if name in notes}
+        return relax.transform.DeadCodeElimination()(with_float_layers(result, notes))
 
 
 class _Realizer(Integers):
@@ -50,7 +51,7 @@ class _Realizer(Integers):
     def __init__(self, builder: relax.BlockBuilder) -> None:
         super().__init__(builder)
         self.floats: dict[relax.Expr, relax.Expr] = {}
-        self.notes: list[str] = []
+        self.notes: dict[str, str] = {}
 
     def run(self, func: relax.Function) -> relax.Function:
         for param in func.params:
@@ -76,9 +77,11 @@ class _Realizer(Integers):
                 if known is not None:
                     return known
             except Unsupported as reason:
-                self.notes.append(f"{var.name}: {reason}")
-        elif ops.is_layer(value):
-            self.notes.append(f"{var.name}: {op_name(value)} has no integer form")
+                # A file's own integer products are none that could have become integer.
+                if ops.is_layer(value) and dtype_of(var) == "float32":
+                    self.notes[var.name] = str(reason)
+        elif ops.is_layer(value) and dtype_of(var) == "float32":
+            self.notes[var.name] = f"{op_name(value)} has no integer form"
         leaves = {leaf: self.as_float(leaf) for leaf in operands(value)}
         kept = self.emitter.emit(substitute(value, leaves), var.name)
         if operator is not None and operator.nonnegative is not None:

@@ -11,7 +11,8 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 
 from nnfuze_tvm.frontend import load
 from nnfuze_tvm.graph.dataflow import bindings, op_name
-from nnfuze_tvm.passes.lower.integer.realize_integer import FLOAT_LAYERS_ATTR, RealizeInteger
+from nnfuze_tvm.graph.ir import FLOAT_LAYERS_ATTR
+from nnfuze_tvm.passes.lower.integer.realize_integer import RealizeInteger
 from nnfuze_tvm.passes.lower.layout import ToNHWC
 from tests.helpers import evaluate_module
 

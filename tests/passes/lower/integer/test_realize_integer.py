@@ -13,7 +13,8 @@ from tvm.script import ir as I
 from tvm.script import relax as R
 
 from nnfuze_tvm.graph.dataflow import Emitter, bindings, op_name
-from nnfuze_tvm.passes.lower.integer.realize_integer import FLOAT_LAYERS_ATTR, RealizeInteger
+from nnfuze_tvm.graph.ir import FLOAT_LAYERS_ATTR
+from nnfuze_tvm.passes.lower.integer.realize_integer import RealizeInteger
 from nnfuze_tvm.passes.lower.layout import ToNHWC
 from tests import integer_reference as ref
 from tests.helpers import evaluate_module, run_module

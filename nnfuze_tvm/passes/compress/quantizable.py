@@ -1,0 +1,40 @@
+"""Which layers can be quantized, and why others can't."""
+
+from __future__ import annotations
+
+from tvm import relax
+from tvm.ir import Call, GenericConst
+
+from nnfuze_tvm.graph import ops
+from nnfuze_tvm.graph.dataflow import Value, bindings, op_name
+
+
+def quantizable(value: Value) -> bool:
+    """Tell whether a bound value is a layer that can be quantized: one with constant weights."""
+    operator = ops.of(value)
+    return operator is not None and operator.quantizes and ops.layer(value) is not None
+
+
+def why_not(value: Call) -> str:
+    """Return why a layer is none that can be quantized."""
+    operator = ops.of(value)
+    if operator is None or not operator.quantizes:
+        return f"{op_name(value)} has no integer form"
+    if not isinstance(value.args[1], GenericConst):
+        return "its weights are not constant"
+    return "its input is constant" if isinstance(value.args[0], GenericConst) else "its weights are no matrix"
+
+
+def integer_layers(func: relax.Function) -> set[str]:
+    """Return the layers whose input and weights are dequantized: those of a file that is quantized already."""
+    made_by = {binding.var: binding.value for binding in bindings(func)}
+
+    def is_dequantized(value: Value) -> bool:
+        call = made_by.get(value)
+        while call is not None and (operator := ops.of(call)) is not None and operator.effect == "moves":
+            call = made_by.get(call.args[0])
+        return op_name(call) == "dequantize"
+
+    return {
+        var.name for var, value in made_by.items() if ops.is_layer(value) and all(map(is_dequantized, value.args[:2]))
+    }
