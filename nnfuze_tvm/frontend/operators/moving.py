@@ -89,10 +89,9 @@ def _split(node: Node, inputs: Operands) -> Any:
         sizes = [max(min(largest, shape[axis] - n * largest), 0) for n in range(count)]
     if sum(sizes) != shape[axis] or min(sizes) < 0:
         raise ValueError(f"{shape[axis]} values along axis {axis} can't be split into {sizes}")
+    # Slices become part of the kernels that read them.
     ends = np.cumsum(sizes).tolist()
-    if len(sizes) == 1 or 0 in sizes:
-        return [sliced(data, {axis: slice(end - size, end)}) for end, size in zip(ends, sizes, strict=True)]
-    return op.split(data, ends[:-1], axis)
+    return [sliced(data, {axis: slice(end - size, end)}) for end, size in zip(ends, sizes, strict=True)]
 
 
 def _expand(node: Node, inputs: Operands) -> Any:

@@ -39,6 +39,10 @@ def network(rng, blocks, size=6, channels=4, quantized=False):
                 elif kind == "concat":
                     both = builder.emit(op.concat([value, skip], axis=1))
                     value = builder.emit(op.strided_slice(both, [1], [0], [channels]))
+                elif kind == "reflect":
+                    sides = [builder.emit(op.strided_slice(value, [3], [at], [at - 2], [-1])) for at in (2, size - 2)]
+                    wide = builder.emit(op.concat([sides[0], value, sides[1]], axis=3))
+                    value = builder.emit(op.strided_slice(wide, [2, 3], [0, 1], [size, size + 1]))
                 elif kind == "quantize":
                     value = quantize(builder, value)
             pooled = builder.emit(op.mean(value, [2, 3], keepdims=True))
@@ -74,7 +78,9 @@ def operators(mod):
 @given(
     seed=st.integers(0, 1000),
     blocks=st.lists(
-        st.sampled_from(["conv", "relu", "scale", "add", "pool", "concat", "quantize"]), min_size=1, max_size=6
+        st.sampled_from(["conv", "relu", "scale", "add", "pool", "concat", "reflect", "quantize"]),
+        min_size=1,
+        max_size=6,
     ),
     quantized=st.booleans(),
 )
@@ -100,6 +106,11 @@ def test_quantized_chain_has_one_transpose_at_each_border():
     assert work[0] == "permute_dims" and work[-1] == "permute_dims"
     # The pooled tensor needs none: its spatial axes have length one.
     assert names.count("reshape") == 1
+
+
+def test_slices_follow_the_layout():
+    names = operators(ToNHWC()(network(np.random.default_rng(0), ["reflect", "conv"])))
+    assert names.count("permute_dims") == 2
 
 
 def test_weights_are_rearranged_at_compile_time():
