@@ -13,6 +13,8 @@ from tvm import relax
 from nnfuze_tvm.devices import toolchain
 from nnfuze_tvm.devices.boards import BOARDS
 from nnfuze_tvm.devices.targets import resolve
+from nnfuze_tvm.graph.evaluate import evaluate
+from tests.graph.calls import calls, examples
 from tests.schedules import kernels
 
 Board = Callable[[str], str]
@@ -91,6 +93,23 @@ def convolve(data: np.ndarray, weights: np.ndarray, stride: int, groups: int) ->
 TOLERANCES = {"float32": 1e-5, "float16": 5e-3}
 
 
+def run_on_board(
+    mod: tvm.IRModule,
+    target: tvm.target.Target,
+    inputs: dict[str, np.ndarray],
+    remote: tvm.rpc.RPCSession,
+    folder: Path,
+) -> list[np.ndarray]:
+    """Schedule and build a module, and return what its ``main`` makes of the inputs on a board."""
+    scheduled, _ = kernels.schedule(mod, target)
+    path = toolchain.export_library(tvm.compile(scheduled, target=target), folder / "kernels.so", target)
+    remote.upload(str(path))
+    machine = relax.VirtualMachine(remote.load_module("kernels.so"), remote.cpu())
+    machine.set_input("main", *(tvm.runtime.tensor(array, remote.cpu()) for array in inputs.values()))
+    machine.invoke_stateful("main")
+    return [result.numpy() for result in machine.get_outputs("main")]
+
+
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
@@ -104,18 +123,20 @@ TOLERANCES = {"float32": 1e-5, "float16": 5e-3}
 def test_convolutions_equal_numpy(name: str, dtype: str, session: Session, board: Board, tmp_path: Path) -> None:
     target = resolve(name)
     mod, inputs, expected = convolutions(dtype)
-    scheduled, _ = kernels.schedule(mod, target)
-    path = toolchain.export_library(tvm.compile(scheduled, target=target), tmp_path / "kernels.so", target)
     remote = session(board(str(BOARDS[name].emulated)))
-    remote.upload(str(path))
-    machine = relax.VirtualMachine(remote.load_module("kernels.so"), remote.cpu())
-    machine.set_input("main", *(tvm.runtime.tensor(array, remote.cpu()) for array in inputs.values()))
-    machine.invoke_stateful("main")
-    for i, (result, want) in enumerate(zip(machine.get_outputs("main"), expected, strict=True)):
-        got = result.numpy()
+    results = run_on_board(mod, target, inputs, remote, tmp_path)
+    for i, (got, want) in enumerate(zip(results, expected, strict=True)):
         assert got.dtype == (np.int32 if "int" in dtype else dtype)
         if dtype in TOLERANCES:
             near = TOLERANCES[dtype] * np.ptp(want)
             np.testing.assert_allclose(got.astype(np.float64), want, atol=near, rtol=0, err_msg=str(SHAPES[i]))
         else:
             np.testing.assert_array_equal(got, want, err_msg=str(SHAPES[i]))
+
+
+def test_recurrent_layers_equal_numpy(session: Session, board: Board, tmp_path: Path) -> None:
+    mod, inputs = calls(examples("recurrence"))
+    remote = session(board(str(BOARDS["rpi5"].emulated)))
+    results = run_on_board(mod, resolve("rpi5"), inputs, remote, tmp_path)
+    for got, want in zip(results, evaluate(mod["main"], inputs), strict=True):
+        np.testing.assert_allclose(got, want, atol=2e-6)
