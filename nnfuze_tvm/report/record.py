@@ -123,16 +123,20 @@ class Check(_Record):
         parts = []
         if self.loaded is not None:
             stage = "" if self.built is None else "as loaded, "
-            parts.append(f"{stage}equal to {self.against}{_within(self.loaded)}")
+            parts.append(f"{stage}{_compared(self.against, self.loaded)}")
         if self.built is not None:
-            parts.append(f"as built, equal to its graph in NumPy{_within(self.built)}")
+            parts.append(f"as built, {_compared('its graph in NumPy', self.built)}")
         return "; ".join([*parts, *self.notes])
 
 
-def _within(error: float) -> str:
+def _compared(against: str, error: float) -> str:
     if error == 0:
-        return ", bit by bit"
-    return f" within {error:.0e}".replace("e-0", "e-") if math.isfinite(error) else " but for what is infinite or NaN"
+        return f"equal to {against}, bit by bit"
+    if not math.isfinite(error):
+        return f"equal to {against} but for what is infinite or NaN"
+    size = f"{error:.0e}".replace("e-0", "e-")
+    # No tolerance is larger; what is further apart is so for a reason, which the notes give.
+    return f"equal to {against} within {size}" if error <= 0.02 else f"apart from {against} by {error:.2g} of the range"
 
 
 class Report(_Record):
