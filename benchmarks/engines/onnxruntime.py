@@ -13,7 +13,7 @@ from benchmarks.engines.base import Engine, fastest, quiet, require
 from benchmarks.workloads import Feeds, Workload, kept
 
 
-def make(workload: Workload, precision: str, threads: int) -> Engine:
+def make(workload: Workload, precision: str, threads: int, forms: Sequence[str] = ("QDQ", "QOperator")) -> Engine:
     """Return one ONNX Runtime session per network; in int8, the fastest of the forms its quantizer offers."""
     require("onnxruntime")
     if precision == "fp32":
@@ -23,7 +23,7 @@ def make(workload: Workload, precision: str, threads: int) -> Engine:
             [quantized(workload, n, form, reduced) for n in range(len(workload.models))],
             threads,
         )
-        for form in ("QDQ", "QOperator")
+        for form in forms
         for reduced in (False, True)
     }
     return fastest(variants, workload.evaluation, reference(workload))
@@ -71,14 +71,9 @@ def quantized(workload: Workload, n: int, form: str, reduced: bool = False, sign
     """
     from onnxruntime import quantization as q
 
-    samples = workload.calibration[n]
-
     class Reader(q.CalibrationDataReader):
         def __init__(self) -> None:
-            self.rows = (
-                {name: array[row : row + 1] for name, array in samples.items()}
-                for row in range(len(next(iter(samples.values()))))
-            )
+            self.rows = iter(workload.calibration_rows(n))
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(self.rows, None)

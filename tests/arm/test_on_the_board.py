@@ -100,7 +100,18 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("board")
     for library in ("tvm/lib/libtvm_runtime.so", "tvm_ffi/lib/libtvm_ffi.so"):
         shutil.copy(site / library, folder)
-    compiler = [sys.executable, "-m", "ziglang", "cc", "-target", "aarch64-linux-gnu.2.28", "-O2", "-s", "-Wall", "-Werror"]
+    compiler = [
+        sys.executable,
+        "-m",
+        "ziglang",
+        "cc",
+        "-target",
+        "aarch64-linux-gnu.2.28",
+        "-O2",
+        "-s",
+        "-Wall",
+        "-Werror",
+    ]
     libraries = ["-Wl,--no-as-needed", "-L", str(folder), "-ltvm_runtime", "-ltvm_ffi"]
     include = ["-I", str(Path(tvm_ffi.__file__).parent / "include")]
     done = run([*compiler, str(PROGRAMS / "run.c"), "-o", str(folder / "run"), *include, *libraries])
