@@ -237,6 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         (name,), (precision,) = args.networks, args.only
         args.row.write_text(json.dumps(asdict(_row(name, precision, args))), encoding="utf-8")
         return 0
+    where = machine(PEERS, 1)
     found: dict[str, dict[str, Outcome]] = {}
     for name in args.networks:
         for precision in args.only:
@@ -245,13 +246,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{name}, {precision}", file=sys.stderr, flush=True)
             found.setdefault(name, {})[precision] = apart(name, precision, options)
             if args.json:
-                args.json.write_text(json.dumps(as_json(found), indent=1) + "\n", encoding="utf-8")
+                args.json.write_text(
+                    json.dumps({"machine": where, **as_json(found)}, indent=1) + "\n", encoding="utf-8"
+                )
     outcomes = [outcome for row in found.values() for outcome in row.values()]
     out = output_console()
     out.print(render(found))
     for line in [*footnotes(outcomes), *summary(outcomes)]:
         out.print(line, highlight=False, soft_wrap=True, markup=False)
-    where = machine(PEERS, 1)
     used = ", ".join(f"{name} {number}" for name, number in where["versions"].items())
     out.print(f"{where['cpu']}, {text.threads(1)}; {used}", highlight=False, soft_wrap=True)
     return 0 if all(outcome.verdict != "wrong" for outcome in outcomes) else 1
@@ -272,7 +274,7 @@ def as_json(found: Mapping[str, Mapping[str, Outcome]]) -> dict[str, Any]:
         for name, row in found.items()
         for outcome in row.values()
     ]
-    return {"machine": machine(PEERS, 1), "outcomes": rows}
+    return {"outcomes": rows}
 
 
 def _source(shipped: Shipped) -> dict[str, str]:
