@@ -61,11 +61,6 @@ class Shipped:
     recurrent: bool = False
     left_open: bool = False
 
-    @property
-    def tolerance(self) -> float:
-        """The largest error of a right answer, relative to the output's range."""
-        return 1e-3 if self.recurrent else 1e-4
-
 
 def cache_dir() -> Path:
     """Return the folder that packages are kept in."""

@@ -29,19 +29,21 @@ def make(workload: Workload, precision: str, threads: int, forms: Sequence[str] 
     return fastest(variants, workload.evaluation, reference(workload))
 
 
-def reference(workload: Workload) -> list[np.ndarray]:
+def reference(workload: Workload, optimized: bool = True) -> list[np.ndarray]:
     """Return the outputs that all engines are judged by: ONNX Runtime's in float32, ``[N, ...]``."""
     require("onnxruntime")
-    return _sessions(workload.models, 1).answers(workload.evaluation)
+    return _sessions(workload.models, 1, optimized).answers(workload.evaluation)
 
 
-def _sessions(models: Sequence[Path], threads: int) -> Engine:
+def _sessions(models: Sequence[Path], threads: int, optimized: bool = True) -> Engine:
     import onnxruntime as ort
 
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = threads
     settings.inter_op_num_threads = 1
     settings.log_severity_level = 4
+    if not optimized:
+        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     # Its threads may spin while it computes, which makes it faster, but not while another engine has its turn.
     settings.add_session_config_entry("session.force_spinning_stop", "1")
     sessions = [ort.InferenceSession(p, settings, providers=["CPUExecutionProvider"]) for p in models]

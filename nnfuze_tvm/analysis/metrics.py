@@ -344,7 +344,7 @@ def _is_integer(expr: relax.Expr, bound: dict) -> bool:
 
 def _tensors(expr: relax.Expr) -> list[tuple[tuple[int, ...], str]]:
     """Return shape and dtype of a tensor, or of every field of a tuple."""
-    types = getattr(expr.ty, "fields", None) or [expr.ty]
+    types = expr.ty.fields if isinstance(expr.ty, relax.TupleType) else [expr.ty]
     return [(tuple(int(dim) for dim in ty.shape.values), str(ty.dtype)) for ty in types]
 
 
