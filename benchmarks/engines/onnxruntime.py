@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx.version_converter
 
 from benchmarks.engines.base import Engine, fastest, quiet, require
 from benchmarks.workloads import Feeds, Workload, kept
@@ -83,7 +85,7 @@ def quantized(workload: Workload, n: int, form: str, reduced: bool = False, sign
     def make(folder: Path) -> None:
         prepared = folder / "prepared.onnx"
         with quiet():
-            q.quant_pre_process(workload.models[n], prepared, skip_symbolic_shape=True)
+            q.quant_pre_process(_since_opset_13(workload.models[n], folder), prepared, skip_symbolic_shape=True)
             q.quantize_static(
                 prepared,
                 folder / "model.onnx",
@@ -94,7 +96,17 @@ def quantized(workload: Workload, n: int, form: str, reduced: bool = False, sign
                 activation_type=q.QuantType.QInt8 if signed else q.QuantType.QUInt8,
                 weight_type=q.QuantType.QInt8,
             )
-        prepared.unlink()
+        for file in folder.glob("prepared*.onnx"):
+            file.unlink()
 
     label = f"onnxruntime-{version('onnxruntime')}-{form}-{'reduced' if reduced else 'full'}{'-signed' * signed}-{n}"
     return kept(workload.directory / label, make) / "model.onnx"
+
+
+def _since_opset_13(model: Path, folder: Path) -> Path:
+    """Return a network in which weights can be quantized per channel, which needs opset 13."""
+    proto = onnx.load(model)
+    if all(entry.version >= 13 for entry in proto.opset_import if entry.domain in ("", "ai.onnx")):
+        return model
+    onnx.save(onnx.version_converter.convert_version(proto, 13), folder / "prepared13.onnx")
+    return folder / "prepared13.onnx"
