@@ -35,7 +35,7 @@ class Workload:
     models : list of Path
         ONNX files with static shapes and a batch of one.
     calibration : list of dict
-        Per network and input, samples ``[N, ...]`` to quantize with.
+        Per network and input, samples to quantize with, one after the other along the first axis: ``[N, ...]``.
     evaluation : list of list of dict
         Inputs, per sample and network, to judge answers on and to time; none of them is in ``calibration``.
     directory : Path
@@ -47,6 +47,19 @@ class Workload:
     calibration: Feeds
     evaluation: list[Feeds]
     directory: Path
+
+    def calibration_rows(self, n: int) -> list[dict[str, np.ndarray]]:
+        """Return the samples that one network is quantized with, inference by inference."""
+        shapes = {name: array.shape for name, array in self.evaluation[0][n].items()}
+        lengths = {name: shape[0] if shape else 1 for name, shape in shapes.items()}
+        arrays = self.calibration[n]
+        return [
+            {
+                name: array[row * lengths[name] :][: lengths[name]].reshape(shapes[name])
+                for name, array in arrays.items()
+            }
+            for row in range(min(len(array) // lengths[name] for name, array in arrays.items()))
+        ]
 
 
 def workload(spec: str, work_dir: Path) -> Workload:

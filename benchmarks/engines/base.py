@@ -63,13 +63,21 @@ def fastest(variants: Mapping[str, Engine], samples: Sequence[Feeds], exact: Seq
 
 
 def relative_error(answers: Sequence[np.ndarray], exact: Sequence[np.ndarray]) -> float:
-    """Return the largest difference between outputs ``[N, ...]``, relative to the range of the exact output."""
+    """Return the largest difference between outputs ``[N, ...]``, relative to the range of the exact output.
+
+    Where that is one and the same value, the difference itself counts. What is not finite must be so in both.
+    """
     worst = 0.0
-    for found, wanted in zip(answers, exact, strict=True):
-        if found.size != wanted.size or not np.isfinite(found).all():
+    for answer, wanted in zip(answers, exact, strict=True):
+        if answer.size != wanted.size:
             return math.inf
-        difference = np.abs(found.reshape(wanted.shape).astype(np.float64) - wanted).max()
-        worst = max(worst, float(difference) / float(np.ptp(wanted)))
+        found, right = answer.reshape(wanted.shape).astype(np.float64), wanted.astype(np.float64)
+        finite = np.isfinite(right)
+        if not np.array_equal(found[~finite], right[~finite], equal_nan=True) or not np.isfinite(found[finite]).all():
+            return math.inf
+        if finite.any():
+            difference = np.abs(found[finite] - right[finite]).max()
+            worst = max(worst, float(difference) / (float(np.ptp(right[finite])) or 1.0))
     return worst
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
 import nnfuze_tvm
 from benchmarks.engines.base import Engine
@@ -38,6 +39,7 @@ def make(workload: Workload, precision: str, threads: int, trials: int = 0) -> E
             progress=True,
             calibration=samples,
             quantize="int8" if int8 else None,
+            shapes=_open_shapes(workload),
             trials=trials,
             work_dir=str(folder / f"tuning-{precision}-{threads}") if trials else None,
             threads=threads,
@@ -50,6 +52,16 @@ def make(workload: Workload, precision: str, threads: int, trials: int = 0) -> E
         return lambda: bundle.run(inputs)
 
     return Engine(bind, lambda raw: list(flat(raw).values()), {"bundle": str(path)})
+
+
+def _open_shapes(workload: Workload) -> dict[str, list[int]]:
+    """Return the shapes of inputs whose files leave them open."""
+    return {
+        f"{path.stem}:{value.name}": list(feed[value.name].shape)
+        for path, feed in zip(workload.models, workload.evaluation[0], strict=True)
+        for value in onnx.load(path, load_external_data=False).graph.input
+        if value.name in feed and any(dim.dim_value < 1 for dim in value.type.tensor_type.shape.dim)
+    }
 
 
 def _merged_names(workload: Workload) -> list[dict[str, str]]:

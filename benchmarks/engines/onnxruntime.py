@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx.version_converter
 
 from benchmarks.engines.base import Engine, fastest, quiet, require
 from benchmarks.workloads import Feeds, Workload, kept
 
 
-def make(workload: Workload, precision: str, threads: int) -> Engine:
+def make(workload: Workload, precision: str, threads: int, forms: Sequence[str] = ("QDQ", "QOperator")) -> Engine:
     """Return one ONNX Runtime session per network; in int8, the fastest of the forms its quantizer offers."""
     require("onnxruntime")
     if precision == "fp32":
@@ -23,25 +25,27 @@ def make(workload: Workload, precision: str, threads: int) -> Engine:
             [quantized(workload, n, form, reduced) for n in range(len(workload.models))],
             threads,
         )
-        for form in ("QDQ", "QOperator")
+        for form in forms
         for reduced in (False, True)
     }
     return fastest(variants, workload.evaluation, reference(workload))
 
 
-def reference(workload: Workload) -> list[np.ndarray]:
+def reference(workload: Workload, optimized: bool = True) -> list[np.ndarray]:
     """Return the outputs that all engines are judged by: ONNX Runtime's in float32, ``[N, ...]``."""
     require("onnxruntime")
-    return _sessions(workload.models, 1).answers(workload.evaluation)
+    return _sessions(workload.models, 1, optimized).answers(workload.evaluation)
 
 
-def _sessions(models: Sequence[Path], threads: int) -> Engine:
+def _sessions(models: Sequence[Path], threads: int, optimized: bool = True) -> Engine:
     import onnxruntime as ort
 
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = threads
     settings.inter_op_num_threads = 1
     settings.log_severity_level = 4
+    if not optimized:
+        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     # Its threads may spin while it computes, which makes it faster, but not while another engine has its turn.
     settings.add_session_config_entry("session.force_spinning_stop", "1")
     sessions = [ort.InferenceSession(p, settings, providers=["CPUExecutionProvider"]) for p in models]
@@ -71,14 +75,9 @@ def quantized(workload: Workload, n: int, form: str, reduced: bool = False, sign
     """
     from onnxruntime import quantization as q
 
-    samples = workload.calibration[n]
-
     class Reader(q.CalibrationDataReader):
         def __init__(self) -> None:
-            self.rows = (
-                {name: array[row : row + 1] for name, array in samples.items()}
-                for row in range(len(next(iter(samples.values()))))
-            )
+            self.rows = iter(workload.calibration_rows(n))
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(self.rows, None)
@@ -86,7 +85,7 @@ def quantized(workload: Workload, n: int, form: str, reduced: bool = False, sign
     def make(folder: Path) -> None:
         prepared = folder / "prepared.onnx"
         with quiet():
-            q.quant_pre_process(workload.models[n], prepared, skip_symbolic_shape=True)
+            q.quant_pre_process(_since_opset_13(workload.models[n], folder), prepared, skip_symbolic_shape=True)
             q.quantize_static(
                 prepared,
                 folder / "model.onnx",
@@ -97,7 +96,17 @@ def quantized(workload: Workload, n: int, form: str, reduced: bool = False, sign
                 activation_type=q.QuantType.QInt8 if signed else q.QuantType.QUInt8,
                 weight_type=q.QuantType.QInt8,
             )
-        prepared.unlink()
+        for file in folder.glob("prepared*.onnx"):
+            file.unlink()
 
     label = f"onnxruntime-{version('onnxruntime')}-{form}-{'reduced' if reduced else 'full'}{'-signed' * signed}-{n}"
     return kept(workload.directory / label, make) / "model.onnx"
+
+
+def _since_opset_13(model: Path, folder: Path) -> Path:
+    """Return a network in which weights can be quantized per channel, which needs opset 13."""
+    proto = onnx.load(model)
+    if all(entry.version >= 13 for entry in proto.opset_import if entry.domain in ("", "ai.onnx")):
+        return model
+    onnx.save(onnx.version_converter.convert_version(proto, 13), folder / "prepared13.onnx")
+    return folder / "prepared13.onnx"

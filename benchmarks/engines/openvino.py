@@ -43,8 +43,11 @@ def _requests(workload: Workload, models: Sequence[Path], threads: int) -> Engin
     }
     core = ov.Core()
     requests = []
-    for path in models:
-        compiled = core.compile_model(core.read_model(path), "CPU", settings)
+    for path, feed in zip(models, workload.evaluation[0], strict=True):
+        model = core.read_model(path)
+        if model.is_dynamic():
+            model.reshape({name: array.shape for name, array in feed.items()})
+        compiled = core.compile_model(model, "CPU", settings)
         requests.append((compiled.create_infer_request(), [port.any_name for port in compiled.inputs]))
     # The fastest way in and out: inputs are copied into arrays that it knows, outputs are views of its own memory.
     buffers: list[list[np.ndarray]] = []
@@ -75,13 +78,11 @@ def _quantize_nncf(workload: Workload, n: int, fix: str) -> Path:
         import nncf
         import openvino as ov
 
-        samples = workload.calibration[n]
-        count = len(next(iter(samples.values())))
-        rows = [{name: array[row : row + 1] for name, array in samples.items()} for row in range(count)]
+        rows = workload.calibration_rows(n)
         with quiet():
             model = ov.Core().read_model(workload.models[n])
             advanced = nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix[fix])
-            quantized = nncf.quantize(model, nncf.Dataset(rows), subset_size=count, advanced_parameters=advanced)
+            quantized = nncf.quantize(model, nncf.Dataset(rows), subset_size=len(rows), advanced_parameters=advanced)
             ov.save_model(quantized, folder / "model.xml", compress_to_fp16=False)
 
     label = f"openvino-{version('openvino')}-nncf-{version('nncf')}-{fix}-{n}"

@@ -14,6 +14,7 @@ from nnfuze_tvm.passes.lower.row_convolutions import RowConvolutions
 from nnfuze_tvm.passes.lower.shuffles import Shuffles
 from nnfuze_tvm.passes.lower.strided_rows import StridedRows
 from nnfuze_tvm.passes.lower.transposed_convolutions import TransposedConvolutions
+from nnfuze_tvm.passes.lower.whole_columns import WholeColumns
 from nnfuze_tvm.passes.lower.winograd.winograd import Winograd
 from nnfuze_tvm.passes.merge.merge_tasks import MergeTasks
 from nnfuze_tvm.passes.merge.share_trunk import ShareTrunk
@@ -39,5 +40,6 @@ __all__ = [
     "StridedRows",
     "ToNHWC",
     "TransposedConvolutions",
+    "WholeColumns",
     "Winograd",
 ]

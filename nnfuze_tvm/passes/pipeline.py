@@ -23,6 +23,7 @@ from nnfuze_tvm.passes.lower.shuffles import Shuffles
 from nnfuze_tvm.passes.lower.skip_nan import legalizations as max_poolings
 from nnfuze_tvm.passes.lower.strided_rows import StridedRows
 from nnfuze_tvm.passes.lower.transposed_convolutions import TransposedConvolutions
+from nnfuze_tvm.passes.lower.whole_columns import WholeColumns
 from nnfuze_tvm.passes.lower.winograd.winograd import Winograd
 from nnfuze_tvm.passes.merge.merge_tasks import MergeTasks
 from nnfuze_tvm.passes.merge.share_trunk import ShareTrunk
@@ -109,7 +110,7 @@ def lowering_phases(machine: Machine) -> list[tvm.transform.Pass]:
 
 def layout_phase() -> tvm.transform.Pass:
     """Return phase 5: convolutions only, activations with the channels last, weights OHWI."""
-    return phase("layout", TransposedConvolutions(), StridedRows(), ToNHWC())
+    return phase("layout", TransposedConvolutions(), StridedRows(), WholeColumns(), ToNHWC())
 
 
 def kernel_phase(machine: Machine) -> tvm.transform.Pass:

@@ -7,6 +7,7 @@ import onnx
 import pytest
 import tvm
 from onnx import TensorProto, helper, numpy_helper
+from tvm import relax
 
 from benchmarks.networks import build as build_network
 from nnfuze_tvm.analysis import measure, metrics
@@ -127,6 +128,10 @@ def test_memory_plan_and_kernels() -> None:
     times = measure.kernel_times(runner.library, [(k.name, k.arguments) for k in kernels], seconds_each=0.001)
     assert set(times) == {kernel.name for kernel in kernels}
     assert all(0 < seconds < 0.1 for seconds in times.values())
+
+
+def test_a_kernel_may_take_nothing() -> None:
+    assert metrics._tensors(relax.Tuple([])) == []
 
 
 def test_interleaved_measurement_takes_turns() -> None:

@@ -17,7 +17,12 @@ from nnfuze_tvm.passes.lower.weights import known_values
 
 
 class Form(Protocol):
-    """How a result stands in the channels of one other tensor or several of one shape, channels first in all."""
+    """How a result stands in the channels of one other tensor or several of one shape."""
+
+    @property
+    def axis(self) -> int:
+        """Return the axis of the channels, in all of them."""
+        ...
 
     def along_channels(self, values: np.ndarray) -> np.ndarray:
         """Return one value per channel of the result as one per channel of each tensor."""
@@ -112,9 +117,10 @@ def _in_channels(values: np.ndarray, form: Form, call: Call, result: tuple[int, 
     """Return a constant operand of a call in a form, or None where it is not the same for a whole channel."""
     if values.size == 1:
         return constant(values)
-    if op_name(call) in ("quantize", "dequantize"):  # one number per channel, which is no broadcast
-        return constant(form.along_channels(values)) if int(call.attrs.axis) % len(result) == 1 else None
     rank = len(result)
-    if values.size != result[1] or ((1,) * (rank - values.ndim) + values.shape)[1] != result[1]:
+    axis = form.axis % rank
+    if op_name(call) in ("quantize", "dequantize"):  # one number per channel, which is no broadcast
+        return constant(form.along_channels(values)) if int(call.attrs.axis) % rank == axis else None
+    if values.size != result[axis] or ((1,) * (rank - values.ndim) + values.shape)[axis] != result[axis]:
         return None
-    return constant(form.along_channels(values.reshape(-1)).reshape([-1 if i == 1 else 1 for i in range(rank)]))
+    return constant(form.along_channels(values.reshape(-1)).reshape([-1 if i == axis else 1 for i in range(rank)]))

@@ -51,6 +51,11 @@ class _FirstChannels:
     channels: int
     computed: int
 
+    @property
+    def axis(self) -> int:
+        """Return the axis of the channels."""
+        return 1
+
     def along_channels(self, values: np.ndarray) -> np.ndarray:
         """Return one value per channel for all that are computed."""
         return np.pad(values.reshape(-1), (0, self.computed - self.channels), mode="edge")

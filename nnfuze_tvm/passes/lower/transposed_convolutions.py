@@ -95,6 +95,11 @@ class _Spread:
     axes: tuple[_Axis, ...]
 
     @property
+    def axis(self) -> int:
+        """Return the axis of the channels."""
+        return 1
+
+    @property
     def phases(self) -> int:
         """Positions that share one position of the convolution."""
         return prod(axis.stride for axis in self.axes)
