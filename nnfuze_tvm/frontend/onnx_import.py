@@ -276,7 +276,10 @@ class _Importer:
             return [constant(np.array(np.prod(ir.static_shape(inputs[0])), dtype=np.int64))]
         if node.domain not in ("", "ai.onnx") or node.op_type in _NEVER_FOLDED:
             return None
-        if node.op_type in (_NOT_BY_REFERENCE if opset >= 13 else _NOT_BY_REFERENCE | _NOT_BY_REFERENCE_BEFORE_13):
+        # What has no elements it knows.
+        if node.op_type in _NOT_BY_REFERENCE and 0 not in ir.static_shape(inputs[0]):
+            return None
+        if opset < 13 and node.op_type in _NOT_BY_REFERENCE_BEFORE_13:
             return None
         if any(attribute.HasField("g") for attribute in node.attribute):
             return None
