@@ -284,7 +284,7 @@ def type_name(number: int, where: str = "") -> str:
         name = ""
     if name not in TYPES:
         known = number in onnx.TensorProto.DataType.values()
-        called = onnx.TensorProto.DataType.Name(number) if known else str(number)
+        called = onnx.TensorProto.DataType.Name(number).lower() if known else str(number)
         raise ModelError(f"{where}type {called} is not supported")
     return name
 

@@ -198,7 +198,7 @@ def test_inspect(compiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["inspect", str(compiled), "--kernels"]) == 0
     shown = capsys.readouterr().out
     assert "3 int8, 0 float32" in shown
-    assert fields["kernels"][0]["name"][:20] in shown
+    assert all(kernel["rule"] in shown for kernel in fields["kernels"])
     assert f"{fields['hardware']['registers']} registers" in shown
     rules = {kernel["rule"]: kernel for kernel in fields["kernels"]}
     assert "conv2d" in rules and "" not in rules

@@ -118,7 +118,7 @@ def imported(case: Any) -> tuple[tvm.IRModule, dict[str, np.ndarray], list[np.nd
         mod = nnfuze_tvm.load([model], ["task"], shapes={name: array.shape for name, array in feeds.items()})
     except ModelError as error:
         assert len(str(error).splitlines()) == 1, case.name
-        assert model.graph.node[0].op_type in str(error), case.name
+        assert model.graph.node[0].op_type in str(error) or re.search("type .* is not supported", str(error)), case.name
         return None
     return mod, feeds, expected
 
@@ -133,7 +133,7 @@ def is_exotic(case: Any) -> bool:
 REFUSED = re.compile(
     """test_(batchnorm_.*training_mode|training_dropout.*|blackmanwindow.*|hammingwindow.*|hannwindow.*|melweightmatrix
     |constantofshape_.*|range_.*|loop11|nonzero_.*|unique_.*|top_k_uint64|nonmaxsuppression_.*
-    |resize_downsample_scales_(linear|cubic)_align_corners|(de)?quantizelinear_blocked.*|det_.*|.*deform_conv_.*)""",
+    |resize_downsample_scales_(linear|cubic)_align_corners)""",
     re.VERBOSE,
 )
 # Of operators with many tests so many are quick to run, and find most.

@@ -292,6 +292,13 @@ def test_published_network_computes_what_was_published():
     assert_matches_onnxruntime(model)
 
 
+def with_a_thing(model):
+    """Add a node of an unknown operator, whose result is an output."""
+    model.graph.node.append(helper.make_node("FusedThing", ["x"], ["z"], name="thing", domain="vendor"))
+    model.graph.output.append(helper.make_empty_tensor_value_info("z"))
+    return model
+
+
 def unsupported():
     node = helper.make_node("ImageDecoder", ["x"], ["y"], name="decoder")
     return network([node], {"x": [2, 2]}, {"y": []})
@@ -343,7 +350,7 @@ def bad_convolution() -> onnx.ModelProto:
 
 def test_unsupported_operators_are_all_named():
     model = unsupported()
-    model.graph.node.append(helper.make_node("FusedThing", ["x"], ["z"], name="thing", domain="vendor"))
+    with_a_thing(model)
     message = error(ModelError, [model, keyword_net(), unsupported()], tasks=["one", "two", "three"])
     assert message == (
         "one: unsupported operators: ImageDecoder (decoder), vendor.FusedThing (thing) | "
@@ -353,7 +360,7 @@ def test_unsupported_operators_are_all_named():
 
 def test_unsupported_operators_and_nodes_that_do_not_convert_are_named_together():
     model, other = bad_convolution(), unsupported()
-    model.graph.node.append(helper.make_node("FusedThing", ["x"], ["z"], name="thing", domain="vendor"))
+    with_a_thing(model)
     message = error(ModelError, [model, other], tasks=["one", "two"])
     assert message.startswith("one: unsupported operators: vendor.FusedThing (thing); node 'bad conv' (Conv): ")
     assert " | two: unsupported operators: ImageDecoder (decoder)" in message

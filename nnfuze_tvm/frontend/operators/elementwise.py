@@ -135,6 +135,10 @@ def _swish(node: Node, data: Value) -> Value:
     return relax.op.multiply(data, relax.op.sigmoid(relax.op.multiply(data, _number(alpha, data))))
 
 
+def _gated(node: Node, inputs: Operands) -> Value:
+    return relax.op.multiply(node.emit(in_float32(_swish)(node, inputs[:1])), inputs[1])
+
+
 def _gelu(node: Node, data: Value) -> Value:
     mode = node.text("approximate", "none")
     if mode not in ("none", "tanh"):
@@ -287,6 +291,7 @@ CONVERTERS: dict[str, Converter] = {
     "Celu": in_float32(_celu),
     "Mish": in_float32(_mish),
     "Softplus": in_float32(_softplus),
+    "SwiGLU": _gated,
     "Swish": in_float32(_swish),
     "Gelu": in_float32(_gelu),
     "Cosh": in_float32(_cosh),

@@ -201,6 +201,8 @@ def _top_k(node: Node, inputs: Operands) -> Any:
     if count == 0:
         result = (*shape[:axis], 0, *shape[axis + 1 :])
         return [empty(result, dtype_of(inputs[0])), empty(result, "int64")]
+    if dtype_of(inputs[0]) in ("bool", "uint16", "uint32", "uint64"):
+        raise ValueError(f"type {dtype_of(inputs[0])} is not supported")
     largest = bool(node.attributes.get("largest", 1))
     return op.topk(inputs[0], count, axis, "both", largest, "int64")
 

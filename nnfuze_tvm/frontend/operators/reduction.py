@@ -152,13 +152,16 @@ def _hardmax(node: Node, inputs: Operands) -> Any:
     return reshaped(node.emit(op.astype(op.equal(found, line), dtype_of(data))), shape)
 
 
-def _cumulative(node: Node, inputs: Operands) -> Any:
-    shape = ir.static_shape(inputs[0])
-    axis = axis_of(int(required(inputs[1], "axes").item()), len(shape))
-    backwards, exclusive = (bool(node.attributes.get(name, 0)) for name in ("reverse", "exclusive"))
-    data = node.emit(op.flip(inputs[0], axis)) if backwards else inputs[0]
-    total = node.emit(op.cumsum(data, axis, dtype_of(data), exclusive))
-    return op.flip(total, axis) if backwards else total
+def _cumulative(function: Callable[..., Value]) -> Converter:
+    def convert(node: Node, inputs: Operands) -> Any:
+        shape = ir.static_shape(inputs[0])
+        axis = axis_of(int(required(inputs[1], "axes").item()), len(shape))
+        backwards, exclusive = (bool(node.attributes.get(name, 0)) for name in ("reverse", "exclusive"))
+        data = node.emit(op.flip(inputs[0], axis)) if backwards else inputs[0]
+        total = node.emit(function(data, axis, dtype_of(data), exclusive))
+        return op.flip(total, axis) if backwards else total
+
+    return convert
 
 
 _MAX, _MIN = _extreme(largest=True), _extreme(largest=False)
@@ -178,5 +181,6 @@ CONVERTERS: dict[str, Converter] = {
     "ArgMax": _last_first(largest=True),
     "ArgMin": _last_first(largest=False),
     "Hardmax": _hardmax,
-    "CumSum": _cumulative,
+    "CumProd": _cumulative(op.cumprod),
+    "CumSum": _cumulative(op.cumsum),
 }

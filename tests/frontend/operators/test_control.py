@@ -104,7 +104,7 @@ def test_everything_that_is_needed_is_refused_in_all_files_at_once():
         load([conditional, conditional], ["one", "two"])
     text = "unsupported operators: Missing (Missing_t)"
     assert str(caught.value) == f"one: {text} | two: {text}"
-    plain = model([node("Missing", "x", "z"), branches(lacking, fine)], inputs, ["y"])
+    plain = model([node("Missing", "x", "z"), branches(lacking, fine)], inputs, ["y", "z"])
     assert refusal(plain) == "net: unsupported operators: Missing (Missing_z, Missing_t)"
 
 
