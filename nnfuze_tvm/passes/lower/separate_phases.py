@@ -67,6 +67,11 @@ class _Interleaved:
     sizes: tuple[int, ...]
     builder: relax.BlockBuilder = field(compare=False)
 
+    @property
+    def axis(self) -> int:
+        """Return the axis of the channels."""
+        return 1
+
     def along_channels(self, values: np.ndarray) -> np.ndarray:
         """Return one value per channel of the result: the tensors have the same channels."""
         return values

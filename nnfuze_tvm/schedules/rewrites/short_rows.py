@@ -13,7 +13,7 @@ import math
 import numpy as np
 import tvm
 import tvm_ffi
-from tvm import tirx
+from tvm import s_tir, tirx
 
 # What TVM's buffers are aligned to, and about what the widest vectors hold.
 _ALIGNMENT = 64
@@ -21,8 +21,17 @@ _ALIGNMENT = 64
 
 def keep_to_short_rows(func: tirx.PrimFunc) -> tirx.PrimFunc:
     """Return a kernel whose parameters of one row are aligned as their end is."""
+    # What an instruction stands for is matched with the buffer it was written for, and that is an aligned one.
+    matched: list[tvm.ir.Var] = []
+
+    def collect(block: s_tir.SBlock) -> None:
+        matched.extend(match.source.source for match in block.match_buffers)
+
+    tvm_ffi.structural_walk(func.body, (s_tir.SBlock, collect))
     kept: dict[tvm.ir.Var, tvm.ir.Var] = {}
     for param in func.params:
+        if any(param.same_as(source) for source in matched):
+            continue
         shape = [int(size) for size in param.shape]
         length = math.prod(shape) * np.dtype(str(param.dtype)).itemsize
         if shape and math.prod(shape) == shape[-1] and length % _ALIGNMENT:
