@@ -55,13 +55,14 @@ def cpu_seconds() -> dict[str, float]:
 def threads_of(call: Callable[[], object]) -> int:
     """How many threads take a share of a call."""
     call()
-    # Workers that an earlier call left spin before they sleep.
-    others = idle_since = None
-    while others is None or time.monotonic() - idle_since < 0.2:
-        now = {task: seconds for task, seconds in cpu_seconds().items() if int(task) != threading.get_native_id()}
-        if now != others:
-            others, idle_since = now, time.monotonic()
-        time.sleep(0.02)
+    # Workers that an earlier call left spin before they sleep; other libraries' threads wake up now and then.
+    while True:
+        before = cpu_seconds()
+        time.sleep(0.2)
+        after = cpu_seconds()
+        own = str(threading.get_native_id())
+        if all(seconds - before.get(task, 0.0) < 0.02 for task, seconds in after.items() if task != own):
+            break
     before = cpu_seconds()
     started = time.process_time()
     while time.process_time() - started < 0.5:
