@@ -22,6 +22,15 @@ def evaluate_module(mod: tvm.IRModule, inputs: Mapping[str, np.ndarray], functio
     return evaluate.executor(tvm.IRModule({**functions, "main": mod[function]}))(inputs)
 
 
+def keeps_values(change: tvm.transform.Pass, mod: tvm.IRModule, inputs: Mapping[str, np.ndarray]) -> tvm.IRModule:
+    """Check that a pass changes a network's one output by rounding only; return what it makes of the network."""
+    new = change(mod)
+    (want,), (got,) = evaluate_module(mod, inputs), evaluate_module(new, inputs)
+    assert got.shape == want.shape
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * float(np.abs(want).max()))
+    return new
+
+
 def compiled(
     mod: tvm.IRModule, function: str = "main", level: int = 1
 ) -> Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]:

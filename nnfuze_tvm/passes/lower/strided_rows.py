@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import gcd
 
 import numpy as np
@@ -12,18 +11,14 @@ from tvm.ir import Call, Var
 from tvm.ir.transform import PassContext, module_pass
 from tvm.relax import op
 
-from nnfuze_tvm.graph.dataflow import Value, bindings, op_name
+from nnfuze_tvm.graph.dataflow import bindings, op_name
 from nnfuze_tvm.graph.ir import static_shape
 from nnfuze_tvm.passes.lower.deferred import Form, Rewriter
 from nnfuze_tvm.passes.lower.weights import is_constant, rearranged
+from nnfuze_tvm.passes.lower.whole_vectors import FirstChannels, is_odd, whole
 
 # From this many channels on, a convolution has long enough reductions without their neighbours.
 _CHANNELS = 16
-# Output channels that make whole vectors on any machine, and from how many on others are worth some more.
-_VECTOR = 16
-_MIN_OUTPUTS = 64
-# Output channels that are a multiple of this make vectors, if not of the longest kind.
-_ODD = 4
 
 
 @module_pass(opt_level=0, name="StridedRows")
@@ -44,33 +39,6 @@ class StridedRows:
         return mod
 
 
-@dataclass(frozen=True)
-class _FirstChannels:
-    """The result is the first ``channels`` of ``computed`` ones."""
-
-    channels: int
-    computed: int
-
-    @property
-    def axis(self) -> int:
-        """Return the axis of the channels."""
-        return 1
-
-    def along_channels(self, values: np.ndarray) -> np.ndarray:
-        """Return one value per channel for all that are computed."""
-        return np.pad(values.reshape(-1), (0, self.computed - self.channels), mode="edge")
-
-    def restored(self, *sources: Value) -> Value:
-        """Return the result."""
-        (source,) = sources
-        if self.channels == self.computed:
-            return source
-        # In memory the channels are the last axis.
-        return op.permute_dims(
-            op.strided_slice(op.permute_dims(source, [0, 2, 1]), [2], [0], [self.channels]), [0, 2, 1]
-        )
-
-
 def _convolution(rewriter: Rewriter, call: Call, var: Var) -> tuple[list[Call], Form] | None:
     """Return the convolution over fewer positions, and which of its channels are the result."""
     if op_name(call) != "nn.conv1d" or not is_constant(call.args[1], rewriter.bound):
@@ -82,8 +50,7 @@ def _convolution(rewriter: Rewriter, call: Call, var: Var) -> tuple[list[Call], 
     step = gcd(kernel, stride)
     if step == 1 or channels >= _CHANNELS or int(attrs.groups) != 1 or int(attrs.dilation[0]) != 1:
         return None
-    odd = outputs % _ODD != 0 and outputs >= _MIN_OUTPUTS
-    form = _FirstChannels(outputs, -(-outputs // _VECTOR) * _VECTOR if odd else outputs)
+    form = FirstChannels(1, outputs, whole(outputs) if is_odd(outputs) else outputs)
 
     def arrange(values: np.ndarray, fill: np.ndarray) -> np.ndarray:
         rows = values.reshape(outputs, channels, kernel // step, step).transpose(0, 3, 1, 2)

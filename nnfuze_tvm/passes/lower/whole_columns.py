@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import tvm
 from tvm import relax
@@ -15,12 +13,8 @@ from nnfuze_tvm.graph.dataflow import Value, bindings, op_name
 from nnfuze_tvm.graph.ir import static_shape
 from nnfuze_tvm.passes.lower.deferred import Form, Rewriter
 from nnfuze_tvm.passes.lower.weights import is_constant, rearranged
+from nnfuze_tvm.passes.lower.whole_vectors import FirstChannels, is_odd, whole
 
-# Columns that make whole vectors on any machine, and how many of their own are worth some of zeros.
-_VECTOR = 16
-_MIN_COLUMNS = 64
-# A multiple of this makes vectors, if not of the longest kind.
-_ODD = 4
 # With shorter sums, to cut the others off costs more.
 _MIN_ROWS = 16
 
@@ -40,33 +34,11 @@ class WholeColumns:
         return mod
 
 
-@dataclass(frozen=True)
-class _FirstColumns:
-    """The result is the first ``columns`` of ``computed`` ones."""
-
-    columns: int
-    computed: int
-
-    @property
-    def axis(self) -> int:
-        """Return the axis of the columns."""
-        return -1
-
-    def along_channels(self, values: np.ndarray) -> np.ndarray:
-        """Return one value per column for all that are computed."""
-        return np.pad(values.reshape(-1), (0, self.computed - self.columns), mode="edge")
-
-    def restored(self, *sources: Value) -> Value:
-        """Return the result."""
-        (source,) = sources
-        return op.strided_slice(source, [len(static_shape(source)) - 1], [0], [self.columns])
-
-
 def _has_odd_columns(value: Value) -> bool:
     if op_name(value) != "matmul" or len(static_shape(value.args[1])) != 2:
         return False
     rows, columns = static_shape(value.args[1])
-    return columns % _ODD != 0 and columns >= _MIN_COLUMNS and rows >= _MIN_ROWS
+    return is_odd(columns) and rows >= _MIN_ROWS
 
 
 def _product(rewriter: Rewriter, call: Call, _: Var) -> tuple[list[Call], Form] | None:
@@ -74,7 +46,7 @@ def _product(rewriter: Rewriter, call: Call, _: Var) -> tuple[list[Call], Form] 
     if not _has_odd_columns(call) or not is_constant(call.args[1], rewriter.bound):
         return None
     columns = static_shape(call.args[1])[1]
-    form = _FirstColumns(columns, -(-columns // _VECTOR) * _VECTOR)
+    form = FirstChannels(-1, columns, whole(columns))
 
     def arrange(values: np.ndarray, fill: np.ndarray) -> np.ndarray:
         wide = np.empty((len(values), form.computed), values.dtype)

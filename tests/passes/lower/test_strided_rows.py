@@ -10,9 +10,9 @@ from tvm import relax
 from tvm.relax import op
 
 from nnfuze_tvm.graph.dataflow import bindings, op_name
-from nnfuze_tvm.graph.evaluate import evaluate
 from nnfuze_tvm.graph.ir import static_shape
 from nnfuze_tvm.passes.lower.strided_rows import StridedRows
+from tests.helpers import keeps_values
 from tests.schedules.kernels import single_function
 
 
@@ -35,11 +35,7 @@ def convolution(mod):
 
 
 def check(mod, inputs):
-    new = StridedRows()(mod)
-    (want,), (got,) = evaluate(mod["main"], inputs), evaluate(new["main"], inputs)
-    assert got.shape == want.shape
-    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * float(np.abs(want).max()))
-    return new
+    return keeps_values(StridedRows(), mod, inputs)
 
 
 @settings(max_examples=40, deadline=None)

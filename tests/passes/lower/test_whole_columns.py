@@ -14,6 +14,7 @@ from nnfuze_tvm.graph.dataflow import bindings, op_name
 from nnfuze_tvm.graph.evaluate import evaluate
 from nnfuze_tvm.graph.ir import static_shape
 from nnfuze_tvm.passes.lower.whole_columns import WholeColumns
+from tests.helpers import keeps_values
 from tests.schedules.kernels import schedule_and_run, single_function
 
 
@@ -36,11 +37,7 @@ def products(mod):
 
 
 def check(mod, inputs):
-    new = WholeColumns()(mod)
-    (want,), (got,) = evaluate(mod["main"], inputs), evaluate(new["main"], inputs)
-    assert got.shape == want.shape
-    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * float(np.abs(want).max()))
-    return new
+    return keeps_values(WholeColumns(), mod, inputs)
 
 
 @settings(max_examples=40, deadline=None)
