@@ -17,7 +17,7 @@ from tvm.ir import Call, GenericConst
 from tvm.relax.frontend.onnx import onnx_frontend
 
 from nnfuze_tvm.errors import ModelError
-from nnfuze_tvm.frontend.onnx_file import Shape, Source, first_line
+from nnfuze_tvm.frontend.onnx_file import TYPES, Shape, Source, first_line, type_name
 from nnfuze_tvm.frontend.operators import CONVERTERS, sequences
 from nnfuze_tvm.frontend.operators.node import FailedInside, Node, Operands, Tensors, known, tensors_of
 from nnfuze_tvm.graph import dataflow, ir, ops
@@ -25,12 +25,12 @@ from nnfuze_tvm.graph.constants import constant
 from nnfuze_tvm.graph.dataflow import Value
 from nnfuze_tvm.graph.evaluate import call_of_constants
 
-# Outputs of unknown shape have no place in a function with static shapes.
-_REFUSED = frozenset("Optional OptionalHasElement OptionalGetElement Unique NonZero".split())
+# What may be missing has no place in a function with static shapes.
+_REFUSED = frozenset("Optional OptionalHasElement OptionalGetElement".split())
 # What TVM's importer means by these is Microsoft's operator, not that of ONNX.
 _MICROSOFT = frozenset("BiasGelu FastGelu SkipLayerNormalization EmbedLayerNormalization MatMulInteger16".split())
 # What it does with Microsoft's operators of these names is right.
-_RIGHT = frozenset({"MatMulInteger16", "QuantizeLinear", "DequantizeLinear"})
+_RIGHT = frozenset({"MatMulInteger16"})
 # Iterations of all loops together, without the first ones: what would take many minutes to compile is refused.
 MOST_UNROLLED = 4000
 # Constant inputs do not make these constant, or an int8 weight shall stay one (dequantize), or ONNX's reference ignores
@@ -44,8 +44,6 @@ _NEVER_FOLDED = frozenset(
 # Where the reference evaluator is wrong: it takes infinity from itself, and reads old versions as new ones.
 _NOT_BY_REFERENCE = frozenset({"ReduceLogSumExp"})
 _NOT_BY_REFERENCE_BEFORE_13 = frozenset({"Hardmax", "LogSoftmax", "Softmax"})
-
-_PLAIN_TYPES = frozenset("bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64".split())
 
 
 def is_supported(node: onnx.NodeProto) -> bool:
@@ -122,11 +120,7 @@ class _Importer:
         graph = self._source.model.graph
         params = []
         for value in self._source.inputs:
-            dtype = _plain_type(value.type.tensor_type.elem_type)
-            if dtype is None:
-                self.errors.append(f"input {value.name!r}: type {_type_name(value.type.tensor_type)} is not supported")
-                self._values[value.name] = None
-                continue
+            dtype = type_name(value.type.tensor_type.elem_type)
             params.append(relax.Var(value.name, relax.TensorType(shapes[value.name], dtype)))
             self._values[value.name] = _settled(params[-1])
         with self._builder.function("main", params):
@@ -165,10 +159,12 @@ class _Importer:
     def _initializers(self, graph: onnx.GraphProto) -> dict[str, Value | None]:
         weights: dict[str, Value | None] = {}
         for tensor in graph.initializer:
-            plain = _plain_type(tensor.data_type) is not None
-            if not plain:
-                self.errors.append(f"constant {tensor.name!r}: type {_type_name(tensor)} is not supported")
-            weights[tensor.name] = constant(onnx.numpy_helper.to_array(tensor)) if plain else None
+            try:
+                type_name(tensor.data_type, f"constant {tensor.name!r}: ")
+                weights[tensor.name] = constant(onnx.numpy_helper.to_array(tensor))
+            except ModelError as error:
+                weights[tensor.name] = None
+                self.errors.append(str(error))
         return weights
 
     def _body(self, graph: onnx.GraphProto, operands: Sequence[Value]) -> list[Value]:
@@ -236,7 +232,7 @@ class _Importer:
                 ir.static_shape(value)
             except ValueError:
                 raise ValueError("its shape depends on data, which is not supported") from None
-            if str(value.ty.dtype) not in _PLAIN_TYPES:
+            if str(value.ty.dtype) not in TYPES:
                 raise ValueError(f"a result of type {value.ty.dtype} is not supported")
         return list(map(_settled, results))
 
@@ -319,17 +315,6 @@ def _settled(value: Value) -> Value:
         return Tensors(map(_settled, value))
     shape = ir.static_shape(value)
     return constant(np.zeros(shape, str(value.ty.dtype))) if 0 in shape else value
-
-
-def _plain_type(code: int) -> str | None:
-    """Return NumPy's name of a type that tensors can have here; None for strings and for what NumPy does not know."""
-    dtype = str(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(code)))
-    return dtype if dtype in _PLAIN_TYPES else None
-
-
-def _type_name(of: onnx.TensorProto | onnx.TypeProto.Tensor) -> str:
-    code = of.data_type if isinstance(of, onnx.TensorProto) else of.elem_type
-    return onnx.TensorProto.DataType.Name(code).lower()
 
 
 def _evaluate(node: onnx.NodeProto, inputs: list[np.ndarray | None], opset: int) -> list[np.ndarray]:

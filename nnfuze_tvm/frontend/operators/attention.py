@@ -11,19 +11,10 @@ import onnx
 from tvm.relax import op
 
 from nnfuze_tvm.frontend.operators.node import Converter, Node, Operands, known
+from nnfuze_tvm.frontend.operators.values import dtype_of, scalar
 from nnfuze_tvm.graph.constants import constant
 from nnfuze_tvm.graph.dataflow import Value
 from nnfuze_tvm.graph.ir import static_shape
-
-
-def dtype_of(value: Value) -> str:
-    """Return the type of a tensor's elements."""
-    return str(value.ty.dtype)
-
-
-def number(value: float, like: Value) -> Value:
-    """Return a scalar of the type of a tensor."""
-    return constant(np.array(value, dtype_of(like)))
 
 
 def heads(value: Value, count: int) -> Value:
@@ -128,7 +119,7 @@ def attend(
             f"{count} heads of queries don't share {shared} of keys and {static_shape(value)[1]} of values"
         )
     rows = [batch, shared, count // shared * steps]
-    scaled = node.emit(op.multiply(query, number(scale, query)))
+    scaled = node.emit(op.multiply(query, scalar(scale, query)))
     # Heads that share a key are rows of one product, so that keys need no copies.
     if shared != count:
         scaled = node.emit(op.reshape(scaled, [*rows, size]))
@@ -137,8 +128,8 @@ def attend(
         products = node.emit(op.reshape(products, [batch, count, steps, keys]))
     capped = products
     if cap > 0:
-        bounded = op.tanh(node.emit(op.divide(products, number(cap, products))))
-        capped = node.emit(op.multiply(node.emit(bounded), number(cap, products)))
+        bounded = op.tanh(node.emit(op.divide(products, scalar(cap, products))))
+        capped = node.emit(op.multiply(node.emit(bounded), scalar(cap, products)))
     total = bias.value(node)
     biased = capped if total is None else node.emit(op.add(capped, total))
     scores = biased if precision in (None, dtype_of(biased)) else node.emit(op.astype(biased, precision))
@@ -156,12 +147,12 @@ def attend(
 
 def _nothing_attended(node: Node, weights: Value, total: Value, bias: Bias) -> Value:
     """Return zeros in rows where everything is masked, and softmax gives NaN."""
-    zero = number(0, weights)
+    zero = scalar(0, weights)
     if bias.computed:
         # The largest of nothing but -inf is a finite number in TVM.
-        masked = op.astype(node.emit(op.equal(total, number(-math.inf, total))), "float32")
+        masked = op.astype(node.emit(op.equal(total, scalar(-math.inf, total))), "float32")
         least = node.emit(op.min(node.emit(masked), -1, keepdims=True))
-        return node.emit(op.where(node.emit(op.greater(least, number(0.5, least))), zero, weights))
+        return node.emit(op.where(node.emit(op.greater(least, scalar(0.5, least))), zero, weights))
     assert bias.fixed is not None
     empty = np.asarray(np.isneginf(bias.fixed).all(-1, keepdims=True))
     return node.emit(op.where(constant(empty), zero, weights)) if empty.any() else weights
@@ -184,10 +175,10 @@ def causal(node: Node, bias: Bias, dtype: str, places: tuple[int, int], offset: 
         return
     table = constant(ahead.astype(dtype_of(offset)))
     if behind >= 0:
-        limit = node.emit(op.add(offset, number(behind, offset)))
+        limit = node.emit(op.add(offset, scalar(behind, offset)))
         bias.allow(node, node.emit(op.less_equal(table, limit)), dtype)
     if before >= 0:
-        limit = node.emit(op.subtract(offset, number(before, offset)))
+        limit = node.emit(op.subtract(offset, scalar(before, offset)))
         bias.allow(node, node.emit(op.greater_equal(table, limit)), dtype)
 
 
@@ -226,7 +217,7 @@ def _lengths(node: Node, lengths: Value, places: tuple[int, int], bias: Bias, dt
     numbers = np.arange(keys)
     if values is None:
         bias.allow(node, node.emit(op.less(constant(numbers.astype(dtype_of(lengths))), lengths)), dtype)
-        return node.emit(op.subtract(lengths, number(steps, lengths)))
+        return node.emit(op.subtract(lengths, scalar(steps, lengths)))
     bias.allow(node, numbers < values.reshape(batch, 1, 1, 1), dtype)
     return values.reshape(batch, 1, 1, 1) - steps
 

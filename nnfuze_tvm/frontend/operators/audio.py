@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from tvm.relax import op
 
-from nnfuze_tvm.frontend.operators.attention import dtype_of
 from nnfuze_tvm.frontend.operators.node import Converter, Node, Operands, known, part_of
+from nnfuze_tvm.frontend.operators.values import dtype_of
 from nnfuze_tvm.graph.constants import constant
 from nnfuze_tvm.graph.dataflow import Value
 from nnfuze_tvm.graph.ir import static_shape

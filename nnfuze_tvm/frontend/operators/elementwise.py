@@ -10,6 +10,7 @@ import numpy as np
 from tvm import relax
 
 from nnfuze_tvm.frontend.operators.node import Converter, Node, Operands, known
+from nnfuze_tvm.frontend.operators.values import scalar
 from nnfuze_tvm.graph import ir
 from nnfuze_tvm.graph.constants import constant
 from nnfuze_tvm.graph.dataflow import Value
@@ -62,10 +63,6 @@ def _dropout(node: Node, inputs: Operands) -> Any:
     return relax.Tuple([inputs[0], constant(mask)])
 
 
-def _number(value: float, like: Value) -> Value:
-    return relax.const(value, str(like.ty.dtype))
-
-
 def _kind(value: Value) -> str:
     """Return the letter that NumPy has for the kind of a tensor's numbers."""
     return np.dtype(str(value.ty.dtype)).kind
@@ -89,10 +86,10 @@ def _plain(function: Callable[[Value], Value]) -> Converter:
 
 def _exponential_below(node: Node, data: Value, alpha: float, gamma: float, width: float) -> Value:
     """``gamma · (x < 0 ? alpha · (e^(x / width) - 1) : x)``."""
-    power = data if width == 1.0 else relax.op.divide(data, _number(width, data))
-    below = relax.op.multiply(relax.op.subtract(relax.op.exp(power), _number(1.0, data)), _number(alpha * gamma, data))
-    above = data if gamma == 1.0 else relax.op.multiply(data, _number(gamma, data))
-    return relax.op.where(relax.op.less(data, _number(0.0, data)), below, above)
+    power = data if width == 1.0 else relax.op.divide(data, scalar(width, data))
+    below = relax.op.multiply(relax.op.subtract(relax.op.exp(power), scalar(1.0, data)), scalar(alpha * gamma, data))
+    above = data if gamma == 1.0 else relax.op.multiply(data, scalar(gamma, data))
+    return relax.op.where(relax.op.less(data, scalar(0.0, data)), below, above)
 
 
 def _elu(node: Node, data: Value) -> Value:
@@ -117,22 +114,22 @@ def _celu(node: Node, data: Value) -> Value:
 def _mish(node: Node, data: Value) -> Value:
     """``x · tanh(log(1 + e^x))``, which is ``x · n / (n + 2)`` with ``n = e^x (e^x + 2)``."""
     # Beyond 20 the quotient is 1 in float32.
-    power = node.emit(relax.op.exp(relax.op.minimum(data, _number(20.0, data))))
-    product = node.emit(relax.op.multiply(power, relax.op.add(power, _number(2.0, data))))
-    return relax.op.multiply(data, relax.op.divide(product, relax.op.add(product, _number(2.0, data))))
+    power = node.emit(relax.op.exp(relax.op.minimum(data, scalar(20.0, data))))
+    product = node.emit(relax.op.multiply(power, relax.op.add(power, scalar(2.0, data))))
+    return relax.op.multiply(data, relax.op.divide(product, relax.op.add(product, scalar(2.0, data))))
 
 
 def _softplus(node: Node, data: Value) -> Value:
     """``log(1 + e^x)``, of an exponential that can't overflow."""
     small = relax.op.exp(relax.op.negative(relax.op.abs(data)))
-    return relax.op.add(relax.op.nn.relu(data), relax.op.log(relax.op.add(small, _number(1.0, data))))
+    return relax.op.add(relax.op.nn.relu(data), relax.op.log(relax.op.add(small, scalar(1.0, data))))
 
 
 def _swish(node: Node, data: Value) -> Value:
     alpha = node.attributes.get("alpha", 1.0)
     if alpha == 1.0:
         return relax.op.nn.silu(data)
-    return relax.op.multiply(data, relax.op.sigmoid(relax.op.multiply(data, _number(alpha, data))))
+    return relax.op.multiply(data, relax.op.sigmoid(relax.op.multiply(data, scalar(alpha, data))))
 
 
 def _gated(node: Node, inputs: Operands) -> Value:
@@ -148,7 +145,7 @@ def _gelu(node: Node, data: Value) -> Value:
 
 def _half_exponentials(data: Value) -> tuple[Value, Value]:
     """Return e^x / 2 and e^-x / 2, which overflow no sooner than their sum."""
-    shift = _number(float(np.log(2.0)), data)
+    shift = scalar(float(np.log(2.0)), data)
     return (
         relax.op.exp(relax.op.subtract(data, shift)),
         relax.op.exp(relax.op.subtract(relax.op.negative(data), shift)),
@@ -162,36 +159,34 @@ def _cosh(node: Node, data: Value) -> Value:
 def _sinh(node: Node, data: Value) -> Value:
     """Near zero, where the exponentials cancel, by its series."""
     square = node.emit(relax.op.multiply(data, data))
-    series = _number(1.0, data)
+    series = scalar(1.0, data)
     for step in (42.0, 20.0, 6.0):
-        series = relax.op.add(
-            relax.op.multiply(relax.op.divide(square, _number(step, data)), series), _number(1.0, data)
-        )
+        series = relax.op.add(relax.op.multiply(relax.op.divide(square, scalar(step, data)), series), scalar(1.0, data))
     near = relax.op.multiply(data, series)
     far = relax.op.subtract(*_half_exponentials(data))
-    return relax.op.where(relax.op.less(square, _number(0.25, data)), near, far)
+    return relax.op.where(relax.op.less(square, scalar(0.25, data)), near, far)
 
 
 def _thresholded_relu(node: Node, inputs: Operands) -> Any:
-    data, alpha = inputs[0], _number(node.attributes.get("alpha", 1.0), inputs[0])
-    return relax.op.where(relax.op.greater(data, alpha), data, _number(0.0, data))
+    data, alpha = inputs[0], scalar(node.attributes.get("alpha", 1.0), inputs[0])
+    return relax.op.where(relax.op.greater(data, alpha), data, scalar(0.0, data))
 
 
 def _shrink(node: Node, inputs: Operands) -> Any:
     data = inputs[0]
     bound, bias = node.attributes.get("lambd", 0.5), node.attributes.get("bias", 0.0)
-    zero = _number(0, data)
+    zero = scalar(0, data)
     if _kind(data) != "f":
         if bias != int(bias):
             raise ValueError(f"bias {bias:g} of integers is not supported")
         # No integer is between a bound and the whole number below it.
         bound, bias = int(np.floor(bound)), int(bias)
-    above = relax.op.subtract(data, _number(bias, data))
+    above = relax.op.subtract(data, scalar(bias, data))
     if _kind(data) == "u":
-        return above if bound < 0 else relax.op.where(relax.op.greater(data, _number(bound, data)), above, zero)
-    inner = relax.op.where(relax.op.greater(data, _number(bound, data)), above, zero)
-    below = relax.op.add(data, _number(bias, data))
-    return relax.op.where(relax.op.less(data, _number(-bound, data)), below, inner)
+        return above if bound < 0 else relax.op.where(relax.op.greater(data, scalar(bound, data)), above, zero)
+    inner = relax.op.where(relax.op.greater(data, scalar(bound, data)), above, zero)
+    below = relax.op.add(data, scalar(bias, data))
+    return relax.op.where(relax.op.less(data, scalar(-bound, data)), below, inner)
 
 
 def _prelu(node: Node, inputs: Operands) -> Any:
@@ -206,13 +201,13 @@ def _prelu(node: Node, inputs: Operands) -> Any:
         return relax.op.nn.leakyrelu(data, float(number.item()))
     if len(axes) == 1 and _kind(data) == "f":
         return relax.op.nn.prelu(data, relax.op.reshape(slope, [shape[axes[0]]]), axes[0])
-    return relax.op.where(relax.op.less(data, _number(0, data)), relax.op.multiply(data, slope), data)
+    return relax.op.where(relax.op.less(data, scalar(0, data)), relax.op.multiply(data, slope), data)
 
 
 def _sign(node: Node, inputs: Operands) -> Any:
     data = inputs[0]
     if _kind(data) == "u":
-        return relax.op.minimum(data, _number(1, data))
+        return relax.op.minimum(data, scalar(1, data))
     sign = relax.op.sign(data)
     return relax.op.where(relax.op.isnan(data), data, sign) if _kind(data) == "f" else sign
 
@@ -223,8 +218,8 @@ def _is_infinite(node: Node, inputs: Operands) -> Any:
     if not any(signs):
         return constant(np.zeros(ir.static_shape(data), bool))
     if all(signs):
-        return relax.op.equal(relax.op.abs(data), _number(np.inf, data))
-    return relax.op.equal(data, _number(np.inf if signs[1] else -np.inf, data))
+        return relax.op.equal(relax.op.abs(data), scalar(np.inf, data))
+    return relax.op.equal(data, scalar(np.inf if signs[1] else -np.inf, data))
 
 
 def _equal(node: Node, inputs: Operands) -> Any:
@@ -256,7 +251,7 @@ def _mod(node: Node, inputs: Operands) -> Any:
         return relax.op.mod(left, right)
     if _kind(left) != "f":
         return relax.op.floor_mod(left, right)
-    rest, zero = node.emit(relax.op.mod(left, right)), _number(0.0, left)
+    rest, zero = node.emit(relax.op.mod(left, right)), scalar(0.0, left)
     other = relax.op.logical_xor(relax.op.less(rest, zero), relax.op.less(right, zero))
     moved = relax.op.logical_and(relax.op.not_equal(rest, zero), other)
     return relax.op.where(moved, relax.op.add(rest, right), rest)
@@ -273,10 +268,10 @@ def _bit_shift(node: Node, inputs: Operands) -> Any:
     if number is not None and (number < bits).all():
         return shift(data, amount)
     amount = node.emit(amount) if number is None else amount
-    inside = shift(data, relax.op.minimum(amount, _number(bits - 1, data)))
+    inside = shift(data, relax.op.minimum(amount, scalar(bits - 1, data)))
     if direction == "RIGHT" and _kind(data) == "i":
         return inside
-    return relax.op.where(relax.op.less(amount, _number(bits, data)), inside, _number(0, data))
+    return relax.op.where(relax.op.less(amount, scalar(bits, data)), inside, scalar(0, data))
 
 
 CONVERTERS: dict[str, Converter] = {

@@ -12,8 +12,9 @@ import onnx
 from tvm import relax
 from tvm.relax import op
 
-from nnfuze_tvm.frontend.operators.attention import dtype_of, looked_up, number
+from nnfuze_tvm.frontend.operators.attention import looked_up
 from nnfuze_tvm.frontend.operators.node import Converter, Node, Operands, known
+from nnfuze_tvm.frontend.operators.values import dtype_of, scalar
 from nnfuze_tvm.graph.constants import constant
 from nnfuze_tvm.graph.dataflow import Value
 from nnfuze_tvm.graph.ir import static_shape
@@ -32,7 +33,7 @@ def _gelu(node: Node, inputs: Operands) -> Any:
 
 
 def _quick_gelu(node: Node, inputs: Operands) -> Any:
-    scaled = op.multiply(inputs[0], number(node.attributes.get("alpha", 1.702), inputs[0]))
+    scaled = op.multiply(inputs[0], scalar(node.attributes.get("alpha", 1.702), inputs[0]))
     return op.multiply(inputs[0], node.emit(op.sigmoid(node.emit(scaled))))
 
 

@@ -8,18 +8,9 @@ from typing import Any
 import numpy as np
 from tvm.relax import op
 
-from nnfuze_tvm.frontend.operators.attention import (
-    Bias,
-    attend,
-    causal,
-    dtype_of,
-    heads,
-    number,
-    rotary,
-    with_past,
-    without_heads,
-)
+from nnfuze_tvm.frontend.operators.attention import Bias, attend, causal, heads, rotary, with_past, without_heads
 from nnfuze_tvm.frontend.operators.node import Converter, Node, Operands, known, part_of
+from nnfuze_tvm.frontend.operators.values import dtype_of, scalar
 from nnfuze_tvm.graph.constants import constant
 from nnfuze_tvm.graph.dataflow import Value
 from nnfuze_tvm.graph.ir import static_shape
@@ -55,7 +46,7 @@ def _padding(node: Node, mask: Value, places: tuple[int, int], batch: int, bias:
             begun = node.emit(op.greater_equal(numbers, _row(node, rows, 1)))
             allowed = node.emit(op.logical_and(allowed, begun))
     elif shape in ((batch, keys), (batch, steps, keys)):
-        allowed = op.greater(mask, number(0, mask)) if dtype_of(mask) != "bool" else mask
+        allowed = op.greater(mask, scalar(0, mask)) if dtype_of(mask) != "bool" else mask
         allowed = node.emit(op.reshape(node.emit(allowed), [batch, 1, shape[1] if len(shape) == 3 else 1, keys]))
     else:
         raise ValueError(f"a mask of shape {list(shape)} is not supported")

@@ -9,30 +9,20 @@ import numpy as np
 from tvm import relax
 
 from nnfuze_tvm.frontend.operators.node import Converter, Node, Operands, known
+from nnfuze_tvm.frontend.operators.shapes import cast
+from nnfuze_tvm.frontend.operators.values import dtype_of, scalar
 from nnfuze_tvm.graph import ir
 from nnfuze_tvm.graph.constants import constant
 from nnfuze_tvm.graph.dataflow import Value
 
 
-def _dtype(value: Value) -> str:
-    return str(value.ty.dtype)
-
-
-def _cast(value: Value, dtype: str) -> Value:
-    return value if _dtype(value) == dtype else relax.op.astype(value, dtype)
-
-
 def _wide(node: Node, value: Value) -> Value:
     """Return a value in the type that moments are computed in: at least float32."""
-    return node.emit(_cast(value, "float32")) if _dtype(value) == "float16" else value
+    return node.emit(cast(value, "float32")) if dtype_of(value) == "float16" else value
 
 
 def _epsilon(node: Node, default: float = 1e-5) -> float:
     return float(node.attributes.get("epsilon", default))
-
-
-def _scalar(value: float, like: Value) -> Value:
-    return constant(np.array(value), _dtype(like))
 
 
 def _axes_from(node: Node, data: Value) -> list[int]:
@@ -47,14 +37,14 @@ def _axes_from(node: Node, data: Value) -> list[int]:
 def _spread(value: Value | None, shape: tuple[int, ...], fill: float, like: Value) -> Value | None:
     """Return a factor or summand of the normalized axes in the whole ``shape`` of these; None where it has others."""
     if value is None:
-        return constant(np.full(shape, fill), _dtype(like))
+        return constant(np.full(shape, fill), dtype_of(like))
     own = ir.static_shape(value)
-    if own == shape and _dtype(value) == _dtype(like):
+    if own == shape and dtype_of(value) == dtype_of(like):
         return value
     numbers = known(value)
     if numbers is None or len(own) > len(shape):
         return None
-    return constant(np.broadcast_to(numbers, shape), _dtype(like))
+    return constant(np.broadcast_to(numbers, shape), dtype_of(like))
 
 
 def _layer_norm(node: Node, inputs: Operands) -> Any:
@@ -65,7 +55,7 @@ def _layer_norm(node: Node, inputs: Operands) -> Any:
     if stash is None:
         raise ValueError(f"stash_type {node.attributes['stash_type']} is not supported")
     result, mean, inverse = _standardized(node, data, scale, bias, axes, _epsilon(node), moments=any(wanted[1:]))
-    return [result] if mean is None else [result, _cast(mean, stash), _cast(inverse, stash)]
+    return [result] if mean is None else [result, cast(mean, stash), cast(inverse, stash)]
 
 
 def _standardized(
@@ -80,14 +70,14 @@ def _standardized(
     """Return layer normalization over the last ``axes``, and with ``moments`` the mean and 1 / standard deviation."""
     wide, shape = _wide(node, data), ir.static_shape(data)
     # TVM's kernel knows no float64.
-    if moments or _dtype(wide) == "float64":
+    if moments or dtype_of(wide) == "float64":
         mean = node.emit(relax.op.mean(wide, axes, keepdims=True))
         centered = node.emit(relax.op.subtract(wide, mean))
         variance = relax.op.mean(relax.op.multiply(centered, centered), axes, keepdims=True)
-        deviation = relax.op.sqrt(relax.op.add(variance, _scalar(epsilon, wide)))
-        inverse = node.emit(relax.op.divide(_scalar(1, wide), deviation))
+        deviation = relax.op.sqrt(relax.op.add(variance, scalar(epsilon, wide)))
+        inverse = node.emit(relax.op.divide(scalar(1, wide), deviation))
         normal = relax.op.multiply(centered, inverse)
-        return _scaled(node, normal, scale, bias, _dtype(data)), mean, inverse
+        return _scaled(node, normal, scale, bias, dtype_of(data)), mean, inverse
     normalized = tuple(shape[axis] for axis in axes)
     gamma, beta = _spread(scale, normalized, 1, wide), _spread(bias, normalized, 0, wide)
     whole = gamma is not None and beta is not None
@@ -97,22 +87,22 @@ def _standardized(
     rows = relax.op.reshape(wide, [1, *shape]) if len(axes) == len(shape) else wide
     normal = relax.op.nn.layer_norm(rows, gamma, beta, list(range(-len(axes), 0)), epsilon)
     normal = relax.op.reshape(normal, shape) if len(axes) == len(shape) else normal
-    return _scaled(node, normal, None if whole else scale, None if whole else bias, _dtype(data)), None, None
+    return _scaled(node, normal, None if whole else scale, None if whole else bias, dtype_of(data)), None, None
 
 
 def _scaled(node: Node, value: Value, scale: Value | None, bias: Value | None, dtype: str) -> Value:
     """Multiply and shift, in whatever broadcasts to the value; the result is of ``dtype``."""
     value = node.emit(value)
     if scale is not None:
-        value = node.emit(relax.op.multiply(value, _cast(scale, _dtype(value))))
+        value = node.emit(relax.op.multiply(value, cast(scale, dtype_of(value))))
     if bias is not None:
-        value = node.emit(relax.op.add(value, _cast(bias, _dtype(value))))
-    return _cast(value, dtype)
+        value = node.emit(relax.op.add(value, cast(bias, dtype_of(value))))
+    return cast(value, dtype)
 
 
 def _rms_norm(node: Node, inputs: Operands) -> Any:
     scale = inputs[1]
-    return _root_mean_square(node, inputs[0], scale, _axes_from(node, inputs[0]), _epsilon(node), _dtype(scale))
+    return _root_mean_square(node, inputs[0], scale, _axes_from(node, inputs[0]), _epsilon(node), dtype_of(scale))
 
 
 def _root_mean_square(node: Node, data: Value, scale: Value, axes: list[int], epsilon: float, dtype: str) -> Value:
@@ -159,7 +149,7 @@ def _skipped(
     total = node.emit(total if summand is None else relax.op.add(total, summand))
     axes, epsilon = [len(ir.static_shape(total)) - 1], _epsilon(node, 1e-12)
     if root_only:
-        result = _root_mean_square(node, total, gamma, axes, epsilon, _dtype(data))
+        result = _root_mean_square(node, total, gamma, axes, epsilon, dtype_of(data))
     else:
         result, _, _ = _standardized(node, total, gamma, beta, axes, epsilon, moments=False)
     # Those in between have no name.
@@ -174,24 +164,24 @@ def _batch_norm(node: Node, inputs: Operands) -> Any:
     data = _wide(node, inputs[0])
     if len(ir.static_shape(data)) < 2:
         raise ValueError("a tensor of one dimension is not supported")
-    moments = [_cast(each, _dtype(data)) for each in list(inputs)[1:5]]
+    moments = [cast(each, dtype_of(data)) for each in list(inputs)[1:5]]
     normal = relax.op.nn.batch_norm(data, *moments, axis=1, epsilon=_epsilon(node), training=False)
-    return [_cast(node.emit(relax.TupleGetItem(node.emit(normal), 0)), _dtype(inputs[0]))]
+    return [cast(node.emit(relax.TupleGetItem(node.emit(normal), 0)), dtype_of(inputs[0]))]
 
 
 def _instance_norm(node: Node, inputs: Operands) -> Any:
     data = _wide(node, inputs[0])
     rank = len(ir.static_shape(data))
     normal = _normal(node, data, list(range(2, rank)), _epsilon(node))
-    scale, bias = (relax.op.reshape(_cast(each, _dtype(data)), [-1, *[1] * (rank - 2)]) for each in list(inputs)[1:3])
-    return _cast(node.emit(relax.op.add(relax.op.multiply(normal, scale), bias)), _dtype(inputs[0]))
+    scale, bias = (relax.op.reshape(cast(each, dtype_of(data)), [-1, *[1] * (rank - 2)]) for each in list(inputs)[1:3])
+    return cast(node.emit(relax.op.add(relax.op.multiply(normal, scale), bias)), dtype_of(inputs[0]))
 
 
 def _normal(node: Node, data: Value, axes: list[int], epsilon: float) -> Value:
     """Return ``data`` less its mean over some axes, divided by its standard deviation."""
     centered = node.emit(relax.op.subtract(data, relax.op.mean(data, axes, keepdims=True)))
     variance = relax.op.mean(relax.op.multiply(centered, centered), axes, keepdims=True)
-    return relax.op.divide(centered, relax.op.sqrt(relax.op.add(variance, _scalar(epsilon, data))))
+    return relax.op.divide(centered, relax.op.sqrt(relax.op.add(variance, scalar(epsilon, data))))
 
 
 def _group_norm(node: Node, inputs: Operands) -> Any:
@@ -205,9 +195,9 @@ def _group_norm(node: Node, inputs: Operands) -> Any:
     per = (groups, channels // groups)
     normal = relax.op.reshape(normal, [batch, *per, prod(spatial)])
     shape = [groups, 1, 1] if node.opset < 21 else [*per, 1]
-    scale, bias = (relax.op.reshape(_cast(each, _dtype(data)), shape) for each in list(inputs)[1:3])
+    scale, bias = (relax.op.reshape(cast(each, dtype_of(data)), shape) for each in list(inputs)[1:3])
     result = relax.op.reshape(relax.op.add(relax.op.multiply(normal, scale), bias), [batch, channels, *spatial])
-    return _cast(node.emit(result), _dtype(inputs[0]))
+    return cast(node.emit(result), dtype_of(inputs[0]))
 
 
 def _lp_normalization(node: Node, inputs: Operands) -> Any:
@@ -221,8 +211,8 @@ def _lp_normalization(node: Node, inputs: Operands) -> Any:
         norm = relax.op.sqrt(relax.op.sum(relax.op.multiply(data, data), axis, keepdims=True))
     norm = node.emit(norm)
     # Where all values are 0, so is the result.
-    one = relax.op.where(relax.op.equal(norm, _scalar(0, norm)), _scalar(1, norm), norm)
-    return _cast(node.emit(relax.op.divide(data, one)), _dtype(inputs[0]))
+    one = relax.op.where(relax.op.equal(norm, scalar(0, norm)), scalar(1, norm), norm)
+    return cast(node.emit(relax.op.divide(data, one)), dtype_of(inputs[0]))
 
 
 def _mean_variance(node: Node, inputs: Operands) -> Any:
@@ -230,8 +220,8 @@ def _mean_variance(node: Node, inputs: Operands) -> Any:
     axes = [int(axis) for axis in node.attributes.get("axes", (0, 2, 3))]
     centered = node.emit(relax.op.subtract(data, relax.op.mean(data, axes, keepdims=True)))
     variance = relax.op.mean(relax.op.multiply(centered, centered), axes, keepdims=True)
-    deviation = relax.op.add(relax.op.sqrt(variance), _scalar(1e-9, data))
-    return _cast(node.emit(relax.op.divide(centered, deviation)), _dtype(inputs[0]))
+    deviation = relax.op.add(relax.op.sqrt(variance), scalar(1e-9, data))
+    return cast(node.emit(relax.op.divide(centered, deviation)), dtype_of(inputs[0]))
 
 
 def _lrn(node: Node, inputs: Operands) -> Any:
@@ -247,8 +237,8 @@ def _lrn(node: Node, inputs: Operands) -> Any:
     total = relax.op.strided_slice(squares, [1], [0], [channels])
     for first in range(1, size):
         total = relax.op.add(total, relax.op.strided_slice(squares, [1], [first], [first + channels]))
-    base = relax.op.add(relax.op.multiply(total, _scalar(alpha / size, data)), _scalar(bias, data))
-    return _cast(node.emit(relax.op.divide(data, relax.op.power(base, _scalar(beta, data)))), _dtype(inputs[0]))
+    base = relax.op.add(relax.op.multiply(total, scalar(alpha / size, data)), scalar(bias, data))
+    return cast(node.emit(relax.op.divide(data, relax.op.power(base, scalar(beta, data)))), dtype_of(inputs[0]))
 
 
 CONVERTERS: dict[str, Converter] = {

@@ -16,16 +16,13 @@ from tvm import relax
 
 from nnfuze_tvm.frontend.operators.expansion import Expansion, in_float32
 from nnfuze_tvm.frontend.operators.node import Converter, Node, Operands, known
+from nnfuze_tvm.frontend.operators.values import dtype_of
 from nnfuze_tvm.graph import ir
 from nnfuze_tvm.graph.constants import constant
 from nnfuze_tvm.graph.dataflow import Value
 
 _CODES = ("int8", "uint8", "int16", "uint16", "int32")
 _FLOATS = ("float32", "float16")
-
-
-def _dtype(value: Value) -> str:
-    return str(value.ty.dtype)
 
 
 def _axis(node: Node, data: Value, scale: Value) -> int:
@@ -88,7 +85,7 @@ def _quantize_blocks(node: Node, data: Value, scale: Value, zero: Value | None, 
 def _quantize(node: Node, inputs: Operands) -> Any:
     data, scale, zero = inputs[0], inputs[1], inputs[2]
     asked = _type_attribute(node, "output_dtype")
-    dtype = _dtype(zero) if zero is not None else asked or "uint8"
+    dtype = dtype_of(zero) if zero is not None else asked or "uint8"
     if dtype not in _CODES or asked not in (None, dtype):
         raise ValueError(f"quantizing to {asked or dtype} is not supported")
     if node.attributes.get("block_size", 0):
@@ -101,9 +98,9 @@ def _quantize(node: Node, inputs: Operands) -> Any:
 
 def _dequantize(node: Node, inputs: Operands) -> Any:
     data, scale, zero = inputs[0], inputs[1], inputs[2]
-    if _dtype(data) not in _CODES:
-        raise ValueError(f"dequantizing {_dtype(data)} is not supported")
-    wanted = _type_attribute(node, "output_dtype") or _dtype(scale)
+    if dtype_of(data) not in _CODES:
+        raise ValueError(f"dequantizing {dtype_of(data)} is not supported")
+    wanted = _type_attribute(node, "output_dtype") or dtype_of(scale)
     if wanted not in _FLOATS:
         raise ValueError(f"dequantizing to {wanted} is not supported")
     if node.attributes.get("block_size", 0):
@@ -111,7 +108,7 @@ def _dequantize(node: Node, inputs: Operands) -> Any:
         real = relax.op.multiply(relax.op.subtract(relax.op.astype(data, "float32"), zero), scale)
     else:
         axis = _axis(node, data, scale)
-        zero = constant(np.zeros((), _dtype(data))) if zero is None else _parameter(zero)
+        zero = constant(np.zeros((), dtype_of(data))) if zero is None else _parameter(zero)
         real = relax.op.dequantize(data, in_float32(node, _parameter(scale)), zero, axis=axis, out_dtype="float32")
     return real if wanted == "float32" else relax.op.astype(node.emit(real), wanted)
 
