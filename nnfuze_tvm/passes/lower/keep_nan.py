@@ -40,11 +40,14 @@ def legalizations(maximum: Bound, minimum: Bound) -> dict[str, Legalize]:
     return {f"relax.{name}": _if_float(legalize) for name, legalize in tables.items()}
 
 
+def by_tvm(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
+    """Write a call as TVM does."""
+    return tvm.ir.Op.get(f"relax.{op_name(call)}").get_attr("FLegalize")(builder, call)
+
+
 def _if_float(legalize: Legalize) -> Legalize:
     def wrapped(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
-        if str(call.ty.dtype).startswith("float"):
-            return legalize(builder, call)
-        return tvm.ir.Op.get(f"relax.{op_name(call)}").get_attr("FLegalize")(builder, call)
+        return (legalize if str(call.ty.dtype).startswith("float") else by_tvm)(builder, call)
 
     return wrapped
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
-import tvm
 from tvm import relax, te, tirx, topi
 from tvm.ir import Call
 
 from nnfuze_tvm.graph.dataflow import op_name
 from nnfuze_tvm.graph.ir import static_shape
-
-Legalize = Callable[[relax.BlockBuilder, Call], relax.Expr]
+from nnfuze_tvm.passes.lower.keep_nan import Legalize, by_tvm
 
 
 def legalizations() -> dict[str, Legalize]:
@@ -28,7 +24,7 @@ def _max_pool(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
     attrs = call.attrs
     layout = str(attrs.layout)
     if not str(call.ty.dtype).startswith("float") or str(attrs.out_layout) != layout or not layout.isupper():
-        return tvm.ir.Op.get(f"relax.{op_name(call)}").get_attr("FLegalize")(builder, call)
+        return by_tvm(builder, call)
     axes = [axis for axis, letter in enumerate(layout) if letter not in "NC"]
     shape, result = static_shape(call.args[0]), static_shape(call)
     sizes, strides, dilations, padding = (
