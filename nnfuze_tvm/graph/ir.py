@@ -14,6 +14,7 @@ ALIASES_ATTR = "nnfuze.aliases"
 ORIGINS_ATTR = "nnfuze.origins"
 SHARED_INPUTS_ATTR = "nnfuze.shared_inputs"
 FLOAT_LAYERS_ATTR = "nnfuze.float_layers"
+STATES_ATTR = "nnfuze.states"
 
 # What stands between the layers' names in the name of a Var that holds the result of several of them.
 JOINED = "+"
@@ -43,6 +44,12 @@ def with_task_outputs(mod: tvm.IRModule, outputs: Iterable[TaskOutput]) -> tvm.I
 def tasks(mod: tvm.IRModule) -> list[str]:
     """Return the task names in the order of their first output."""
     return list(dict.fromkeys(o.task for o in task_outputs(mod)))
+
+
+def states(mod: tvm.IRModule) -> list[str]:
+    """Return the last inputs of ``main``, which are what its last outputs were at the call before, in order."""
+    attrs = mod.attrs
+    return [] if attrs is None else [str(name) for name in attrs.get(STATES_ATTR, [])]
 
 
 def aliases(mod: tvm.IRModule) -> dict[str, str]:

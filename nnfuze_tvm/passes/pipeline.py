@@ -54,11 +54,13 @@ def phase_name(name: str) -> str | None:
     return name.removeprefix(_PHASE) if name.startswith(_PHASE) else None
 
 
-def merge_phases(shared_inputs: Sequence[str] | None = None) -> list[tvm.transform.Pass]:
+def merge_phases(
+    shared_inputs: Sequence[str] | None = None, chains: Sequence[str] = (), states: Sequence[str] = ()
+) -> list[tvm.transform.Pass]:
     """Return phases 1 and 2: from one function per task to one simplified ``main``."""
     return [
         # All tasks in one function, their common trunk computed once.
-        phase("merge", MergeTasks(shared_inputs), ShareTrunk()),
+        phase("merge", MergeTasks(shared_inputs, chains, states), ShareTrunk()),
         phase("simplify", FoldBatchNorm(), FuseGelu()),
     ]
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import tvm
 from tvm import relax
-from tvm_ffi import structural_equal
 
-from nnfuze_tvm.errors import InputError
 from nnfuze_tvm.graph import dataflow, ir
+from nnfuze_tvm.graph.links import wire
+from nnfuze_tvm.graph.wiring import Result, Source, Window, Wiring
 
 
 @tvm.transform.module_pass(opt_level=0, name="MergeTasks")
@@ -22,68 +22,89 @@ class MergeTasks:
         Names of inputs that are one and the same in all tasks that have them. By default what the module says
         (see :func:`nnfuze_tvm.load`); where it says nothing, inputs of equal name, shape and dtype.
         Inputs of equal name that are not shared become ``<task>.<input>``.
+    chains, states
+        Inputs that are outputs of other tasks, or of the same task at the call before; see `graph.links.wire`.
+        What feeds an input is no output any more. ``main`` takes states behind the inputs and returns their next
+        values behind the outputs; `ir.states` names them.
 
     Raises
     ------
     InputError
-        When run, if a shared input differs in shape or dtype between tasks, or no task has it.
+        When run, if what is shared, chained or kept doesn't fit.
     """
 
-    def __init__(self, shared_inputs: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, shared_inputs: Sequence[str] | None = None, chains: Sequence[str] = (), states: Sequence[str] = ()
+    ) -> None:
         self.shared_inputs = shared_inputs
+        self.chains, self.states = chains, states
 
     def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         """Return ``mod`` with one Relax function, ``main``."""
         shared = self.shared_inputs
         if shared is None and mod.attrs is not None and ir.SHARED_INPUTS_ATTR in mod.attrs:
             shared = [str(name) for name in mod.attrs[ir.SHARED_INPUTS_ATTR]]
-        return _Merger(mod, shared).merge()
+        return _Merger(mod, wire(mod, shared, self.chains, self.states)).merge()
 
 
 class _Merger:
-    def __init__(self, mod: tvm.IRModule, shared: Sequence[str] | None) -> None:
+    def __init__(self, mod: tvm.IRModule, wiring: Wiring) -> None:
         self.mod = mod
-        self.shared = shared
-        self.tasks = ir.tasks(mod)
+        self.wiring = wiring
         self.emitter = dataflow.Emitter()
+        types = {**wiring.inputs, **{state.name: state.type for state in wiring.states}}
+        self.params = {name: tvm.ir.Var(self.emitter.unique(name), ty) for name, ty in types.items()}
+        self.results: dict[str, list[dataflow.Value]] = {}
+        # By the state's name: the rows of earlier calls and of this one.
+        self.windows: dict[str, dataflow.Value] = {}
 
     def merge(self) -> tvm.IRModule:
-        params = self._params()
-        outputs: list[dataflow.Value] = []
-        for task in self.tasks:
+        for task in self.wiring.order:
             func = self.mod[task]
-            new = dict(zip(func.params, (params[task, param.name] for param in func.params), strict=True))
+            new = {
+                param: self._shaped(self._value(self.wiring.sources[task, param.name]), ir.static_shape(param))
+                for param in func.params
+            }
             for binding in dataflow.bindings(func):
                 # A binding's Var may keep its name: layers are called after their task already.
                 value = dataflow.substitute(binding.value, new)
                 new[binding.var] = self.emitter.emit(value, binding.var.name)
-            outputs.extend(dataflow.substitute(field, new) for field in dataflow.output_fields(func))
-        main = self.emitter.finish(list(dict.fromkeys(params.values())), outputs)
+            self.results[task] = [dataflow.substitute(field, new) for field in dataflow.output_fields(func)]
+        outputs = [*map(self._value, self.wiring.outputs), *(self._next(s.following) for s in self.wiring.states)]
+        main = self.emitter.finish(list(self.params.values()), outputs)
         functions = {var: func for var, func in self.mod.functions.items() if not isinstance(func, relax.Function)}
-        return dataflow.with_functions(self.mod, {**functions, "main": main.with_attr("global_symbol", "main")})
+        merged = dataflow.with_functions(self.mod, {**functions, "main": main.with_attr("global_symbol", "main")})
+        return self._described(merged)
 
-    def _params(self) -> dict[tuple[str, str], tvm.ir.Var]:
-        """Return the parameter of ``main`` that stands for each (task, input)."""
-        owners: dict[str, list[tuple[str, tvm.ir.Var]]] = {}
-        for task in self.tasks:
-            for param in self.mod[task].params:
-                owners.setdefault(param.name, []).append((task, param))
-        for name in self.shared or ():
-            if name not in owners:
-                raise InputError(f"shared input {name!r}: no task has it (there are: {', '.join(owners)})")
-        result: dict[tuple[str, str], tvm.ir.Var] = {}
-        for task in self.tasks:
-            for param in self.mod[task].params:
-                group = owners[param.name]
-                first_task, first = group[0]
-                equal = all(structural_equal(other.ty, first.ty) for _, other in group)
-                if self.shared is not None and param.name in self.shared and not equal:
-                    text = ", ".join(f"{other.ty} in {owner}" for owner, other in group)
-                    raise InputError(f"shared input {param.name!r} differs: {text}")
-                is_shared = equal if self.shared is None else param.name in self.shared
-                if is_shared and task != first_task:
-                    result[task, param.name] = result[first_task, param.name]
-                    continue
-                name = param.name if is_shared or len(group) == 1 else f"{task}.{param.name}"
-                result[task, param.name] = tvm.ir.Var(self.emitter.unique(name), param.ty)
-        return result
+    def _described(self, merged: tvm.IRModule) -> tvm.IRModule:
+        """Say whose the outputs are, and which are for the next call."""
+        if not self.wiring.connected:
+            return merged
+        names: dict[str, list[str]] = {}
+        for output in ir.task_outputs(self.mod):
+            names.setdefault(output.task, []).append(output.name)
+        states = self.wiring.states
+        owners = [ir.TaskOutput(result.task, names[result.task][result.place]) for result in self.wiring.outputs]
+        owners += [ir.TaskOutput(state.task, state.output) for state in states]
+        return ir.with_task_outputs(merged, owners).with_attr(ir.STATES_ATTR, [state.name for state in states])
+
+    def _value(self, source: Source) -> dataflow.Value:
+        if isinstance(source, str):
+            return self.params[source]
+        if isinstance(source, Result):
+            return self.results[source.task][source.place]
+        if source.state not in self.windows:
+            newest = self._shaped(self._value(source.result), source.view)
+            whole = relax.op.concat([self.params[source.state], newest], source.axis)
+            self.windows[source.state] = self.emitter.emit(whole)
+        return self.windows[source.state]
+
+    def _next(self, following: Result | Window) -> dataflow.Value:
+        value = self._value(following)
+        if isinstance(following, Result):
+            return value
+        rows = following.view[following.axis]
+        return self.emitter.emit(relax.op.strided_slice(value, [following.axis], [rows], [following.length]))
+
+    def _shaped(self, value: dataflow.Value, shape: tuple[int, ...]) -> dataflow.Value:
+        return value if ir.static_shape(value) == shape else self.emitter.emit(relax.op.reshape(value, shape))
