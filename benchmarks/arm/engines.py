@@ -159,8 +159,8 @@ class Ours:
             }
             for kernel in metrics.kernels(lowered)
         ]
-        (names,) = self.graphs.feeds
-        inputs = [names[param.name] for param in self.graphs.last["main"].params]
+        # One network alone: its inputs keep their names.
+        inputs = [param.name for param in self.graphs.last["main"].params]
         (folder / "about.json").write_text(json.dumps({"inputs": inputs, "kernels": kernels}))
 
 

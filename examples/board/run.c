@@ -3,6 +3,8 @@
 //     run BUNDLE INPUT=ARRAY.npy ...
 //
 // prints one line per output, its task and then its values with all their digits, and how long one inference took.
+// Arrays with one axis more than the inputs have are several inferences, one after the other; each begins with the
+// states that the one before left.
 // docs/raspberry-pi.md says how to build it. It uses the C interface of TVM, so any C compiler will do.
 #define _POSIX_C_SOURCE 200112L
 #include <stdarg.h>
@@ -13,8 +15,8 @@
 
 #include <tvm/ffi/c_api.h>
 
-// A value of TVM's: an integer, a string, a tensor, an array, a map, a module, a function. All live as long as this
-// program, so nothing is given back.
+// A value of TVM's: an integer, a string, a tensor, an array, a map, a module, a function. What comes once lives as long
+// as this program; what comes with every call is given back.
 typedef TVMFFIAny Value;
 
 #define COUNT(array) (sizeof(array) / sizeof *(array))
@@ -37,6 +39,8 @@ static void check(int code) {
   const TVMFFIByteArray message = HELD(TVMFFIErrorCell, error)->message;
   fail("%.*s", (int)message.size, message.data);
 }
+
+static void give_back(Value object) { check(TVMFFIObjectDecRef(object.v_obj)); }
 
 static Value number(int64_t value) { return (Value){.type_index = kTVMFFIInt, .v_int64 = value}; }
 
@@ -106,20 +110,30 @@ static size_t elements(const DLTensor* tensor) {
   return count;
 }
 
-// Makes the tensor of an input from a .npy file that holds exactly its shape and dtype.
-static Value load(Value input, const char* path) {
+static size_t bytes_of(Value tensor) {
+  const DLTensor* held = HELD(DLTensor, tensor);
+  return elements(held) * held->dtype.bits / 8;
+}
+
+// Makes a tensor of zeros of the shape and dtype of an input or a state.
+static Value zeros(Value input) {
   const Value cpu = {.type_index = kTVMFFIDevice, .v_device = {kDLCPU, 0}}, none = {.type_index = kTVMFFINone};
   const Value tensor =
       CALL(global("runtime.TVMTensorAllocWithScope"), field(input, "shape"), field(input, "dtype"), cpu, none);
-  const DLTensor* where = HELD(DLTensor, tensor);
-  const size_t bytes = elements(where) * where->dtype.bits / 8;
+  memset(HELD(DLTensor, tensor)->data, 0, bytes_of(tensor));
+  return tensor;
+}
+
+// Returns the values in a .npy file: of one or several calls of an input.
+static const char* load(Value input, const char* path, size_t* calls) {
+  const size_t bytes = bytes_of(input);
   size_t size;
   const char* file = read_file(path, &size);
   if (size < 10 || memcmp(file + 1, "NUMPY", 5) != 0) fail("%s: not a .npy file", path);
   const size_t header = 10 + (unsigned char)file[8] + 256 * (size_t)(unsigned char)file[9];
-  if (size != header + bytes) fail("%s: not of the input's shape and dtype", path);
-  memcpy(where->data, file + header, bytes);
-  return tensor;
+  *calls = bytes == 0 ? 0 : (size - header) / bytes;
+  if (*calls == 0 || size != header + *calls * bytes) fail("%s: not of the input's shape and dtype", path);
+  return file + header;
 }
 
 static void print(const char* task, const char* dtype, const DLTensor* tensor) {
@@ -162,23 +176,51 @@ int main(int count, char** words) {
   else CALL(global("runtime.config_threadpool"), number(fastest_cores), number(threads));
 
   const Value inputs = field(manifest, "inputs"), outputs = field(manifest, "outputs");
-  const size_t taken = (size_t)length(inputs);
-  Value* arguments = calloc(taken + 1, sizeof(Value));
-  if (arguments == NULL) fail("out of memory");
+  const Value states = field(manifest, "states");
+  const size_t taken = (size_t)length(inputs), given = (size_t)length(outputs), kept = (size_t)length(states);
+  Value* arguments = calloc(taken + kept + 1, sizeof(Value));
+  const char** values = calloc(taken + 1, sizeof(char*));
+  if (arguments == NULL || values == NULL) fail("out of memory");
+  size_t calls = 1;
   for (size_t n = 0; n < taken; ++n) {
     const Value input = item(inputs, (int64_t)n);
-    arguments[n] = load(input, file_of(string(field(input, "name")), words + 2, count - 2));
+    const char* name = string(field(input, "name"));
+    size_t held;
+    arguments[n] = zeros(input);
+    values[n] = load(arguments[n], file_of(name, words + 2, count - 2), &held);
+    if (n > 0 && held != calls) fail("%s: %zu calls, but %zu of the inputs before", name, held, calls);
+    calls = held;
+    memcpy(HELD(DLTensor, arguments[n])->data, values[n], bytes_of(arguments[n]));
+  }
+  for (size_t n = 0; n < kept; ++n) arguments[taken + n] = zeros(item(states, (int64_t)n));
+  const char** labels = calloc(2 * given + 1, sizeof(char*));
+  if (labels == NULL) fail("out of memory");
+  for (size_t n = 0; n < given; ++n) {
+    const Value output = item(outputs, (int64_t)n);
+    labels[2 * n] = string(field(output, "task"));
+    labels[2 * n + 1] = string(field(output, "dtype"));
   }
   const Value network = method(machine, "main");
-  call(network, arguments, taken);  // the first call makes threads and buffers
+  give_back(call(network, arguments, taken + kept));  // the first call makes threads and buffers
   struct timespec began, ended;
-  clock_gettime(CLOCK_MONOTONIC, &began);
-  const Value answers = call(network, arguments, taken);
-  clock_gettime(CLOCK_MONOTONIC, &ended);
-
-  for (int64_t n = 0; n < length(answers); ++n) {
-    const Value answer = item(answers, n), output = item(outputs, n);
-    print(string(field(output, "task")), string(field(output, "dtype")), HELD(DLTensor, answer));
+  for (size_t step = 0; step < calls; ++step) {
+    for (size_t n = 0; n < taken; ++n) {
+      const size_t bytes = bytes_of(arguments[n]);
+      memcpy(HELD(DLTensor, arguments[n])->data, values[n] + step * bytes, bytes);
+    }
+    clock_gettime(CLOCK_MONOTONIC, &began);
+    const Value answers = call(network, arguments, taken + kept);
+    clock_gettime(CLOCK_MONOTONIC, &ended);
+    for (size_t n = 0; n < given; ++n) {
+      const Value answer = item(answers, (int64_t)n);
+      print(labels[2 * n], labels[2 * n + 1], HELD(DLTensor, answer));
+      give_back(answer);
+    }
+    for (size_t n = 0; n < kept; ++n) {
+      give_back(arguments[taken + n]);
+      arguments[taken + n] = item(answers, (int64_t)(given + n));
+    }
+    give_back(answers);
   }
   fprintf(stderr, "%.3f ms\n", (ended.tv_sec - began.tv_sec) * 1e3 + (ended.tv_nsec - began.tv_nsec) / 1e6);
 }

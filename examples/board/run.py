@@ -1,6 +1,8 @@
 """Runs a bundle with nothing but TVM's runtime and NumPy: ``python run.py BUNDLE INPUT=ARRAY.npy ...``.
 
 Prints one line per output, its task and then its values with all their digits, and how long one inference took.
+Arrays with one axis more than the inputs have are several inferences, one after the other; each begins with the states
+that the one before left.
 """
 
 import json
@@ -25,13 +27,17 @@ if manifest["threads"] == 1:
 else:
     fastest_cores = 1
     tvm.get_global_func("runtime.config_threadpool")(fastest_cores, manifest["threads"])
-inputs = [tvm.runtime.tensor(np.load(files[given["name"]])) for given in manifest["inputs"]]
+arrays = [np.load(files[given["name"]]) for given in manifest["inputs"]]
+arrays = [a if a.ndim > len(i["shape"]) else a[np.newaxis] for a, i in zip(arrays, manifest["inputs"], strict=True)]
+states = [tvm.runtime.tensor(np.zeros(state["shape"], state["dtype"])) for state in manifest["states"]]
 
-network(*inputs)  # the first call makes threads and buffers
-started = time.perf_counter()
-answers = network(*inputs)
-took = time.perf_counter() - started
-
-for taken, answer in zip(manifest["outputs"], answers, strict=True):
-    print(taken["task"], *(format(value, ".9g") for value in answer.numpy().ravel().tolist()))
+network(*(tvm.runtime.tensor(array[0]) for array in arrays), *states)  # the first call makes threads and buffers
+for values in zip(*arrays, strict=True):
+    inputs = [tvm.runtime.tensor(np.ascontiguousarray(value)) for value in values]
+    started = time.perf_counter()
+    answers = network(*inputs, *states)
+    took = time.perf_counter() - started
+    answers, states = answers[: len(answers) - len(states)], answers[len(answers) - len(states) :]
+    for taken, answer in zip(manifest["outputs"], answers, strict=True):
+        print(taken["task"], *(format(value, ".9g") for value in answer.numpy().ravel().tolist()))
 print(f"{took * 1e3:.3f} ms", file=sys.stderr)

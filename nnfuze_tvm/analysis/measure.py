@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import tvm
 
-from nnfuze_tvm.deploy.runner import Output, Runner
+from nnfuze_tvm.deploy.runner import Output
 from nnfuze_tvm.errors import InputError
 
 Arrays = dict[str, np.ndarray]
@@ -150,14 +150,12 @@ def _made_up(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np
     return rng.integers(low, high, shape).astype(dtype)
 
 
-def answers(runner: Runner, batches: Iterable[Arrays]) -> list[np.ndarray]:
-    """Return the outputs for all batches, joined along the leading axis, in the order of ``runner.outputs``."""
-    collected: list[list[np.ndarray]] = [[] for _ in runner.outputs]
-    for batch in batches:
-        runner.set_inputs(batch)
-        for values, field in zip(collected, runner.invoke(), strict=True):
-            values.append(np.from_dlpack(field).copy())
-    return [np.concatenate(list(map(np.atleast_1d, values))) for values in collected]
+def answers(
+    step: Callable[[Mapping[str, np.ndarray]], Sequence[np.ndarray]], batches: Iterable[Mapping[str, np.ndarray]]
+) -> list[np.ndarray]:
+    """Return what a network's outputs are for all batches, one after the other, joined along the leading axis."""
+    collected = [list(map(np.atleast_1d, step(batch))) for batch in batches]
+    return [np.concatenate(values) for values in zip(*collected, strict=True)]
 
 
 def quality(output: Output, answer: np.ndarray, reference: np.ndarray | None, labels: np.ndarray | None) -> Quality:

@@ -99,8 +99,11 @@ def _compression_options() -> dict[str, tuple[Any, Any]]:
     return {**found, "policy": (Annotated[str | None, file], None)}
 
 
-def _input_fields(share_input: list[str] | None, shape: list[str] | None) -> dict[str, Any]:
-    return {"shared_inputs": share_input or None, "shapes": _parse_shapes(shape or [])}
+def _input_fields(
+    share_input: list[str] | None, chain: list[str] | None, state: list[str] | None, shape: list[str] | None
+) -> dict[str, Any]:
+    shapes = _parse_shapes(shape or [])
+    return {"shared_inputs": share_input or None, "chains": chain or [], "states": state or [], "shapes": shapes}
 
 
 def _parse_shapes(texts: Sequence[str]) -> dict[str, list[int]]:
@@ -134,6 +137,10 @@ def check_files(models: Sequence[str], inputs: Mapping[str, Any]) -> None:
 _SHARE_INPUT = typer.Option(
     help="An input that is one and the same in all tasks. By default: equal name, shape, dtype."
 )
+_CHAIN = typer.Option(
+    help="An input that is another network's output: input=task:output; its last 16 results: input=task:output[16]."
+)
+_STATE = typer.Option(help="An input that is the network's output of the call before, zeros at first: input=output.")
 _SHAPE = typer.Option(help="Shape of an input, where the file leaves it open: name=1,3,224,224.")
 _TRACKER = typer.Option(help="RPC tracker of the boards: host:port.")
 _KEY = typer.Option(help="Key of the boards at the tracker.")
@@ -147,6 +154,8 @@ Inputs = Annotated[
     Group(
         lambda: {
             "share_input": (Annotated[list[str] | None, _SHARE_INPUT], None),
+            "chain": (Annotated[list[str] | None, _CHAIN], None),
+            "state": (Annotated[list[str] | None, _STATE], None),
             "shape": (Annotated[list[str] | None, _SHAPE], None),
         },
         _input_fields,

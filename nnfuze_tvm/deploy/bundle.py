@@ -23,7 +23,7 @@ from nnfuze_tvm.deploy.manifest import (
     read_manifest,
     recorded_signature,
 )
-from nnfuze_tvm.deploy.runner import Input, Output, Runner
+from nnfuze_tvm.deploy.runner import Input, Output, Runner, Stream
 from nnfuze_tvm.devices import cpu
 from nnfuze_tvm.errors import BundleError, NNFuzeError
 
@@ -152,7 +152,7 @@ class Bundle:
         except Exception as error:  # the loader's errors have no common type
             raise BundleError(f"{directory / LIBRARY}: can't be loaded ({_reason(error)})") from None
         count = manifest.threads if threads is None else threads
-        return cls(directory, manifest, Runner(library, *recorded_signature(manifest), count))
+        return cls(directory, manifest, Runner(library, *recorded_signature(manifest), threads=count))
 
     @property
     def tasks(self) -> list[str]:
@@ -169,9 +169,22 @@ class Bundle:
         """The outputs that `run` gives."""
         return self.runner.outputs
 
+    @property
+    def states(self) -> list[Input]:
+        """What one call of `run` leaves to the next."""
+        return self.runner.states
+
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray | dict[str, np.ndarray]]:
-        """Run all tasks once; see `Runner.run`."""
+        """Run all tasks once, with the states that the call before left; see `Runner.run`."""
         return self.runner.run(inputs)
+
+    def reset(self) -> None:
+        """Begin anew: the states become zeros."""
+        self.runner.reset()
+
+    def stream(self) -> Stream:
+        """Return a stream with states of its own: ``stream.run(inputs)``, ``stream.reset()``."""
+        return self.runner.stream()
 
     def __repr__(self) -> str:
         return f"Bundle({str(self.path)!r}, tasks={self.tasks})"

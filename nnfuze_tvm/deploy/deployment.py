@@ -62,6 +62,7 @@ class _Order:
     directory: Path
     target: TargetRecord
     batches: list[list[np.ndarray]]
+    states: list[np.ndarray]
     repeat: int
     threads: int
     patience: float
@@ -124,7 +125,7 @@ def deploy(
     directory = Path(bundle)
     manifest = read_manifest(directory)
     check_files(directory, manifest)
-    taken, given = recorded_signature(manifest)
+    taken, given, states = recorded_signature(manifest)
     samples = [made_up(taken)] if inputs is None else sample_batches(inputs, taken, "inputs")
     announce(f"looking for a board {key!r} at {tracker}")
     session = trackers.connect(tracker, min(wait, 10.0))
@@ -136,6 +137,7 @@ def deploy(
         directory,
         manifest.target,
         [[sample[i.name] for i in taken] for sample in samples],
+        [np.zeros(state.shape, state.dtype) for state in states],
         repeat,
         manifest.threads if threads is None else threads,
         max(_ANSWER_SECONDS, wait),
@@ -214,21 +216,26 @@ def _run(
     device = remote.cpu()
     machine = relax.VirtualMachine(remote.load_module(LIBRARY), device)
 
-    def give(batch: Sequence[np.ndarray]) -> None:
-        machine.set_input("main", *(tvm.runtime.tensor(array, device) for array in batch))
+    zeros = [tvm.runtime.tensor(array, device) for array in order.states]
 
-    outputs = []
+    def give(batch: Sequence[np.ndarray], states: Sequence[tvm.runtime.Tensor]) -> None:
+        machine.set_input("main", *(tvm.runtime.tensor(array, device) for array in batch), *states)
+
+    outputs, states = [], zeros
     for batch in order.batches:
         start("running")
-        give(batch)
+        give(batch, states)
         machine.invoke_stateful("main")
-        outputs.append([field.numpy() for field in machine.get_outputs("main")])
+        fields = machine.get_outputs("main")
+        count = len(fields) - len(states)
+        outputs.append([fields[n].numpy() for n in range(count)])
+        states = [fields[n] for n in range(count, len(fields))]
 
     def timed(repeat: int) -> Sequence[float]:
         return machine.time_evaluator("invoke_stateful", device, number=1, repeat=repeat)("main").results
 
     start("timing")
-    give(order.batches[0])
+    give(order.batches[0], zeros)
     seconds = list(timed(1))
     if order.repeat > 1:
         start("timing", 3 * order.repeat * seconds[0])

@@ -12,12 +12,12 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tvm.target import Target
 
-from nnfuze_tvm.deploy.runner import Input, Output
+from nnfuze_tvm.deploy.runner import Input, Output, Signature
 from nnfuze_tvm.devices.hardware import Hardware
 from nnfuze_tvm.devices.targets import llvm_features
 from nnfuze_tvm.errors import BundleError
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 
 # LLVM's name of a feature that kernels are chosen by → the operating system's name of it. What LLVM adds for a CPU
@@ -41,7 +41,7 @@ class _Record(BaseModel):
 
 
 class InputRecord(_Record):
-    """An input: name, shape, dtype."""
+    """An input, or a state: name, shape, dtype."""
 
     name: str
     shape: list[int]
@@ -108,6 +108,7 @@ class Manifest(_Record):
     tasks: list[str]
     inputs: list[InputRecord]
     outputs: list[OutputRecord]
+    states: list[InputRecord] = Field(default_factory=list)
     target: TargetRecord
     threads: int = 1
     quantization: dict[str, Any] = Field(default_factory=dict)
@@ -208,23 +209,29 @@ def read_manifest(directory: Path) -> Manifest:
         raise BundleError(f"{path}: {where}: {first['msg']}; compile the bundle again") from None
 
 
-def signature_records(inputs: list[Input], outputs: list[Output]) -> dict[str, Any]:
+def signature_records(inputs: list[Input], outputs: list[Output], states: list[Input]) -> dict[str, Any]:
     """Return the manifest fields that state a network's signature."""
+    taken, kept = (
+        [InputRecord(name=i.name, shape=list(i.shape), dtype=i.dtype) for i in group] for group in (inputs, states)
+    )
     return {
         "tasks": list(dict.fromkeys(o.task for o in outputs)),
-        "inputs": [InputRecord(name=i.name, shape=list(i.shape), dtype=i.dtype) for i in inputs],
+        "inputs": taken,
         "outputs": [
             OutputRecord(task=o.task, name=o.name, shape=list(o.shape), dtype=o.dtype, classes=o.classes)
             for o in outputs
         ],
+        "states": kept,
     }
 
 
-def recorded_signature(manifest: Manifest) -> tuple[list[Input], list[Output]]:
+def recorded_signature(manifest: Manifest) -> Signature:
     """Return the signature that a manifest states."""
-    inputs = [Input(i.name, tuple(i.shape), i.dtype) for i in manifest.inputs]
+    inputs, states = (
+        [Input(i.name, tuple(i.shape), i.dtype) for i in group] for group in (manifest.inputs, manifest.states)
+    )
     outputs = [Output(o.task, o.name, tuple(o.shape), o.dtype, o.classes) for o in manifest.outputs]
-    return inputs, outputs
+    return Signature(inputs, outputs, states)
 
 
 def _digest(fields: dict) -> str:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import tvm
@@ -42,16 +43,34 @@ class Output:
     classes: int | None = None
 
 
-def signature(mod: tvm.IRModule) -> tuple[list[Input], list[Output]]:
-    """Return what ``main`` of a merged module takes and gives, in order."""
+class Signature(NamedTuple):
+    """What a network takes and gives, in order.
+
+    Attributes
+    ----------
+    inputs, outputs : list of Input, Output
+        What a caller gives and gets.
+    states : list of Input
+        What it takes behind the inputs, and what its last outputs were at the call before; zeros at first.
+    """
+
+    inputs: list[Input]
+    outputs: list[Output]
+    states: list[Input]
+
+
+def signature(mod: tvm.IRModule) -> Signature:
+    """Return what ``main`` of a merged module takes and gives."""
     main = mod["main"]
-    inputs = [Input(p.name, ir.static_shape(p), str(p.ty.dtype)) for p in main.params]
+    taken = [Input(p.name, ir.static_shape(p), str(p.ty.dtype)) for p in main.params]
+    kept = len(ir.states(mod))
+    inputs, states = taken[: len(taken) - kept], taken[len(taken) - kept :]
     fields = main.ty.ret.fields
     outputs = []
     for owner, field in zip(ir.task_outputs(mod), fields, strict=True):
         shape = tuple(int(dim) for dim in field.shape.values)
         outputs.append(Output(owner.task, owner.name, shape, str(field.dtype), _classes(shape, inputs)))
-    return inputs, outputs
+    return Signature(inputs, outputs[: len(outputs) - kept], states)
 
 
 def _classes(shape: tuple[int, ...], inputs: Sequence[Input]) -> int | None:
@@ -87,14 +106,15 @@ class Runner:
     ----------
     library : tvm.runtime.Module or tvm.relax.VMExecutable
         The executable, built here or loaded from a library.
-    inputs, outputs : sequence of Input, Output
+    inputs, outputs, states : sequence of Input, Output, Input
         The signature of ``main``.
     threads : int
         How many threads a call may use.
 
     Notes
     -----
-    Inputs are copied into buffers aligned as the kernels expect; outputs are the caller's, valid after the next call.
+    What one call leaves to the next is not copied. Inputs are copied into buffers aligned as the kernels expect;
+    outputs are the caller's, valid after the next call.
     A call takes a lock: use one runner per thread for calls that shall overlap.
     """
 
@@ -103,6 +123,7 @@ class Runner:
         library: tvm.runtime.Module | relax.VMExecutable,
         inputs: Sequence[Input],
         outputs: Sequence[Output],
+        states: Sequence[Input] = (),
         threads: int = 1,
     ) -> None:
         if threads < 1:
@@ -110,6 +131,7 @@ class Runner:
         self.library = library.jit() if isinstance(library, relax.VMExecutable) else library
         self.inputs = list(inputs)
         self.outputs = list(outputs)
+        self.states = list(states)
         self.tasks = list(dict.fromkeys(o.task for o in outputs))
         self.threads = threads
         self._vm = relax.VirtualMachine(self.library, tvm.cpu())
@@ -122,9 +144,18 @@ class Runner:
         # The first call's outputs until the second call, and then per output whether every call makes it anew.
         self._first: list[np.ndarray] = []
         self._fresh: list[bool] = []
+        self._stream = self.stream()
+
+    def stream(self) -> Stream:
+        """Return a stream of calls with states of its own, zeros at first."""
+        return Stream(self)
+
+    def reset(self) -> None:
+        """Begin anew: the states of `run` become zeros."""
+        self._stream.reset()
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray | dict[str, np.ndarray]]:
-        """Run all tasks once.
+        """Run all tasks once; what a call leaves is what the next one begins with.
 
         Parameters
         ----------
@@ -141,17 +172,24 @@ class Runner:
         InputError
             If a name, a shape or a dtype isn't the network's.
         """
+        return self._stream.run(inputs)
+
+    def named(self, arrays: Sequence[np.ndarray]) -> dict[str, np.ndarray | dict[str, np.ndarray]]:
+        """Return outputs in order as `run` does."""
+        result: dict = {}
+        for n, task, name in self._fields:
+            array = arrays[n]
+            if name is None:
+                result[task] = array
+            else:
+                result.setdefault(task, {})[name] = array
+        return result
+
+    def call(self, inputs: Mapping[str, np.ndarray], states: list[tvm.runtime.Tensor]) -> list[np.ndarray]:
+        """Run once; return the outputs in order, and put the next states in the place of those given."""
         with self._lock:
             self.set_inputs(inputs)
-            arrays = self._call()
-            result: dict = {}
-            for n, task, name in self._fields:
-                array = arrays[n]
-                if name is None:
-                    result[task] = array
-                else:
-                    result.setdefault(task, {})[name] = array
-        return result
+            return self._call(states)
 
     def set_inputs(self, inputs: Mapping[str, np.ndarray]) -> None:
         """Check the inputs and copy them into the network's buffers."""
@@ -167,25 +205,30 @@ class Runner:
             else:
                 self._complain(inputs)
 
-    def invoke(self) -> Sequence[tvm.runtime.Tensor]:
-        """Run on the inputs set last; the tensors returned are owned by the network."""
+    def invoke(self, states: Sequence[tvm.runtime.Tensor] = ()) -> Sequence[tvm.runtime.Tensor]:
+        """Run on the inputs set last; the tensors returned are owned by the network, the states' next values last."""
         if getattr(_configured, "threads", None) != self.threads:
             use_threads(self.threads)
-        return self._main(*self._buffers)
+        return self._main(*self._buffers, *states)
 
-    def _call(self) -> list[np.ndarray]:
+    def _call(self, states: list[tvm.runtime.Tensor]) -> list[np.ndarray]:
         """Return one call's outputs, copied unless the call made them: inputs and constants can be outputs, too."""
-        fields = self.invoke()
-        arrays = [np.from_dlpack(_item(fields, n)) for n in range(len(self._fields))]
+        fields = self.invoke(states)
+        count = len(self._fields)
+        tensors = [_item(fields, n) for n in range(count + len(states))]
         if self._fresh:
-            return [array if fresh else array.copy() for array, fresh in zip(arrays, self._fresh, strict=True)]
-        addresses = [array.ctypes.data for array in arrays]
+            states[:] = [t if own else _copy(t) for t, own in zip(tensors[count:], self._fresh[count:], strict=True)]
+            outputs = map(np.from_dlpack, tensors[:count])
+            return [array if own else array.copy() for array, own in zip(outputs, self._fresh, strict=False)]
+        arrays = [np.from_dlpack(tensor) for tensor in tensors]
         if self._first:
             # What two calls have at one address while both are alive, or two outputs of one call, is nobody's own.
-            own = zip(addresses, self._first, strict=True)
-            self._fresh = [now != first.ctypes.data and addresses.count(now) == 1 for now, first in own]
+            addresses = [array.ctypes.data for array in arrays]
+            both = zip(addresses, self._first, strict=True)
+            self._fresh = [now != first.ctypes.data and addresses.count(now) == 1 for now, first in both]
         self._first = [] if self._first else arrays
-        return [array.copy() for array in arrays]
+        states[:] = map(_copy, tensors[count:])
+        return [array.copy() for array in arrays[:count]]
 
     def _complain(self, inputs: Mapping[str, np.ndarray]) -> None:
         wanted = ", ".join(i.name for i in self.inputs)
@@ -202,6 +245,44 @@ class Runner:
                 raise InputError(f"input {i.name!r}: shape {list(array.shape)}; the network takes {list(i.shape)}")
             if array.dtype != np.dtype(i.dtype):
                 raise InputError(f"input {i.name!r}: dtype {array.dtype}; the network takes {i.dtype}")
+
+
+class Stream:
+    """Calls of a network that follow each other: each begins with what the one before left.
+
+    Parameters
+    ----------
+    runner : Runner
+        The network. Streams of one network take turns; they know nothing of each other.
+    """
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._states: list[tvm.runtime.Tensor] = []
+        self.reset()
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray | dict[str, np.ndarray]]:
+        """Run all tasks once; see `Runner.run`."""
+        return self._runner.named(self.step(inputs))
+
+    def step(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Run all tasks once and return the outputs in order."""
+        return self._runner.call(inputs, self._states)
+
+    def reset(self) -> None:
+        """Begin anew, with zeros."""
+        self._states = [_tensor(np.zeros(s.shape, s.dtype)) for s in self._runner.states]
+
+
+def _tensor(array: np.ndarray) -> tvm.runtime.Tensor:
+    # Numbers without axes stay such.
+    tensor = tvm.runtime.empty(array.shape, str(array.dtype))
+    np.from_dlpack(tensor)[...] = array
+    return tensor
+
+
+def _copy(tensor: tvm.runtime.Tensor) -> tvm.runtime.Tensor:
+    return _tensor(np.from_dlpack(tensor))
 
 
 def sample_batches(

@@ -83,7 +83,7 @@ class _Wirer:
             raise InputError("all outputs are fed back or feed others; at least one has to leave the network")
         sources = {place: self.sources[place] for place in self.types}
         shapes = {place: _shape(ty) for place, ty in self.types.items()}
-        return Wiring(order, inputs, tuple(self.states), sources, shapes, outputs)
+        return Wiring(tuple(self.tasks), order, inputs, tuple(self.states), sources, shapes, outputs)
 
     def _inputs(self, fed: set[tuple[str, str]]) -> dict[str, Any]:
         """Name the inputs that a caller gives: equal ones once."""

@@ -77,10 +77,6 @@ class State:
     output: str
     following: Result | Window
 
-    def zeros(self) -> np.ndarray:
-        """Return the value for the first call."""
-        return np.zeros([int(dim) for dim in self.type.shape], str(self.type.dtype))
-
 
 @dataclass(frozen=True)
 class Wiring:
@@ -88,8 +84,10 @@ class Wiring:
 
     Attributes
     ----------
+    tasks : tuple of str
+        The tasks, as they were given.
     order : tuple of str
-        The tasks, each after those whose results it reads.
+        The same, each after those whose results it reads.
     inputs : dict of str to tvm.relax.TensorType
         The inputs of the merged network that a caller gives, in order.
     states : tuple of State
@@ -102,6 +100,7 @@ class Wiring:
         What the merged network returns, in order; the states' next values follow.
     """
 
+    tasks: tuple[str, ...]
     order: tuple[str, ...]
     inputs: Mapping[str, Any]
     states: tuple[State, ...]
@@ -160,6 +159,22 @@ class Wiring:
     def step(self, runs: Mapping[str, Run], given: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Return what the merged network returns; see `trace`."""
         return self.trace(runs, given)[0]
+
+    def zeros(self) -> dict[str, np.ndarray]:
+        """Return the states before the first call."""
+        return {s.name: np.zeros([int(dim) for dim in s.type.shape], str(s.type.dtype)) for s in self.states}
+
+    def stepper(self, runs: Mapping[str, Run]) -> Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]:
+        """Return a function from a call's inputs to its outputs, which keeps the states."""
+        states = self.zeros()
+
+        def step(inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+            nonlocal states
+            values = self.step(runs, {**inputs, **states})
+            states = dict(zip(states, values[len(self.outputs) :], strict=True))
+            return values[: len(self.outputs)]
+
+        return step
 
 
 def _last(window: Window) -> range:

@@ -19,9 +19,10 @@ from nnfuze_tvm.analysis import measure, metrics
 from nnfuze_tvm.deploy import build
 from nnfuze_tvm.deploy.bundle import unfit
 from nnfuze_tvm.deploy.manifest import describe_target
-from nnfuze_tvm.deploy.runner import Input, Output, Runner, signature
+from nnfuze_tvm.deploy.runner import Output, Runner, Signature, signature
 from nnfuze_tvm.devices import targets
 from nnfuze_tvm.devices.toolchain import export_library
+from nnfuze_tvm.graph.wiring import Run, Wiring
 from nnfuze_tvm.jobs.announce import Announce
 from nnfuze_tvm.jobs.data import Arrays
 from nnfuze_tvm.jobs.graphs import Graphs
@@ -40,10 +41,10 @@ class Built:
         The lowered networks.
     libraries : list of Path
         Their libraries, for the target.
-    signatures : list
-        Inputs and outputs of each network.
-    feeds : list of dict
-        Per network: name in the merged graph → its own name, of each input.
+    signatures : list of Signature
+        What each network takes and gives.
+    wiring : Wiring, optional
+        How the networks hang together; None if they are one.
     runners : list of Runner
         The networks, loaded here; empty if this CPU can't run them.
     """
@@ -51,41 +52,47 @@ class Built:
     record: Stage
     lowered: list[tvm.IRModule]
     libraries: list[Path]
-    signatures: list[tuple[list[Input], list[Output]]]
-    feeds: list[dict[str, str]]
+    signatures: list[Signature]
+    wiring: Wiring | None = None
     runners: list[Runner] = field(default_factory=list)
 
     @property
     def outputs(self) -> list[Output]:
         """The outputs of all networks."""
-        return [output for _, outputs in self.signatures for output in outputs]
+        return [output for one in self.signatures for output in one.outputs]
 
     def caller(self, sample: Mapping[str, np.ndarray]) -> Callable[[], object]:
         """Return a function that runs all networks once on a sample."""
-        pairs = [
-            (runner, {own: sample[name] for name, own in feed.items()})
-            for runner, feed in zip(self.runners, self.feeds, strict=True)
-        ]
-        if len(pairs) == 1:
-            runner, inputs = pairs[0]
-            return lambda: runner.run(inputs)
-        return lambda: [runner.run(inputs) for runner, inputs in pairs]
+        if self.wiring is None:
+            (runner,) = self.runners
+            return lambda: runner.run(sample)
+        wiring, runs = self.wiring, self._runs(self.wiring)
+        given = {**sample, **wiring.zeros()}
+        return lambda: wiring.step(runs, given)
 
     def networks(self, sample: Arrays) -> list[tuple[Path, list[np.ndarray]]]:
-        """Return each network's library with its inputs, in order, from a sample."""
+        """Return each network's library with its inputs, in order, from a sample; zeros for what networks feed."""
         found = []
-        for path, (inputs, _), feed in zip(self.libraries, self.signatures, self.feeds, strict=True):
-            own = {own: sample[name] for name, own in feed.items()}
-            found.append((path, [own[i.name] for i in inputs]))
+        for path, taken in zip(self.libraries, self.signatures, strict=True):
+            names = {i.name: i.name for i in taken.inputs}
+            if self.wiring is not None:
+                task = taken.outputs[0].task
+                names = {i.name: s for i in taken.inputs if isinstance(s := self.wiring.sources[task, i.name], str)}
+            arrays = [
+                sample[names[i.name]] if names.get(i.name) in sample else np.zeros(i.shape, i.dtype)
+                for i in [*taken.inputs, *taken.states]
+            ]
+            found.append((path, arrays))
         return found
 
     def answers(self, batches: Sequence[Arrays]) -> list[np.ndarray]:
-        """Return all networks' outputs for all batches."""
-        collected = []
-        for runner, feed in zip(self.runners, self.feeds, strict=True):
-            own = [{own: batch[name] for name, own in feed.items()} for batch in batches]
-            collected.extend(measure.answers(runner, own))
-        return collected
+        """Return all networks' outputs for all batches, which follow each other."""
+        if self.wiring is None:
+            return measure.answers(self.runners[0].stream().step, batches)
+        return measure.answers(self.wiring.stepper(self._runs(self.wiring)), batches)
+
+    def _runs(self, wiring: Wiring) -> dict[str, Run]:
+        return {task: runner.stream().step for task, runner in zip(wiring.tasks, self.runners, strict=True)}
 
 
 class Builder:
@@ -111,7 +118,7 @@ class Builder:
         self,
         name: str,
         modules: Sequence[tvm.IRModule],
-        feeds: Sequence[dict[str, str]] | None = None,
+        wiring: Wiring | None = None,
         database: ms.Database | None = None,
         library: Path | None = None,
     ) -> Built:
@@ -123,8 +130,8 @@ class Builder:
             The stage's name.
         modules : sequence of tvm.IRModule
             Its networks, each with ``main``, not lowered.
-        feeds : sequence of dict, optional
-            Name in the merged graph → own name of each network's inputs; by default they are the same.
+        wiring : Wiring, optional
+            How they hang together if they are several, one per task.
         database : tvm.s_tir.meta_schedule.Database, optional
             Tuning records.
         library : Path, optional
@@ -132,8 +139,6 @@ class Builder:
         """
         lowered = [build.lower(mod, self.target, database) for mod in modules]
         signatures = [signature(mod) for mod in modules]
-        if feeds is None:
-            feeds = [{i.name: i.name for i in inputs} for inputs, _ in signatures]
         paths = []
         sizes = [metrics.size(module) for module in lowered]
         for n, module in enumerate(lowered):
@@ -149,7 +154,7 @@ class Builder:
         record.bytes = sum(path.stat().st_size for path in paths)
         record.parameters = sum(size.parameters for size in sizes)
         record.parameter_bytes = sum(size.bytes for size in sizes)
-        built = Built(record, lowered, paths, signatures, list(feeds))
+        built = Built(record, lowered, paths, signatures, wiring)
         if self.here:
             built.runners = [
                 Runner(tvm.runtime.load_module(str(path)), *io, threads=self.threads)
@@ -159,7 +164,7 @@ class Builder:
 
     def separate(self, graphs: Graphs) -> Built:
         """Build every task's network on its own."""
-        return self.build("separate", [graphs.alone(task) for task in graphs.tasks], graphs.feeds)
+        return self.build("separate", [graphs.alone(task) for task in graphs.tasks], graphs.wiring)
 
 
 def build_stages(

@@ -53,6 +53,8 @@ def compile(
           by layer;
         - ``shared_inputs``: names of inputs that are one and the same in all tasks; ``shapes``: shapes of inputs by
           name or ``task:name``, where the files leave them open;
+        - ``chains``, ``states``: inputs that are outputs of other networks (``heads.x=embedding:0``) or of the same
+          one at the call before (``h=next_h``), see `graph.links.wire`;
         - ``trials`` (0) per kernel of tuning, kept in ``work_dir``, with ``tracker`` (``host:port``), ``key`` and
           ``wait`` (60 s) on boards;
         - ``compare`` (True): build and measure every stage for the report, not only the last;

@@ -89,7 +89,7 @@ def evaluation_data(graphs: Graphs, path: str | None, arrays: Arrays) -> Evaluat
     InputError
         If the evaluation data doesn't fit the networks.
     """
-    inputs, outputs = signature(graphs.last)
+    inputs, outputs, _ = signature(graphs.last)
     if path:
         _check_names(arrays, [*(i.name for i in inputs), *graphs.tasks], path)
         batches = sample_batches(arrays, inputs)

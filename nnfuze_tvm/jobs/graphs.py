@@ -14,6 +14,8 @@ from nnfuze_tvm.deploy.executor import host_executor
 from nnfuze_tvm.devices.targets import llvm_features, resolve
 from nnfuze_tvm.frontend import load
 from nnfuze_tvm.graph import ir
+from nnfuze_tvm.graph.links import wire
+from nnfuze_tvm.graph.wiring import Wiring
 from nnfuze_tvm.jobs.announce import Announce, silent
 from nnfuze_tvm.jobs.request import NetworkRequest
 from nnfuze_tvm.passes import pipeline
@@ -37,9 +39,12 @@ class Graphs:
         Samples by input.
     integer : collection of str
         The layers of the last stage that were to be quantized to 8 bits.
+    wiring : Wiring
+        How the networks hang together.
     """
 
     loaded: tvm.IRModule
+    wiring: Wiring
     stages: Mapping[str, tvm.IRModule]
     calibration: Mapping[str, np.ndarray] | None = None
     integer: Collection[str] = ()
@@ -53,15 +58,6 @@ class Graphs:
     def last(self) -> tvm.IRModule:
         """The graph of the last stage."""
         return list(self.stages.values())[-1]
-
-    @property
-    def feeds(self) -> list[dict[str, str]]:
-        """For each task: name in the merged graph → its own name, of each input."""
-        names = {param.name for param in self.stages["merged"]["main"].params}
-        return [
-            {f"{task}.{p.name}" if f"{task}.{p.name}" in names else p.name: p.name for p in self.loaded[task].params}
-            for task in self.tasks
-        ]
 
     def alone(self, task: str) -> tvm.IRModule:
         """Return the graph of one task, as if it were the only one."""
@@ -85,12 +81,14 @@ def make_graphs(request: NetworkRequest, announce: Announce = silent) -> Graphs:
     announce("loading the networks")
     loaded = load(request.models, shared_inputs=request.shared_inputs, shapes=request.shapes or None)
     announce("merging")
-    merged = _run(pipeline.merge_phases(request.shared_inputs), loaded)
+    links = (request.shared_inputs, request.chains, request.states)
+    wiring = wire(loaded, *links)
+    merged = _run(pipeline.merge_phases(*links), loaded)
     policy = _policy(request)
     asked = _asked_for(policy, merged)
     samples = None
     if request.calibration is not None:
-        samples = load_calibration(request.calibration, merged)
+        samples = load_calibration(request.calibration, merged, host_executor)
     features = llvm_features(resolve(request.target))
     for one in asked:
         if samples is None:
@@ -101,7 +99,7 @@ def make_graphs(request: NetworkRequest, announce: Announce = silent) -> Graphs:
     for one in asked:
         announce(one.activity)
         stages[one.name] = pipeline.compression_phase(one, inputs)(list(stages.values())[-1])
-    return Graphs(loaded, stages, samples, _integer(policy, list(stages.values())[-1]))
+    return Graphs(loaded, wiring, stages, samples, _integer(policy, list(stages.values())[-1]))
 
 
 def _policy(request: NetworkRequest) -> Policy:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from nnfuze_tvm.analysis import measure, metrics
 from nnfuze_tvm.deploy.runner import Output
 from nnfuze_tvm.devices import cpu
 from nnfuze_tvm.devices.remote.timing import time_on_device
+from nnfuze_tvm.graph.wiring import Run
 from nnfuze_tvm.jobs.build_stages import Built
 from nnfuze_tvm.jobs.data import Arrays, EvaluationData
 from nnfuze_tvm.jobs.graphs import Graphs
@@ -30,7 +32,7 @@ class OnnxRuntime:
         settings.inter_op_num_threads = 1
         settings.log_severity_level = 4
         self.sessions = []
-        self.feeds = graphs.feeds
+        self.wiring = graphs.wiring
         size = 0
         for model in models:
             path = model_path(model)
@@ -42,19 +44,17 @@ class OnnxRuntime:
 
     def caller(self, sample: Mapping[str, np.ndarray]) -> Callable[[], object]:
         """Return a function that runs all sessions once on a sample."""
-        pairs = [
-            (session, {own: sample[name] for name, own in feed.items()})
-            for session, feed in zip(self.sessions, self.feeds, strict=True)
-        ]
-        return lambda: [session.run(None, inputs) for session, inputs in pairs]
+        runs, given = self._runs(), {**sample, **self.wiring.zeros()}
+        return lambda: self.wiring.step(runs, given)
 
     def answers(self, batches: Sequence[Arrays]) -> list[np.ndarray]:
-        """Return all sessions' outputs for all batches."""
-        collected: list[np.ndarray] = []
-        for session, feed in zip(self.sessions, self.feeds, strict=True):
-            rows = [session.run(None, {own: b[name] for name, own in feed.items()}) for b in batches]
-            collected.extend(np.concatenate(list(map(np.atleast_1d, values))) for values in zip(*rows, strict=True))
-        return collected
+        """Return all sessions' outputs for all batches, which follow each other."""
+        return measure.answers(self.wiring.stepper(self._runs()), batches)
+
+    def _runs(self) -> dict[str, Run]:
+        return {
+            task: partial(session.run, None) for task, session in zip(self.wiring.tasks, self.sessions, strict=True)
+        }
 
 
 def try_onnx_runtime(models: Sequence[str], graphs: Graphs, threads: int) -> OnnxRuntime | None:

@@ -25,6 +25,8 @@ class NetworkRequest(BaseModel):
         ONNX files, ``path`` or ``task=path``.
     shared_inputs : list of str, optional
         Inputs that are one and the same in all tasks.
+    chains, states : list of str
+        Inputs that are outputs of other networks, or of the same one at the call before; see `graph.links.wire`.
     shapes : dict
         Input shapes, by name or ``task:name``.
     target : str
@@ -49,6 +51,8 @@ class NetworkRequest(BaseModel):
 
     models: Annotated[list[str], Field(min_length=1)]
     shared_inputs: list[str] | None = None
+    chains: list[str] = Field(default_factory=list)
+    states: list[str] = Field(default_factory=list)
     shapes: dict[str, list[int]] = Field(default_factory=dict)
     target: str = "host"
     threads: Annotated[int, Field(ge=1)] = 1

@@ -247,7 +247,7 @@ def test_manifest_schema(copy: Path) -> None:
     fields = json.loads((copy / "manifest.json").read_text())
     assert len(fields["files"]["lib.so"]["sha256"]) == 64
     (copy / "manifest.json").write_text(json.dumps({**fields, "format": 99}))
-    with pytest.raises(BundleError, match="format 99, this version reads 2"):
+    with pytest.raises(BundleError, match="format 99, this version reads 3"):
         Bundle.load(copy)
     for text, message in [("[]", "not a bundle's manifest"), ("{", "can't be read"), ("\xff", "can't be read")]:
         (copy / "manifest.json").write_text(text, encoding="latin-1")

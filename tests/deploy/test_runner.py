@@ -41,7 +41,7 @@ def library() -> relax.VMExecutable:
 
 
 def runner(library: relax.VMExecutable, threads: int) -> Runner:
-    return Runner(library, [Input("x", SHAPE, "float32")], [Output("task", "y", SHAPE, "float32")], threads)
+    return Runner(library, [Input("x", SHAPE, "float32")], [Output("task", "y", SHAPE, "float32")], threads=threads)
 
 
 def cpu_seconds() -> dict[str, float]:
@@ -92,7 +92,7 @@ x = numpy.ones({SHAPE}, "float32")
 found = [len(os.listdir("/proc/self/task"))]
 library = tvm.runtime.load_module({str(tmp_path / "lib.so")!r})
 for threads in (1, 2):
-    Runner(library, inputs, outputs, threads).run(dict(x=x))
+    Runner(library, inputs, outputs, threads=threads).run(dict(x=x))
     found.append(len(os.listdir("/proc/self/task")))
 print(*found)
 """

@@ -117,7 +117,7 @@ class Checker:
         self._graphs = graphs
         self._builder = builder
         self._built = built
-        self._originals = Originals(request.models, graphs.feeds)
+        self._originals = Originals(request.models, graphs.wiring)
         self._merged = graphs.stages["merged"]
         last = graphs.last
         self._compressed = len(graphs.stages) > 1
@@ -152,7 +152,7 @@ class Checker:
         CheckError
             If something differs by more than rounding can explain.
         """
-        given, references, why = self._given(samples(self._graphs, signature(self._graphs.last)[0], data), peer)
+        given, references, why = self._given(samples(self._graphs, signature(self._graphs.last).inputs, data), peer)
         if not self._builder.here:
             given, references = given[:_FEW], references[:_FEW]
         result = Check(samples=len(given))
@@ -193,17 +193,21 @@ class Checker:
         plain = self._given_quantized
         why = self._originals.open(self._macs > _HEAVY, peer.sessions if peer is not None and not plain else ())
         if why:
-            return list(candidates[:1]), [], why
+            return [{**inputs, **self._graphs.wiring.zeros()} for inputs in candidates[:1]], [], why
         if plain:
             self._originals.plainly()
-        given, references = [], []
+        given: list[Arrays] = []
+        references = []
+        states = self._graphs.wiring.zeros()
         started = time.perf_counter()
-        for sample in candidates:
+        for inputs in candidates:
+            sample = {**inputs, **states}
             try:
                 references.append(self._originals(sample))
             except Exception:  # made-up values may be no indices, or no lengths
                 continue
             given.append(sample)
+            states = dict(zip(states, references[-1][len(references[-1]) - len(states) :], strict=True))
             if time.perf_counter() - started > _PATIENCE:
                 break
         if not given:
@@ -311,13 +315,15 @@ class Checker:
         """Find the node or, if what was loaded is right, the pass or the kernel."""
         task = ir.task_outputs(self._graphs.last)[output].task
         number = self._graphs.tasks.index(task)
-        own = {own: sample[name] for name, own in self._graphs.feeds[number].items()}
+        own = self._originals.taken(sample, task)
         source = self._originals.sources[number]
         loaded = self._graphs.loaded
         precision = self._precision(self._merged)
         if where := locate.first_node(source, self._originals.what, loaded[task], own, precision):
             return where
-        if where := locate.first_step(loaded, pipeline.merge_phases(), sample, output, limit):
+        # What hangs together by more than inputs can't be computed task by task.
+        apart = not self._graphs.wiring.connected
+        if apart and (where := locate.first_step(loaded, pipeline.merge_phases(), sample, output, limit)):
             return where
         stage = self._merged_stage if self._needs_two else self._built[-1]
         if stage is None:
@@ -357,5 +363,6 @@ def _quantized(mod: tvm.IRModule) -> bool:
 
 
 def _flat(runner: Runner, sample: Arrays) -> list[np.ndarray]:
-    runner.set_inputs(sample)
-    return [np.from_dlpack(field).copy() for field in runner.invoke()]
+    runner.set_inputs({i.name: sample[i.name] for i in runner.inputs})
+    states = [tvm.runtime.tensor(sample[state.name]) for state in runner.states]
+    return [np.from_dlpack(field).copy() for field in runner.invoke(states)]

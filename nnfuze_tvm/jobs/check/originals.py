@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -11,11 +11,10 @@ import onnx
 
 from nnfuze_tvm.frontend import onnx_file
 from nnfuze_tvm.frontend.onnx_file import Source
+from nnfuze_tvm.graph.wiring import Run, Wiring
 from nnfuze_tvm.jobs.data import Arrays
 
 _RECURRENT = frozenset({"LSTM", "GRU", "RNN", "Loop", "Scan"})
-
-Run = Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]
 
 
 class Originals:
@@ -25,8 +24,8 @@ class Originals:
     ----------
     models : sequence of str
         ONNX files, ``path`` or ``task=path``.
-    feeds : sequence of dict
-        For each: name in the merged graph → its own name, of each input.
+    wiring : Wiring
+        How they hang together.
 
     Attributes
     ----------
@@ -34,8 +33,8 @@ class Originals:
         Who computes them; set by `open`.
     """
 
-    def __init__(self, models: Sequence[str], feeds: Sequence[Mapping[str, str]]) -> None:
-        self.feeds = feeds
+    def __init__(self, models: Sequence[str], wiring: Wiring) -> None:
+        self._wiring = wiring
         self.what = ""
         self._models = models
         self._runs: list[Run] = []
@@ -79,11 +78,16 @@ class Originals:
             self._runs = [_session(source.model, plain=True) for source in self.sources]
 
     def __call__(self, sample: Arrays) -> list[np.ndarray]:
-        """Return all networks' outputs for one inference."""
-        found: list[np.ndarray] = []
-        for run, feed in zip(self._runs, self.feeds, strict=True):
-            found += run({own: sample[name] for name, own in feed.items()})
-        return found
+        """Return what the merged network returns for one inference: outputs, and the next values of its states."""
+        return self._wiring.step(self._tasks, sample)
+
+    def taken(self, sample: Arrays, task: str) -> dict[str, np.ndarray]:
+        """Return the inputs of one of the networks."""
+        return self._wiring.trace(self._tasks, sample)[1][task]
+
+    @property
+    def _tasks(self) -> dict[str, Run]:
+        return dict(zip(self._wiring.tasks, self._runs, strict=True))
 
     @property
     def recurrent(self) -> bool:

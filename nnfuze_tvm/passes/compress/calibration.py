@@ -14,10 +14,11 @@ import tvm
 from tvm import relax
 
 from nnfuze_tvm.errors import InputError
-from nnfuze_tvm.graph import evaluate, ops
+from nnfuze_tvm.graph import evaluate, ir, ops
 from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, operands, substitute, with_kernels_of
 from nnfuze_tvm.graph.evaluate import Executor
 from nnfuze_tvm.graph.ir import static_shape
+from nnfuze_tvm.graph.wiring import stream
 
 CalibrationMethod = Literal["minmax", "percentile", "mse"]
 """How the range of an activation follows from its samples."""
@@ -29,7 +30,9 @@ _BINS = 2048
 
 
 def load_calibration(
-    source: str | os.PathLike[str] | Mapping[str, np.ndarray], mod: tvm.IRModule
+    source: str | os.PathLike[str] | Mapping[str, np.ndarray],
+    mod: tvm.IRModule,
+    executor: Executor = evaluate.executor,
 ) -> dict[str, np.ndarray]:
     """Return checked calibration samples for the inputs of a network.
 
@@ -40,6 +43,9 @@ def load_calibration(
         input that is one number.
     mod : tvm.IRModule
         The network.
+    executor : callable
+        Runs the network where it has states and the samples don't give them: then they follow each other, and a state
+        is what the sample before left.
 
     Raises
     ------
@@ -51,7 +57,9 @@ def load_calibration(
         label, arrays = "calibration data", {str(k): np.asarray(v) for k, v in source.items()}
     else:
         label, arrays = str(source), _read(Path(source))
-    wanted = {p.name: p for _, func in _relax_functions(mod) for p in func.params}
+    params = {p.name: p for _, func in _relax_functions(mod) for p in func.params}
+    states = [name for name in ir.states(mod) if name not in arrays]
+    wanted = {name: param for name, param in params.items() if name not in states}
     for name in arrays:
         if name not in wanted:
             known = ", ".join(wanted)
@@ -66,7 +74,21 @@ def load_calibration(
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"{name!r}: {count}" for name, count in counts.items())
         raise InputError(f"{label}: the arrays have different numbers of network batches ({listed})")
-    return checked
+    if states and states != ir.states(mod):
+        raise InputError(f"{label}: give all states or none; there is none of {', '.join(states)}")
+    return {**checked, **_recorded(checked, mod, executor)} if states else checked
+
+
+def _recorded(samples: Mapping[str, np.ndarray], mod: tvm.IRModule, executor: Executor) -> dict[str, np.ndarray]:
+    """Return the states that samples leave to each other."""
+    main = mod["main"]
+    run = executor(mod)
+    zeros = {p.name: np.zeros(static_shape(p), str(p.ty.dtype)) for p in main.params if p.name in ir.states(mod)}
+    taken: dict[str, list[np.ndarray]] = {name: [] for name in zeros}
+    for given, _ in stream(zeros, run, batches(samples, [p for p in main.params if p.name not in zeros])):
+        for name, values in taken.items():
+            values.append(np.atleast_1d(given[name]))
+    return {name: np.concatenate(values) for name, values in taken.items()}
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
@@ -99,9 +121,9 @@ def _checked(label: str, array: np.ndarray, param: relax.Var) -> np.ndarray:
     return np.ascontiguousarray(array, dtype=dtype)
 
 
-def batches(samples: Mapping[str, np.ndarray], func: relax.Function) -> Iterator[dict[str, np.ndarray]]:
+def batches(samples: Mapping[str, np.ndarray], params: Sequence[relax.Var]) -> Iterator[dict[str, np.ndarray]]:
     """Split samples into the inputs of one inference each."""
-    shapes = {param.name: static_shape(param) for param in func.params}
+    shapes = {param.name: static_shape(param) for param in params}
     count = min((len(samples[name]) // _batch(shape) for name, shape in shapes.items()), default=0)
     for k in range(count):
         yield {
@@ -204,7 +226,7 @@ def collect_ranges(
     ranges = {tensor: Range(axis) for tensor, axis in tensors.items()}
     inner = [tensor for tensor in ranges if tensor not in set(func.params)]
     run = executor(with_kernels_of(mod, observing(func, inner))) if inner else None
-    for batch in batches(samples, func):
+    for batch in batches(samples, func.params):
         for param in func.params:
             if param in ranges:
                 ranges[param].observe(batch[param.name])

@@ -207,8 +207,8 @@ def test_inputs_that_are_one_number_have_one_per_sample():
     mod = ir.with_task_outputs(tvm.IRModule({"main": func}), [ir.TaskOutput("t", "y")])
     samples = {"x": np.ones((5, 4), "f4"), "gain": np.arange(5, dtype="f4")}
     checked = load_calibration(samples, mod)
-    assert [batch["gain"].item() for batch in batches(checked, func)] == [0, 1, 2, 3, 4]
-    assert all(batch["gain"].shape == () for batch in batches(checked, func))
+    assert [batch["gain"].item() for batch in batches(checked, func.params)] == [0, 1, 2, 3, 4]
+    assert all(batch["gain"].shape == () for batch in batches(checked, func.params))
     with pytest.raises(InputError, match=r"'gain' has shape \[5, 1\]; expected \[N\]"):
         load_calibration(samples | {"gain": np.ones((5, 1), "f4")}, mod)
     with pytest.raises(InputError, match="different numbers of network batches"):

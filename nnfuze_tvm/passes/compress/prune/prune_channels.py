@@ -184,7 +184,7 @@ def mean_magnitudes(
     run = executor(with_kernels_of(mod, emitter.finish(coupling.func.params, observed)))
     totals = [np.zeros(len(layer.inputs)) for layer in layers]
     used = 0
-    for batch in islice(batches(samples, coupling.func), _MOST_BATCHES):
+    for batch in islice(batches(samples, coupling.func.params), _MOST_BATCHES):
         totals = [total + values for total, values in zip(totals, run(batch), strict=True)]
         used += 1
     if not all(np.isfinite(total).all() for total in totals):
