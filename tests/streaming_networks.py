@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -115,8 +115,8 @@ def _denoiser(graph: _Graph, name: str, size: int, result: str, state: str) -> o
     return _model(helper.make_graph(graph.nodes, name, inputs, outputs, graph.weights))
 
 
-def _dense(graph: _Graph, data: str, inputs: int, units: int) -> str:
-    return graph.add("Add", [graph.add("MatMul", [data, graph.weight(inputs, units, gain=4.0)]), graph.weight(units)])
+def _dense(graph: _Graph, data: str, inputs: int, units: int, gain: float = 4.0) -> str:
+    return graph.add("Add", [graph.add("MatMul", [data, graph.weight(inputs, units, gain=gain)]), graph.weight(units)])
 
 
 def spectral_mask() -> onnx.ModelProto:
@@ -143,3 +143,60 @@ def learned_mask() -> onnx.ModelProto:
     masked = graph.add("Mul", [graph.add("Sigmoid", [_dense(graph, value, 128, 256)]), rows])
     decoded = graph.add("Conv", [graph.add("Transpose", [masked], perm=[0, 2, 1]), graph.weight(512, 256, 1)])
     return _denoiser(graph, "learned", 512, graph.add("Transpose", [decoded], perm=[0, 2, 1]), state)
+
+
+def _plain(
+    graph: _Graph, name: str, inputs: Mapping[str, Sequence[int]], outputs: Mapping[str, Sequence[int]]
+) -> onnx.ModelProto:
+    ends = [_value(end, *shape) for end, shape in outputs.items()]
+    return _model(helper.make_graph(graph.nodes, name, [_value(n, *s) for n, s in inputs.items()], ends, graph.weights))
+
+
+def _renamed(graph: _Graph, value: str, name: str) -> None:
+    graph.nodes.append(helper.make_node("Identity", [value], [name], name=f"{name}.end"))
+
+
+def wake_words() -> dict[str, onnx.ModelProto]:
+    """Return a spectrogram of 8 rows, an embedding of 76 rows, and two heads that read 16 embeddings."""
+    mel = _Graph("", 5)
+    value = mel.add("Relu", [mel.convolution("audio", (1, 32), 192, strides=[64])])
+    _renamed(mel, mel.add("Transpose", [value], perm=[0, 2, 1]), "mel")
+    embedding = _Graph("", 6)
+    weights = embedding.constant(np.random.default_rng(6).standard_normal((24, 1, 8, 8)) / 6, "float32")
+    value = embedding.add("Relu", [embedding.add("Conv", ["frames", weights], strides=[4, 4])])
+    _renamed(embedding, embedding.add("GlobalAveragePool", [value]), "embedding")
+    models = {
+        "mel": _plain(mel, "mel", {"audio": (1, 1, 640)}, {"mel": (1, 8, 32)}),
+        "embedding": _plain(embedding, "embedding", {"frames": (1, 1, 76, 32)}, {"embedding": (1, 24, 1, 1)}),
+    }
+    for seed, name in enumerate(("first", "second"), 7):
+        head = _Graph("", seed)
+        hidden = head.add("Tanh", [_dense(head, head.add("Flatten", ["features"]), 384, 32, 1.0)])
+        _renamed(head, _dense(head, hidden, 32, 1, 1.0), "score")
+        models[name] = _plain(head, name, {"features": (1, 16, 24)}, {"score": (1, 1)})
+    return models
+
+
+def denoiser() -> dict[str, onnx.ModelProto]:
+    """Return a denoiser in four parts: a Fourier transform, a mask, the transform back, a learned mask."""
+    angles = 2 * np.pi * np.outer(np.arange(512), np.arange(257)) / 512
+    there = _Graph("", 9)
+    for name, factors in (("real", np.cos(angles)), ("imaginary", -np.sin(angles))):
+        _renamed(there, there.add("MatMul", ["frame", there.constant(factors, "float32")]), name)
+    squares = [there.add("Mul", [name, name]) for name in ("real", "imaginary")]
+    _renamed(there, there.add("Sqrt", [there.add("Add", squares)]), "magnitude")
+    back = _Graph("", 10)
+    weights = np.where(np.isin(np.arange(257), (0, 256)), 1, 2)[:, None] / 512
+    parts = []
+    for name, factors in (("real", np.cos(angles)), ("imaginary", -np.sin(angles))):
+        masked = back.add("Mul", [name, "mask"])
+        parts.append(back.add("MatMul", [masked, back.constant(weights * factors.T, "float32")]))
+    _renamed(back, back.add("Add", parts), "frame")
+    spectrum = dict.fromkeys(("real", "imaginary", "magnitude"), (1, 1, 257))
+    given = dict.fromkeys(("mask", "real", "imaginary"), (1, 1, 257))
+    return {
+        "transform": _plain(there, "transform", {"frame": (1, 1, 512)}, spectrum),
+        "mask": spectral_mask(),
+        "inverse": _plain(back, "inverse", given, {"frame": (1, 1, 512)}),
+        "learned": learned_mask(),
+    }

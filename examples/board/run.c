@@ -4,7 +4,7 @@
 //
 // prints one line per output, its task and then its values with all their digits, and how long one inference took.
 // Arrays with one axis more than the inputs have are several inferences, one after the other; each begins with the
-// states that the one before left.
+// states that the one before left. What has one value only has it in all of them.
 // docs/raspberry-pi.md says how to build it. It uses the C interface of TVM, so any C compiler will do.
 #define _POSIX_C_SOURCE 200112L
 #include <stdarg.h>
@@ -181,15 +181,17 @@ int main(int count, char** words) {
   Value* arguments = calloc(taken + kept + 1, sizeof(Value));
   const char** values = calloc(taken + 1, sizeof(char*));
   if (arguments == NULL || values == NULL) fail("out of memory");
+  size_t* held = calloc(taken + 1, sizeof(size_t));
+  if (held == NULL) fail("out of memory");
   size_t calls = 1;
   for (size_t n = 0; n < taken; ++n) {
     const Value input = item(inputs, (int64_t)n);
     const char* name = string(field(input, "name"));
-    size_t held;
     arguments[n] = zeros(input);
-    values[n] = load(arguments[n], file_of(name, words + 2, count - 2), &held);
-    if (n > 0 && held != calls) fail("%s: %zu calls, but %zu of the inputs before", name, held, calls);
-    calls = held;
+    values[n] = load(arguments[n], file_of(name, words + 2, count - 2), &held[n]);
+    if (held[n] > 1 && calls > 1 && held[n] != calls)
+      fail("%s: %zu inferences, but %zu of another input", name, held[n], calls);
+    if (held[n] > 1) calls = held[n];
     memcpy(HELD(DLTensor, arguments[n])->data, values[n], bytes_of(arguments[n]));
   }
   for (size_t n = 0; n < kept; ++n) arguments[taken + n] = zeros(item(states, (int64_t)n));
@@ -206,7 +208,7 @@ int main(int count, char** words) {
   for (size_t step = 0; step < calls; ++step) {
     for (size_t n = 0; n < taken; ++n) {
       const size_t bytes = bytes_of(arguments[n]);
-      memcpy(HELD(DLTensor, arguments[n])->data, values[n] + step * bytes, bytes);
+      if (held[n] > 1) memcpy(HELD(DLTensor, arguments[n])->data, values[n] + step * bytes, bytes);
     }
     clock_gettime(CLOCK_MONOTONIC, &began);
     const Value answers = call(network, arguments, taken + kept);

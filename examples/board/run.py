@@ -2,7 +2,7 @@
 
 Prints one line per output, its task and then its values with all their digits, and how long one inference took.
 Arrays with one axis more than the inputs have are several inferences, one after the other; each begins with the states
-that the one before left.
+that the one before left. What has one value only has it in all of them.
 """
 
 import json
@@ -28,11 +28,13 @@ else:
     fastest_cores = 1
     tvm.get_global_func("runtime.config_threadpool")(fastest_cores, manifest["threads"])
 arrays = [np.load(files[given["name"]]) for given in manifest["inputs"]]
-arrays = [a if a.ndim > len(i["shape"]) else a[np.newaxis] for a, i in zip(arrays, manifest["inputs"], strict=True)]
+calls = [a if a.ndim > len(i["shape"]) else [a] for a, i in zip(arrays, manifest["inputs"], strict=True)]
+count = max(map(len, calls), default=1)
+calls = [list(values) * (count if len(values) == 1 else 1) for values in calls]
 states = [tvm.runtime.tensor(np.zeros(state["shape"], state["dtype"])) for state in manifest["states"]]
 
-network(*(tvm.runtime.tensor(array[0]) for array in arrays), *states)  # the first call makes threads and buffers
-for values in zip(*arrays, strict=True):
+network(*(tvm.runtime.tensor(values[0]) for values in calls), *states)  # the first call makes threads and buffers
+for values in zip(*calls, strict=True):
     inputs = [tvm.runtime.tensor(np.ascontiguousarray(value)) for value in values]
     started = time.perf_counter()
     answers = network(*inputs, *states)

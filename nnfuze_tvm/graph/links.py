@@ -100,9 +100,7 @@ class _Wirer:
             task, name = group[0]
             same = owners[name]
             several = [other for other in same if len(other) > 1]
-            plain = len(same) == 1 and not any(place[1] == name for place in fed)
-            plain = plain or several == [group]
-            called = self._unique(name if plain else f"{task}.{name}")
+            called = self._unique(name if len(same) == 1 or several == [group] else f"{task}.{name}")
             inputs[called] = self.types[group[0]]
             self.sources |= dict.fromkeys(group, called)
         return inputs

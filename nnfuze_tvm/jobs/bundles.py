@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from nnfuze_tvm.analysis import measure
 from nnfuze_tvm.deploy.bundle import Bundle, bytes_on_disk
 from nnfuze_tvm.deploy.manifest import read_manifest
 from nnfuze_tvm.deploy.runner import made_up
-from nnfuze_tvm.errors import BundleError
+from nnfuze_tvm.errors import BundleError, InputError
 
 
 def bench(bundle: Bundle, repeats: int) -> dict[str, Any]:
@@ -39,6 +42,44 @@ def bench(bundle: Bundle, repeats: int) -> dict[str, Any]:
             if k.name in times
         ],
     }
+
+
+def run(bundle: Bundle, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Run a bundle once or, where arrays have one axis more than their inputs, as often as that is long.
+
+    Parameters
+    ----------
+    bundle : Bundle
+        The bundle; its states are zeros at first, then what the inference before left.
+    arrays : mapping of str to numpy.ndarray
+        By input, of its shape or ``[N, …]``; of what has its shape, every inference gets the same.
+
+    Returns
+    -------
+    dict
+        What `Bundle.run` returns, of several inferences stacked along a new first axis.
+
+    Raises
+    ------
+    InputError
+        If names, shapes or types aren't the bundle's, or numbers of inferences differ.
+    """
+    ranks = {i.name: len(i.shape) for i in bundle.inputs}
+    counts = {name: len(a) for name, a in arrays.items() if name in ranks and a.ndim == ranks[name] + 1}
+    if len(set(counts.values())) > 1:
+        found = ", ".join(f"{name}: {count}" for name, count in counts.items())
+        raise InputError(f"inputs: arrays of several inferences must be equally long ({found})")
+    stream = bundle.stream()
+    # A single number may be given as [1].
+    if not counts or (set(counts.values()) == {1} and all(ranks[name] == 0 for name in counts)):
+        return stream.run(arrays)
+    calls = [
+        stream.step({name: a[n, ...] if name in counts else a for name, a in arrays.items()})
+        for n in range(next(iter(counts.values())))
+    ]
+    if not calls:
+        raise InputError(f"inputs: no inference in {', '.join(counts)}; give at least one")
+    return bundle.runner.named([np.stack(values) for values in zip(*calls, strict=True)])
 
 
 def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -90,6 +90,8 @@ def render_manifest(fields: Mapping[str, Any], *, kernels: bool) -> list[Table]:
     for record in fields["outputs"]:
         classes = f", {record['classes']} classes" if record["classes"] else ""
         facts.add_row("output", f"{record['task']}: {record['name']} {record['shape']} {record['dtype']}{classes}")
+    for record in fields["states"]:
+        facts.add_row("state", f"{record['name']} {record['shape']} {record['dtype']}")
     facts.add_row("target", f"{target['triple']} {target['cpu']} ({', '.join(target['features'])})")
     facts.add_row("threads", str(fields["threads"]))
     facts.add_row("on disk", text.size(fields["bytes"]))

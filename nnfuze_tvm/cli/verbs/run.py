@@ -1,4 +1,4 @@
-"""``nnfuze run``: a bundle once, on arrays from files."""
+"""``nnfuze run``: a bundle on arrays from files."""
 
 from __future__ import annotations
 
@@ -16,15 +16,18 @@ POSITION = 3
 def command(
     bundle: BundlePath,
     *,
-    input: Annotated[list[str], typer.Option(help="An input: name=array.npy. Once per input.", show_default=False)],
+    input: Annotated[
+        list[str],
+        typer.Option(help="An input: name=array.npy, once per input; [N, …] for N inferences.", show_default=False),
+    ],
     output: Annotated[str | None, typer.Option("--output", "-o", help="Directory for one .npy file per task.")] = None,
     as_json: AsJson = False,
     threads: SomeThreads = None,
 ) -> None:
-    """Run a bundle once on arrays from files."""
+    """Run a bundle on arrays from files, once or several times in a row."""
     from nnfuze_tvm.jobs import bundles, data
 
-    answers = bundles.load_bundle(bundle, threads).run(data.read_inputs(input))
+    answers = bundles.run(bundles.load_bundle(bundle, threads), data.read_inputs(input))
     arrays = data.flat(answers)
     if output is not None:
         for path in data.save_answers(answers, output):
