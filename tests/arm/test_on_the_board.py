@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import tvm_ffi
 
@@ -19,6 +20,7 @@ from nnfuze_tvm.deploy.bundle import Bundle
 from nnfuze_tvm.deploy.deployment import deploy
 from nnfuze_tvm.deploy.runner import made_up
 from nnfuze_tvm.devices.remote import emulator
+from tests import streaming_networks
 
 ROOT = Path(__file__).parents[2]
 SPEECH = ROOT / "examples/speech"
@@ -109,18 +111,47 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def c_program(program: Path) -> list[str]:
+    emulated = ["qemu-aarch64", "-cpu", MODEL, "-L", str(emulator.folder() / "root")]
+    return [*emulated, "-E", f"LD_LIBRARY_PATH={program}", str(program / "run")]
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a pipeline that keeps states, for this machine and for a board, and inputs of five calls."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    models = streaming_networks.wake_words()
+    for name, model in models.items():
+        onnx.save(model, folder / f"{name}.onnx")
+    links = ["--chain", "frames=mel:mel[10]", "--chain", "features=embedding:0[16]", "--no-compare"]
+    for target in ("host", "rpi4"):
+        files = [str(folder / f"{name}.onnx") for name in models]
+        assert cli.run(["compile", *files, *links, "--target", target, "-o", str(folder / target)]) == 0
+    np.save(folder / "audio.npy", np.random.default_rng(0).standard_normal((5, 1, 1, 640)).astype("float32"))
+    return folder
+
+
+def test_states_on_the_board(program: Path, pipeline: Path, tracker: str, board: Callable[[str], str]) -> None:
+    """Five calls in a row, in Python, in C and over RPC, are what this machine makes of them."""
+    audio = np.load(pipeline / "audio.npy")
+    here = Bundle.load(pipeline / "host")
+    wanted = [here.run({"audio": call}) for call in audio]
+    want = {task: np.stack([np.ravel(call[task]) for call in wanted]) for task in here.tasks}
+    python, env = emulator.python(MODEL, emulator.folder())
+    for command in ([*python, str(PROGRAMS / "run.py")], c_program(program)):
+        done = run([*command, "rpi4", "audio=audio.npy"], cwd=pipeline, env=env if command[0] == python[0] else None)
+        assert done.returncode == 0, done.stderr
+        lines = [line.split() for line in done.stdout.splitlines()]
+        for task, values in want.items():
+            found = [list(map(float, numbers)) for name, *numbers in lines if name == task]
+            np.testing.assert_allclose(found, values, rtol=0, atol=1e-5 * np.abs(values).max())
+    found = deploy(pipeline / "rpi4", tracker, board(MODEL), {"audio": audio[:, 0]}, repeat=1).answers
+    for task, values in want.items():
+        np.testing.assert_allclose(found[task].reshape(values.shape), values, rtol=0, atol=1e-5 * np.abs(values).max())
+
+
 def test_c_program(program: Path, bundles: Path, answers: dict[str, np.ndarray]) -> None:
-    root = emulator.folder() / "root"
-    emulated = [
-        "qemu-aarch64",
-        "-cpu",
-        MODEL,
-        "-L",
-        str(root),
-        "-E",
-        f"LD_LIBRARY_PATH={program}",
-        str(program / "run"),
-    ]
+    emulated = c_program(program)
     done = run([*emulated, "rpi4", "audio=audio.npy"], cwd=bundles)
     assert done.returncode == 0, done.stderr
     check(done.stdout, answers)
