@@ -178,8 +178,8 @@ def test_rounding_that_adds_up_may_differ_more():
     assert outcome("silero-v6", errors=errors).verdict == "right"
     assert outcome("mtcnn-p", errors=errors).verdict == "wrong"
     assert outcome("mtcnn-p", errors={"nnfuze": float("nan")}).verdict == "wrong"
-    assert outcome("smart-turn", errors={"nnfuze": 0.1}, noise=0.06).verdict == "right"
-    assert outcome("smart-turn", errors={"nnfuze": 0.1}, noise=0.04).verdict == "wrong"
+    assert outcome("smart-turn", errors={"nnfuze": 0.1}, noise=0.03).verdict == "right"
+    assert outcome("smart-turn", errors={"nnfuze": 0.1}, noise=0.02).verdict == "wrong"
 
 
 def test_the_summary_counts_and_names_the_slowest():
