@@ -15,6 +15,9 @@ from nnfuze_tvm.errors import InputError, ModelError
 
 Shape = tuple[int, ...]
 
+# What the fifth to eighth byte of a TensorFlow Lite file are.
+_TFLITE = b"TFL3"
+
 TYPES = frozenset("float16 float32 float64 int8 int16 int32 int64 uint8 uint16 uint32 uint64 bool".split())
 """NumPy's names of the types that tensors may have."""
 
@@ -58,12 +61,12 @@ def first_line(error: object) -> str:
 
 
 def read(path: str | Path) -> onnx.ModelProto:
-    """Read one ONNX file with its external data.
+    """Read one ONNX file with its external data, or a TensorFlow Lite file as if it were one.
 
     Raises
     ------
     ModelError
-        If there is no such file, it is no (whole) ONNX model, or its external data is missing.
+        If there is no such file, it is no (whole) model, or its external data is missing.
     """
     path = Path(path)
     try:
@@ -72,6 +75,10 @@ def read(path: str | Path) -> onnx.ModelProto:
         raise ModelError(f"{path}: no such file") from None
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from None
+    if data[4:8] == _TFLITE:
+        from nnfuze_tvm.frontend.tflite import to_onnx  # with a module per operator of the schema
+
+        return to_onnx(data, str(path))
     model = onnx.ModelProto()
     try:
         model.ParseFromString(data)

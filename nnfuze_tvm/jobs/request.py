@@ -22,7 +22,7 @@ class NetworkRequest(BaseModel):
     Attributes
     ----------
     models : list of str
-        ONNX files, ``path`` or ``task=path``.
+        ONNX or TensorFlow Lite files, ``path`` or ``task=path``.
     shared_inputs : list of str, optional
         Inputs that are one and the same in all tasks.
     chains, states : list of str
