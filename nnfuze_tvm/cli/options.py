@@ -16,7 +16,9 @@ from nnfuze_tvm.errors import InputError
 
 Models = Annotated[
     list[str],
-    typer.Argument(help="ONNX or TensorFlow Lite files, one per task: PATH or TASK=PATH.", show_default=False),
+    typer.Argument(
+        help="ONNX, TensorFlow Lite or PyTorch (.pt2) files, one per task: PATH or TASK=PATH.", show_default=False
+    ),
 ]
 Target = Annotated[
     str, typer.Option(help="host, a board such as rpi4, aarch64, x86-64-v3, x86-64-v4, or a TVM target as JSON.")

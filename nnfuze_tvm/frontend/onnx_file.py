@@ -12,6 +12,7 @@ from onnx import checker, external_data_helper
 from onnx.inliner import inline_local_functions
 
 from nnfuze_tvm.errors import InputError, ModelError
+from nnfuze_tvm.frontend import exported_program
 
 Shape = tuple[int, ...]
 
@@ -61,7 +62,7 @@ def first_line(error: object) -> str:
 
 
 def read(path: str | Path) -> onnx.ModelProto:
-    """Read one ONNX file with its external data, or a TensorFlow Lite file as if it were one.
+    """Read one ONNX file with its external data, or a TensorFlow Lite file or a PyTorch program as if it were one.
 
     Raises
     ------
@@ -75,6 +76,8 @@ def read(path: str | Path) -> onnx.ModelProto:
         raise ModelError(f"{path}: no such file") from None
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from None
+    if path.suffix == ".pt2":
+        return exported_program.to_onnx(path)
     if data[4:8] == _TFLITE:
         from nnfuze_tvm.frontend.tflite import to_onnx  # with a module per operator of the schema
 
