@@ -41,8 +41,12 @@ def model(work: Workload, precision: str) -> Path:
 
 
 def _save(source: Path, folder: Path) -> None:
-    writer = _Writer(onnx.load(source))
-    (folder / "model.tflite").write_bytes(writer.file())
+    (folder / "model.tflite").write_bytes(network(source))
+
+
+def network(source: Path) -> bytes:
+    """Return the file of an ONNX file's network."""
+    return _Writer(onnx.load(source)).file()
 
 
 def _quantize(path: Path, work: Workload, folder: Path) -> None:

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import tvm
 
 import nnfuze_tvm
+from benchmarks import networks
+from benchmarks.arm import tflite
 from nnfuze_tvm import cli
 from nnfuze_tvm.deploy import build
 from nnfuze_tvm.deploy.runner import Runner, signature
@@ -329,3 +332,21 @@ def test_damaged(cut: int, tmp_path: Path) -> None:
     path.write_bytes(depthwise_separable()[:cut])
     with pytest.raises(ModelError, match=r"cut.tflite: (truncated or damaged|holds no network)"):
         nnfuze_tvm.load([path])
+
+
+@pytest.mark.parametrize("name", ["ds_cnn", "resnet8"])
+def test_the_same_network_as_onnx(name: str, tmp_path: Path) -> None:
+    """Whole networks, written as both kinds of files, give the same answers."""
+    model = networks.build(name)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    onnx.save(model, tmp_path / "network.onnx")
+    data = tflite.network(tmp_path / "network.onnx")
+    (sample,) = networks.inputs(model, 1).values()
+    (x,) = (value.name for value in model.graph.input)
+    whole = tvm.transform.Sequential(pipeline.merge_phases())(nnfuze_tvm.load([tmp_path / "network.onnx"]))
+    want = evaluate.executor(whole)({x: sample})
+    lite = merged(data, tmp_path)
+    got = evaluate.executor(lite)({lite["main"].params[0].name: tflite.channels_last(sample)})
+    for mine, theirs in zip(got, want, strict=True):
+        np.testing.assert_allclose(mine.ravel(), theirs.ravel(), rtol=0, atol=1e-5 * np.ptp(theirs))
