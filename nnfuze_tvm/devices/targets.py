@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 
 from tvm.target import Target
 from tvm.target.codegen import llvm_get_system_cpu
+from tvm_ffi import get_global_func
 
 from nnfuze_tvm.devices import cpu
 from nnfuze_tvm.devices.boards import CATALOGUE
@@ -21,6 +23,8 @@ NAMED: dict[str, dict] = {
 
 # LLVM names a CPU by its family, but a hypervisor may hide features of that family.
 _MASKABLE = ("avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni", "avxvnni")
+# Names of architectures that LLVM takes for others.
+_ARCHITECTURES = re.compile(r"armv\w+|thumb\w*|arm64|amd64|i[3-6]86")
 _CPUINFO_NAMES = {"avx512vnni": "avx512_vnni", "avxvnni": "avx_vnni"}
 
 
@@ -71,9 +75,44 @@ def resolve(name: str) -> Target:
         return Target(NAMED[name])
     if name.lstrip().startswith("{"):
         try:
-            return Target(json.loads(name))
+            config = json.loads(name)
+            _check_config(config)
+            target = Target(config)
         except Exception as error:  # TVM raises many kinds here
             reason = str(error).strip().splitlines()[-1]
             raise DeviceError(f"target {name}: not a TVM target ({reason})") from None
+        _check_processor(name, target)
+        return target
     known = ", ".join(["host", *NAMED])
     raise DeviceError(f"target {name!r}: unknown; use one of {known}, or a TVM target as a JSON object")
+
+
+def _check_config(config: dict) -> None:
+    """Complain about what LLVM ends the process for, or computes something else for."""
+    if config.get("kind") != "llvm":
+        raise ValueError(f"its kind is {config.get('kind')!r}; use llvm")
+    triple = config.get("mtriple", "")
+    if not isinstance(triple, str):
+        raise ValueError("mtriple is text, such as aarch64-linux-gnu")
+    architecture = triple.partition("-")[0]
+    known = {str(target) for target in get_global_func("target.llvm_get_targets")()}
+    if architecture and architecture not in known and not _ARCHITECTURES.fullmatch(architecture):
+        raise ValueError(f"mtriple {triple!r}: LLVM has no architecture {architecture!r}")
+    for option, low, high in (("num-cores", 1, 4096), ("opt-level", 0, 3)):
+        value = config.get(option, low)
+        if not isinstance(value, int) or not low <= value <= high:
+            raise ValueError(f"{option} is {value!r}; use {low} to {high}")
+
+
+def _check_processor(name: str, target: Target) -> None:
+    """Complain about a CPU or a feature that LLVM doesn't know, and would ignore."""
+    model = str(target.attrs.get("mcpu", ""))
+    triple = str(target.attrs.get("mtriple", ""))
+    with target:
+        valid = not model or bool(get_global_func("target.llvm_is_valid_cpu")(model, triple))
+    if not valid:
+        raise DeviceError(f"target {name}: LLVM knows no mcpu {model!r} of that architecture")
+    features = llvm_features(target)
+    for attribute in map(str, target.attrs.get("mattr", ())):
+        if attribute.startswith("+") and attribute[1:] not in features:
+            raise DeviceError(f"target {name}: LLVM knows no feature {attribute[1:]!r} of that architecture")
