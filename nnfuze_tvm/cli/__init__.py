@@ -19,7 +19,7 @@ from typing import Any
 
 import typer
 
-from nnfuze_tvm.cli import verbs
+from nnfuze_tvm.cli import crash, verbs
 from nnfuze_tvm.cli.console import interruption
 from nnfuze_tvm.cli.options import spread
 from nnfuze_tvm.errors import NNFuzeError
@@ -40,18 +40,17 @@ def run(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     interruption.came = False
     in_main = threading.current_thread() is threading.main_thread()
-    previous = signal.signal(signal.SIGINT, interruption.handle) if in_main else None
+    ends = (signal.SIGINT, signal.SIGTERM) if in_main else ()
+    previous = {number: signal.signal(number, interruption.handle) for number in ends}
     try:
         code, message = _run(arguments)
     except KeyboardInterrupt:
         code, message = 2, "interrupted"
-    except Exception:
-        if not interruption.came:
-            raise
-        code, message = 2, "interrupted"
+    except Exception as error:
+        code, message = 2, "interrupted" if interruption.came else crash.note(error, arguments)
     finally:
-        if in_main:
-            signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
         interruption.end()
     if not code:
         return 0

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Interruption:
-    """Ctrl-C, remembered: the exception that it raises may get lost on its way through TVM's C++ parts."""
+    """Ctrl-C or SIGTERM, remembered: the exception that it raises may get lost on its way through TVM's C++ parts."""
 
     def __init__(self) -> None:
         self.came = False

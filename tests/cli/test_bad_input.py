@@ -347,8 +347,8 @@ class TestBundles:
         assert "threads" in fails("bench", bundle, "--threads", "0")
 
 
-@pytest.mark.parametrize("moment", ["starting", "building"])
-def test_interrupt(models: list[str], out: Path, tmp_path: Path, moment: str) -> None:
+@pytest.mark.parametrize(("moment", "how"), [("starting", signal.SIGINT), ("building", signal.SIGTERM)])
+def test_interrupt(models: list[str], out: Path, tmp_path: Path, moment: str, how: signal.Signals) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     process = subprocess.Popen(
@@ -365,9 +365,10 @@ def test_interrupt(models: list[str], out: Path, tmp_path: Path, moment: str) ->
         if line.startswith(f"nnfuze: {moment}"):
             break
     time.sleep(0.3)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(how)
     stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 2, stderr
     assert one_line(seen + stderr) == "interrupted"
     assert stdout == ""
     assert list(scratch.iterdir()) == []
+    assert not list(out.parent.glob(f".{out.name}-*"))
