@@ -96,7 +96,7 @@ def _checked(label: str, array: np.ndarray, param: relax.Var) -> np.ndarray:
         raise InputError(f"{label} has type {array.dtype}; expected {dtype}")
     if dtype.kind == "f" and not np.isfinite(array).all():
         raise InputError(f"{label} holds NaN or infinity; expected finite numbers")
-    return np.ascontiguousarray(array, dtype=dtype)
+    return np.asarray(array, dtype=dtype, order="C")
 
 
 def batches(samples: Mapping[str, np.ndarray], func: relax.Function) -> Iterator[dict[str, np.ndarray]]:
