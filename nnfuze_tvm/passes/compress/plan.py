@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, field
 
 from tvm import relax
@@ -33,6 +34,12 @@ def _follows(value: Value) -> bool:
     """Tell whether an operator's result is made of 8 bits where all that it reads is."""
     operator = ops.of(value)
     return operator is not None and (effect(value) in NARROW or operator.bounds or op_name(value) == "add")
+
+
+def _grows(value: Value, known: Container[Value]) -> bool:
+    """Tell whether a value grows at least in proportion to those of its operands that are known: 8 bits fit it, too."""
+    degrees = zip(operands(value), ops.degrees(value), strict=True)
+    return all(degree is not None and degree >= 1 for leaf, degree in degrees if leaf in known)
 
 
 @dataclass
@@ -71,6 +78,10 @@ class Plan:
         for var, value in self.made_by.items():
             for leaf in operands(value):
                 self.readers.setdefault(leaf, []).append(var)
+        self._origins: dict[Value, Value] = {}
+        for var, value in self.made_by.items():
+            known = {self._origins.get(leaf, leaf) for leaf in operands(value) if isinstance(leaf, Var)}
+            self._origins[var] = known.pop() if effect(value) == "maps" and len(known) == 1 else var
         self.outputs = {leaf for out in output_fields(self.func) for leaf in operands(out)}
         self.delicate = Delicate(self.func)
         for var, value in self.made_by.items():
@@ -131,12 +142,13 @@ class Plan:
             name = op_name(value)
             tensors = [leaf for leaf in operands(value) if isinstance(leaf, Var)]
             known = [leaf in found for leaf in tensors]
+            alone = self._has_one_origin(var)
             if (
                 var in self.layers
                 or (_follows(value) and known and all(known))
                 or (isinstance(value, relax.TupleGetItem) and all(known))
                 or (name == "multiply" and len(tensors) == 2 and any(known) and all(map(static_shape, tensors)))
-                or (name == "multiply" and len(tensors) == 1 and all(known))
+                or (alone and any(known) and _grows(value, found))
             ):
                 found.add(var)
         return found
@@ -151,11 +163,18 @@ class Plan:
             for tensor in tensors:
                 self._quantize(tensor)
                 self._join(self.source(tensors[0]), self.source(tensor))
-        elif name in ("add", "multiply") and len(tensors) == 2:
+        elif name in ("add", "multiply") and len(tensors) == 2 and not self._has_one_origin(var):
             summed = self._summed(tensors) if name == "add" else None
             for tensor in tensors:
                 if summed is None or not tensor.same_as(summed):
                     self._quantize(tensor)
+
+    def _has_one_origin(self, var: Var) -> bool:
+        """Tell whether a tensor is computed element by element from one other.
+
+        As an activation, it is computed from the other's floats, in the epilogue of what makes that.
+        """
+        return not self._origins[var].same_as(var)
 
     def _summed(self, tensors: list[Value]) -> Value | None:
         """Return the operand of an add that stays a sum in int32, because a layer makes it for this add only.

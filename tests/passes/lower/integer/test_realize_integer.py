@@ -480,8 +480,8 @@ def test_golden():
 
     graph = Graph()
     x = graph.input("x", (1, 2, 4, 4))
-    y = graph(op.round(op.divide(x, relax.const(np.float32(0.5)))))
-    y = graph(op.astype(op.clip(y, -127.0, 127.0), "int8"))
+    y = op.round(op.clip(op.divide(x, relax.const(np.float32(0.5))), -127.0, 127.0))
+    y = graph(op.astype(op.astype(y, "int32"), "int8"))
     y = op.nn.conv2d(y, relax.const(weight), strides=[2, 2], padding=[1, 1, 1, 1], out_dtype="int32")
     y = op.add(graph(y), relax.const(np.array([[[[8]], [[-16]]]], "int32")))
     y = op.multiply(op.astype(graph(y), "float32"), relax.const(np.float32(0.125 / 0.75)))
