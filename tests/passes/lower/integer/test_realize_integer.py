@@ -490,3 +490,18 @@ def test_golden():
     after = graph.module(graph(op.astype(graph(y), "int8")))
     after = after.with_attr(FLOAT_LAYERS_ATTR, [])
     tvm.ir.assert_structural_equal(RealizeInteger()(Before), after)
+
+
+def test_only_what_is_rounded_already_is_quantized_without_a_division():
+    weight = relax.const(np.ones((2, 2, 1, 1), "int8"))
+    scale, zero = relax.const(np.float32(0.3)), relax.const(np.int8(0))
+
+    def through_8_bits(value):
+        return op.dequantize(op.quantize(value, scale, zero, axis=0), scale, zero, axis=0)
+
+    graph = Graph()
+    data = through_8_bits(op.multiply(graph.input("x", (1, 2, 4, 4)), relax.const(np.float32(2))))
+    sums = op.nn.conv2d(data, op.dequantize(weight, scale, zero, axis=0))
+    integer = RealizeInteger()(graph.module(graph(through_8_bits(op.sigmoid(sums)))))
+    kinds = [op_name(b.value) for b in bindings(integer["main"])]
+    assert kinds.count("divide") == 1 and kinds.index("divide") < kinds.index("nn.conv2d") < kinds.index("sigmoid")
