@@ -22,7 +22,7 @@ class _Use:
     degree : float
         The power of it that the result grows with near zero.
     cause : str
-        The operator that made the degree less than 1.
+        The last operator that made the degree less than 1.
     behind_layer : bool
         Whether a layer is on the way.
     """
@@ -91,7 +91,8 @@ def _passed_on(value: Value, own: _Use) -> Iterable[tuple[Value, _Use]]:
         if degree is None:
             yield leaf, _PLAIN
         else:
-            yield leaf, replace(own, degree=degree * own.degree, cause=op_name(value) if degree < 1 else own.cause)
+            cause = own.cause if own.degree < 1 else op_name(value)
+            yield leaf, replace(own, degree=degree * own.degree, cause=cause)
 
 
 def _has_bias(value: Value) -> bool:

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 INT8 = Precision(8, 8, "int")
 _LEVELS = 127
+# A layer stays float where the 8 bits of its input are off by more than this part of the input's standard deviation on
+# the samples (root mean square): 127 steps reach about a hundred standard deviations then.
+_LARGEST_ERROR = 0.25
 # A bias is at most this large in units of the accumulator, and the scales of one layer differ at most so
 # much: the scale of a channel that is almost off is raised, which nobody can see at its output.
 _LARGEST_BIAS = 2**29
@@ -97,19 +100,52 @@ class InsertQDQ:
                 continue
             asked = {b.var.name for b in bindings(func) if self._asks_for(b, origins)} - integer_layers(func)
             func, stored = with_constants(func, asked)
+            plan, ranges, scales = self._planned(mod, func, asked, samples, left)
+            if plan.layers:
+                result.update_func(gvar, _Writer(plan, ranges, scales, stored, self.bias_correction).rewrite(func))
+        return with_float_layers(result, left) if left else result
+
+    def _planned(
+        self,
+        mod: tvm.IRModule,
+        func: relax.Function,
+        asked: set[str],
+        samples: Mapping[str, np.ndarray],
+        left: dict[str, str],
+    ) -> tuple[Plan, dict[Value, Range], dict[Value, float]]:
+        """Return a plan without layers that the samples' 8 bits would spoil, the ranges of its tensors, and scales."""
+        ranges: dict[Value, Range] = {}
+        while True:
             plan = Plan(func, asked)
             left |= plan.left
-            if not plan.layers:
-                continue
-            ranges = collect_ranges(mod, func, plan.observed(), samples, self.executor)
-            result.update_func(gvar, _Writer(plan, ranges, stored, self.method, self.bias_correction).rewrite(func))
-        return with_float_layers(result, left) if left else result
+            unseen = {tensor: axis for tensor, axis in plan.observed().items() if tensor not in ranges}
+            if unseen:
+                ranges |= collect_ranges(mod, func, unseen, samples, self.executor)
+            scales = _scales(plan, ranges, self.method)
+            sources = {layer.name: plan.source(call.args[0]) for layer, call in plan.layers.items()}
+            errors = {name: ranges[source].error(scales[source]) for name, source in sources.items()}
+            spoiled = {name: error for name, error in errors.items() if error > _LARGEST_ERROR}
+            if not spoiled:
+                return plan, ranges, scales
+            left |= {
+                name: f"8 bits of its input are off by {error:.0%} of what it varies by on the samples"
+                for name, error in spoiled.items()
+            }
+            asked = plan.names - spoiled.keys()
 
     def _asks_for(self, binding: relax.VarBinding, origins: Lineage) -> bool:
         """Return whether a binding is a layer of real numbers that gets 8 bits."""
         if not ops.is_layer(binding.value) or str(binding.value.ty.dtype) != "float32":
             return False
         return self.policy.for_layer(binding.var.name, origins).precision == INT8
+
+
+def _scales(plan: Plan, ranges: Mapping[Value, Range], method: CalibrationMethod) -> dict[Value, float]:
+    """Return the scale of every tensor that becomes 8 bits."""
+    limits: dict[Value, float] = {}
+    for tensor, key in plan.points.items():
+        limits[key] = max(limits.get(key, 0.0), ranges[tensor].limit(method))
+    return {tensor: float(np.float32((limits[key] or 1.0) / _LEVELS)) for tensor, key in plan.points.items()}
 
 
 class _Writer:
@@ -119,15 +155,12 @@ class _Writer:
         self,
         plan: Plan,
         ranges: Mapping[Value, Range],
+        scales: Mapping[Value, float],
         stored: Mapping[str, Stored],
-        method: CalibrationMethod,
         correct: bool,
     ) -> None:
         self.plan, self.ranges, self.stored, self.correct = plan, ranges, stored, correct
-        limits: dict[Value, float] = {}
-        for tensor, key in plan.points.items():
-            limits[key] = max(limits.get(key, 0.0), ranges[tensor].limit(method))
-        self.scales = {tensor: float(np.float32((limits[key] or 1.0) / _LEVELS)) for tensor, key in plan.points.items()}
+        self.scales = scales
         self.emitter = Emitter()
         self.values: dict[Value, Value] = {}
         self.biases: dict[Var, tuple[GenericConst, GenericConst]] = {}

@@ -297,6 +297,22 @@ def test_one_of_several_results_is_quantized():
     assert np.abs(got - expected).max() < 0.05 * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("method", ["minmax", "percentile"])
+def test_a_layer_that_8_bits_of_its_input_would_spoil_stays_float(method):
+    graph = Graph(shape=(1, 3, 64, 64))
+    y = graph.relu(graph.conv(graph.x, 4, "t/a"))
+    samples = graph.samples(2)
+    samples["x"][0, 0, 0, 0] = 300
+    result = quantize(
+        graph.module(graph.conv(graph(op.nn.max_pool2d(y, (8, 8), (8, 8))), 4, "t/b")), samples, method=method
+    )
+    # What reaches further than the percentile saturates, as it shall.
+    left = ir.float_layers(result)
+    assert list(left) == (["t/a"] if method == "minmax" else [])
+    assert all("8 bits of its input are off by" in reason for reason in left.values())
+    assert len(calls(result, "quantize")) == 2 - len(left)
+
+
 def number(value):
     return relax.const(np.float32(value))
 
