@@ -38,12 +38,15 @@ class Integers(SumOps):
         What each Var holds: a `Known` value, or an expression of the float graph.
     nonnegative : set
         Float expressions that are never negative.
+    inexact : set
+        Float expressions that are computed from integers, so that their last bit is nobody's.
     """
 
     def __init__(self, builder: relax.BlockBuilder) -> None:
         super().__init__(builder)
         self.known: dict[relax.Expr, Known | relax.Expr] = {}
         self.nonnegative: set[relax.Expr] = set()
+        self.inexact: set[relax.Expr] = set()
 
     def value(self, expr: relax.Expr) -> Known | relax.Expr:
         """Return what is known of an operand."""

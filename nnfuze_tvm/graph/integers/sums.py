@@ -67,12 +67,26 @@ class SumOps:
         self.builder.update_func(gvar, func)
         return self.emit(call)
 
-    def quantize(self, data: relax.Expr, scale: float, zero_point: int, dtype: str, nonnegative: bool) -> Codes:
-        """Quantize a float tensor: ``clip(round(data / scale) + zero_point)``."""
+    def quantize(
+        self, data: relax.Expr, scale: float, zero_point: int, dtype: str, nonnegative: bool, inexact: bool = False
+    ) -> Codes:
+        """Quantize a float tensor: ``round(clip(data / scale)) + zero_point``.
+
+        Of numbers that are ``inexact``, rounded themselves, the quotient may be, too: it is a multiplication then,
+        which takes a fifth of a division's time. Others may lie just between two codes.
+        """
         zero_point, offset = stored(dtype, zero_point)
-        scaled = op.round(op.divide(data, relax.const(np.float32(scale))))
         lo, hi = code_range(dtype, zero_point)
-        return self._narrow(scaled, max(lo, zero_point) if nonnegative else lo, hi, zero_point, offset, dtype)
+        lo = max(lo, zero_point) if nonnegative else lo
+        # Bounded first, it fits int32, to which machines round in one instruction.
+        step = relax.const(np.float32(1.0 / scale if inexact else scale))
+        scaled = op.multiply(data, step) if inexact else op.divide(data, step)
+        bounded = op.clip(scaled, float(lo - zero_point), float(hi - zero_point))
+        codes = op.astype(op.round(bounded), "int32")
+        if zero_point:
+            codes = op.add(codes, relax.const(np.int32(zero_point)))
+        kind = "uint8" if zero_point == 0 and lo >= 0 else "int8"
+        return Codes(self.emit(op.astype(codes, kind)), lo, hi, offset, dtype)
 
     def _narrow(self, rounded: relax.Expr, lo: int, hi: int, zero_point: int, offset: int, dtype: str) -> Codes:
         rounded = self.emit(rounded)

@@ -7,15 +7,17 @@ A file in this folder is a family: a mapping from the names of Relax operators, 
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from types import MappingProxyType
 
-from tvm.ir import GenericConst
+from tvm.ir import Call, GenericConst
 
-from nnfuze_tvm.graph.dataflow import Value, op_name
+from nnfuze_tvm.graph.dataflow import Value, op_name, operands
 from nnfuze_tvm.graph.ops.operator import Layer, Operator
+
+_PROPORTIONAL = ("layer", "moves", "joins", "averages")
 
 
 def _read() -> dict[str, Operator]:
@@ -43,6 +45,16 @@ def effect_of(value: Value) -> str:
     if operator is None:
         return ""
     return "moves" if operator.moves is not None and operator.moves(value) else operator.effect
+
+
+def degrees(value: Value) -> Sequence[float | None]:
+    """Return the power of each of its operands that a bound value grows with near zero, see `Operator.degrees`."""
+    operator, leaves = of(value), operands(value)
+    if operator is None:
+        return [None if isinstance(value, Call) else 1.0] * len(leaves)
+    if operator.degrees is not None:
+        return operator.degrees(value)
+    return [1.0 if operator.bounds or effect_of(value) in _PROPORTIONAL else None] * len(leaves)
 
 
 def is_layer(value: Value) -> bool:

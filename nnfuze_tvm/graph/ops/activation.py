@@ -15,7 +15,7 @@ from nnfuze_tvm.graph.dataflow import Value
 from nnfuze_tvm.graph.integers.context import Integers, number
 from nnfuze_tvm.graph.integers.values import Known
 from nnfuze_tvm.graph.ops.elementwise import erf, operator
-from nnfuze_tvm.graph.ops.operator import Example, Operator, always
+from nnfuze_tvm.graph.ops.operator import Example, Operator, always, grows
 
 
 def _relu(context: Integers, call: Call, _: str) -> Known | None:
@@ -103,11 +103,11 @@ OPERATORS = {
         half=True,
     ),
     "sigmoid": operator(_sigmoid, 1, op.sigmoid, nonnegative=always),
-    "nn.silu": operator(lambda x: x * _sigmoid(x), 1, op.nn.silu),
-    "nn.gelu": operator(_gelu, 1, op.nn.gelu),
-    "nn.gelu_tanh": operator(_gelu_tanh, 1, op.nn.gelu_tanh),
-    "nn.selu": operator(_selu, 1, op.nn.selu),
-    "nn.leakyrelu": _with_attributes(_leaky, op.nn.leakyrelu, half=True),
+    "nn.silu": operator(lambda x: x * _sigmoid(x), 1, op.nn.silu, degrees=grows(1)),
+    "nn.gelu": operator(_gelu, 1, op.nn.gelu, degrees=grows(1)),
+    "nn.gelu_tanh": operator(_gelu_tanh, 1, op.nn.gelu_tanh, degrees=grows(1)),
+    "nn.selu": operator(_selu, 1, op.nn.selu, degrees=grows(1)),
+    "nn.leakyrelu": _with_attributes(_leaky, op.nn.leakyrelu, degrees=grows(1), half=True),
     "nn.softplus": _with_attributes(_softplus, op.nn.softplus),
     "nn.prelu": Operator(
         effect="maps",
@@ -115,6 +115,7 @@ OPERATORS = {
         examples=(Example(((2, 8, 6, 6), (8,)), lambda x, slope: op.nn.prelu(x, slope, axis=1), constants=1),),
         couple=couple_prelu,
         cut=cut_prelu,
+        degrees=grows(1, None),
         kernels=("elementwise",),
     ),
 }

@@ -19,9 +19,12 @@ from nnfuze_tvm.graph.dataflow import Value
 from nnfuze_tvm.graph.integers.context import Integers
 from nnfuze_tvm.graph.integers.values import Constant, Known, Quantized, Sum
 from nnfuze_tvm.graph.ir import static_shape
-from nnfuze_tvm.graph.ops.operator import Affine, Example, Operator, always
+from nnfuze_tvm.graph.ops.operator import Affine, Example, Operator, always, grows
 
 Function = Callable[..., np.ndarray]
+
+# A sum of two grows with each.
+_EVENLY = grows(1, 1)
 
 # NumPy has none.
 erf: Function = np.vectorize(math.erf, otypes=["float64"])
@@ -199,6 +202,17 @@ def _quotient(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return below + ((below < 0) & (below * right != left)).astype(left.dtype)
 
 
+def _product_degrees(call: Call) -> tuple[float, float]:
+    """Return those of a product: a square, where it is a value's with itself."""
+    return (2.0, 2.0) if call.args[0].same_as(call.args[1]) else (1.0, 1.0)
+
+
+def _power_degrees(call: Call) -> tuple[float, None]:
+    """Return those of a power; an exponent that is not one constant number may be any."""
+    exponent = array(call.args[1]) if isinstance(call.args[1], GenericConst) else np.zeros(1)
+    return float(exponent.min()), None
+
+
 def operator(function: Function, arity: int, call: Any = None, **facts: Any) -> Operator:
     """Return what all operators of this family have in common, with ``facts``."""
 
@@ -226,19 +240,22 @@ def _binary() -> dict[str, Operator]:
         return operator(function, 2, call, affine=affine, folds=True, **facts)
 
     found = {
-        "add": arithmetic(np.add, op.add, _affine_add, integer=_add, half=True),
-        "subtract": arithmetic(np.subtract, op.subtract, _affine_subtract, half=True),
-        "multiply": arithmetic(np.multiply, op.multiply, _affine_multiply, integer=_multiply, half=True),
-        "divide": arithmetic(_quotient, op.divide, _affine_divide, range=(0.5, 2.0)),
+        "add": arithmetic(np.add, op.add, _affine_add, degrees=_EVENLY, integer=_add, half=True),
+        "subtract": arithmetic(np.subtract, op.subtract, _affine_subtract, degrees=_EVENLY, half=True),
+        "multiply": arithmetic(
+            np.multiply, op.multiply, _affine_multiply, degrees=_product_degrees, integer=_multiply, half=True
+        ),
+        "divide": arithmetic(_quotient, op.divide, _affine_divide, degrees=grows(1, -1), range=(0.5, 2.0)),
         "maximum": operator(np.maximum, 2, op.maximum, integer=_bound(True), bounds=True, half=True),
         "minimum": operator(np.minimum, 2, op.minimum, integer=_bound(False), bounds=True, half=True),
         "floor_divide": operator(np.floor_divide, 2, op.floor_divide, range=(0.5, 2.0)),
-        "power": operator(np.power, 2, op.power, range=(0.5, 2.0)),
+        "power": operator(np.power, 2, op.power, degrees=_power_degrees, range=(0.5, 2.0)),
         "mod": operator(np.fmod, 2, op.mod, range=(0.5, 2.0)),
         "floor_mod": operator(np.mod, 2, op.floor_mod, range=(0.5, 2.0)),
         "log_add_exp": operator(np.logaddexp, 2, op.log_add_exp),
-        "atan2": operator(np.arctan2, 2, op.atan2),
-        "where": operator(np.where, 3, lambda c, x, y: op.where(_positive(c), x, y)),
+        # An angle is that of a ratio.
+        "atan2": operator(np.arctan2, 2, op.atan2, degrees=grows(0, 0)),
+        "where": operator(np.where, 3, lambda c, x, y: op.where(_positive(c), x, y), degrees=grows(None, 1, 1)),
     }
     compared = {
         "equal": np.equal, "not_equal": np.not_equal, "greater": np.greater, "greater_equal": np.greater_equal,
@@ -273,8 +290,8 @@ def _unary() -> dict[str, Operator]:
         "asinh": (np.arcsinh, (-2.0, 2.0)), "atan": (np.arctan, (-2.0, 2.0)), "atanh": (np.arctanh, (-0.9, 0.9)),
         "ceil": (np.ceil, (-2.0, 2.0)), "cos": (np.cos, (-2.0, 2.0)),
         "erf": (erf, (-2.0, 2.0)), "floor": (np.floor, (-2.0, 2.0)),
-        "log": (np.log, (0.5, 3.0)), "round": (np.rint, (-2.0, 2.0)), "sign": (np.sign, (-2.0, 2.0)),
-        "rsqrt": (lambda x: 1 / np.sqrt(x), (0.5, 3.0)), "sin": (np.sin, (-2.0, 2.0)),
+        "round": (np.rint, (-2.0, 2.0)), "sign": (np.sign, (-2.0, 2.0)),
+        "sin": (np.sin, (-2.0, 2.0)),
         "tan": (np.tan, (-1.0, 1.0)), "tanh": (np.tanh, (-2.0, 2.0)), "trunc": (np.trunc, (-2.0, 2.0)),
         "isfinite": (np.isfinite, (-2.0, 2.0)), "isinf": (np.isinf, (-2.0, 2.0)), "isnan": (np.isnan, (-2.0, 2.0)),
     }  # fmt: skip
@@ -282,11 +299,13 @@ def _unary() -> dict[str, Operator]:
         name: operator(function, 1, getattr(op, name), range=span) for name, (function, span) in everywhere.items()
     }
     return found | {
-        "abs": operator(np.abs, 1, op.abs, nonnegative=always, half=True),
+        "abs": operator(np.abs, 1, op.abs, degrees=grows(1), nonnegative=always, half=True),
         "exp": operator(np.exp, 1, op.exp, nonnegative=always),
-        "square": operator(np.square, 1, op.square, nonnegative=always),
-        "negative": operator(np.negative, 1, op.negative, half=True, folds=True),
-        "sqrt": operator(np.sqrt, 1, op.sqrt, folds=True, range=(0.5, 3.0)),
+        "square": operator(np.square, 1, op.square, degrees=grows(2), nonnegative=always),
+        "negative": operator(np.negative, 1, op.negative, degrees=grows(1), half=True, folds=True),
+        "log": operator(np.log, 1, op.log, degrees=grows(0), range=(0.5, 3.0)),
+        "sqrt": operator(np.sqrt, 1, op.sqrt, degrees=grows(0.5), folds=True, range=(0.5, 3.0)),
+        "rsqrt": operator(lambda x: 1 / np.sqrt(x), 1, op.rsqrt, degrees=grows(-0.5), range=(0.5, 3.0)),
         # TVM has no vectors of these two, so there are no kernels.
         "cosh": operator(np.cosh, 1, kernels=()),
         "sinh": operator(np.sinh, 1, kernels=()),
@@ -303,5 +322,13 @@ def _astype(call: Call, value: np.ndarray) -> np.ndarray:
 OPERATORS = {
     **_binary(),
     **_unary(),
-    "astype": operator(np.positive, 1, lambda x: op.astype(x, "float16"), evaluate=_astype, retypes=True, folds=True),
+    "astype": operator(
+        np.positive,
+        1,
+        lambda x: op.astype(x, "float16"),
+        evaluate=_astype,
+        degrees=grows(1),
+        retypes=True,
+        folds=True,
+    ),
 }

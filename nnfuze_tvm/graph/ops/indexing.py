@@ -17,7 +17,7 @@ from nnfuze_tvm.graph.integers.context import Integers
 from nnfuze_tvm.graph.integers.values import Known
 from nnfuze_tvm.graph.ir import static_shape
 from nnfuze_tvm.graph.ops.moving import move
-from nnfuze_tvm.graph.ops.operator import Example, Operator, as_its_operand
+from nnfuze_tvm.graph.ops.operator import Example, Operator, as_its_operand, grows
 
 
 def _take(call: Call, data: np.ndarray, indices: np.ndarray) -> np.ndarray:
@@ -149,6 +149,7 @@ OPERATORS = {
         _take,
         Example(_DATA, lambda x: op.take(x, relax.const(np.array([5, 0, 2])), 1)),
         couple=_couple_take,
+        degrees=grows(1, None),
         moves=_picks,
         integer=_integer_take,
         nonnegative=as_its_operand,
@@ -157,6 +158,7 @@ OPERATORS = {
     "gather_elements": _operator(
         _gather_elements,
         Example(_DATA, lambda x: op.gather_elements(x, relax.const(np.arange(24).reshape(2, 2, 6) % 8), 1)),
+        degrees=grows(1, None),
     ),
     "scatter_elements": Operator(
         effect="mixes",
@@ -181,10 +183,10 @@ OPERATORS = {
         ),
         kernels=("fallback",),
     ),
-    "flip": _operator(_flip, Example(_DATA, lambda x: op.flip(x, 1))),
-    "tile": _operator(_tile, Example(_DATA, lambda x: op.tile(x, (2, 1, 3)))),
-    "repeat": _operator(_repeat, Example(_DATA, lambda x: op.repeat(x, 2, 1))),
-    "cumsum": _operator(_accumulated(np.cumsum, 0), Example(_DATA, lambda x: op.cumsum(x, 1))),
+    "flip": _operator(_flip, Example(_DATA, lambda x: op.flip(x, 1)), degrees=grows(1)),
+    "tile": _operator(_tile, Example(_DATA, lambda x: op.tile(x, (2, 1, 3))), degrees=grows(1)),
+    "repeat": _operator(_repeat, Example(_DATA, lambda x: op.repeat(x, 2, 1)), degrees=grows(1)),
+    "cumsum": _operator(_accumulated(np.cumsum, 0), Example(_DATA, lambda x: op.cumsum(x, 1)), degrees=grows(1)),
     "cumprod": _operator(_accumulated(np.cumprod, 1), Example(_DATA, lambda x: op.cumprod(x, 1))),
     "sort": _operator(_ordered, Example(_DATA, lambda x: op.sort(x, -1))),
     "tril": _operator(_triangle(np.tril), Example(_DATA, lambda x: op.tril(x, 0))),

@@ -13,7 +13,8 @@ from tvm.relax import op
 from nnfuze_tvm.graph.channels import Coupling, Labels
 from nnfuze_tvm.graph.dataflow import Value
 from nnfuze_tvm.graph.integers.context import Integers
-from nnfuze_tvm.graph.integers.values import Codes, Known, Parts, Quantized, Sum
+from nnfuze_tvm.graph.integers.sums import code_range
+from nnfuze_tvm.graph.integers.values import Codes, Constant, Known, Parts, Quantized, Sum
 from nnfuze_tvm.graph.ops.operator import Example, Operator
 
 
@@ -51,15 +52,35 @@ def _integer(context: Integers, call: Call, _: str) -> Known | None:
         codes = [part for part in parts if isinstance(part, Codes)]
         same = len({(part.offset, part.dtype) for part in codes}) == 1
         return context.concat(codes, axis) if same else None
+    quantized = [part for part in parts if isinstance(part, Quantized)]
+    meanings = {(part.scale, part.zero_point, part.codes.offset, part.codes.dtype) for part in quantized}
+    if len(meanings) == 1:
+        parts = [_as_codes(part, quantized[0]) if isinstance(part, Constant) else part for part in parts]
+        quantized = [part for part in parts if isinstance(part, Quantized)]
     known = tuple(part for part in parts if isinstance(part, Quantized | Sum))
     if len(known) < len(parts):
         return None
-    quantized = [part for part in known if isinstance(part, Quantized)]
-    meanings = {(part.scale, part.zero_point, part.codes.offset, part.codes.dtype) for part in quantized}
     if len(quantized) == len(known) and len(meanings) == 1:
         joined = context.concat([part.codes for part in quantized], axis)
         return Quantized(joined, quantized[0].scale, quantized[0].zero_point)
     return Parts(known, axis)
+
+
+def _as_codes(part: Constant, like: Quantized) -> Quantized | Constant:
+    """Return a constant as codes of the same meaning as others, where they have its very numbers, as zeros."""
+    codes = np.rint(part.values / like.scale)
+    low, high = code_range(like.codes.dtype, like.zero_point)
+    if not np.allclose(codes * like.scale, part.values, rtol=1e-6, atol=0):
+        return part
+    codes += like.zero_point
+    kind = str(like.codes.expr.ty.dtype.dtype)
+    low, high = (max(low, 0), high) if kind == "uint8" else (low, high)
+    if codes.min(initial=high) < low or codes.max(initial=low) > high:
+        return part
+    span = int(codes.min(initial=high)), int(codes.max(initial=low))
+    return Quantized(
+        Codes(relax.const(codes.astype(kind)), *span, like.codes.offset, like.codes.dtype), like.scale, like.zero_point
+    )
 
 
 def _parts(call: Call) -> Sequence[Value]:

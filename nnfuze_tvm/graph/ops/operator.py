@@ -25,6 +25,9 @@ several tensors side by side; computes element by element; averages; or anything
 Affine = Callable[[np.ndarray, bool], tuple[np.ndarray | None, np.ndarray | None] | None]
 """``(constant per channel, is it the left operand)`` → scale and shift of the other operand, each None for none."""
 
+Degrees = Callable[[Call], Sequence[float | None]]
+"""``call`` → per operand, the power of it that the result grows with near zero, see `Operator.degrees`."""
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -107,6 +110,12 @@ class Operator:
         ``(call, is its first operand never negative)`` → whether its result never is.
     bounds : bool
         It only bounds values, so it is part of the way from sums to 8 bits.
+    degrees : callable, optional
+        Per operand, the power of it that the result grows with near zero: 1 where it grows in proportion, 1/2 for a
+        root, 0 for a logarithm, negative for a denominator. What is less than 1 is steeper than any number there: it
+        wants values near zero more exactly than 8 bits have them. None for an operand that it follows with a slope of
+        its own. Without it, layers and whatever moves, joins, averages or bounds values grow in proportion, and
+        nothing else follows its operands so.
 
     half : bool
         It is computed in float16 where what it reads is: one operation per value, or none, that is linear piece by
@@ -146,6 +155,7 @@ class Operator:
     moves: Callable[[Call], bool] | None = None
     nonnegative: Callable[[Call, bool], bool] | None = None
     bounds: bool = False
+    degrees: Degrees | None = None
     half: bool = False
     batch: Batch | None = None
     operands: Callable[[Call], Sequence[Value]] = _first
@@ -155,6 +165,11 @@ class Operator:
     folds: bool = False
     opaque: bool = False
     kernels: tuple[str, ...] = ()
+
+
+def grows(*degrees: float | None) -> Degrees:
+    """Return the `Operator.degrees` of an operator all of whose calls have the same."""
+    return lambda _: degrees
 
 
 def always(_call: Call, _operand: bool) -> bool:

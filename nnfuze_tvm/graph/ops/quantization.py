@@ -50,7 +50,7 @@ def _quantize(context: Integers, call: Call, _: str) -> Known | None:
     data = context.as_float(call.args[0])
     if dtype_of(data) != "float32":
         return None
-    return context.quantize(data, step, zero, dtype, data in context.nonnegative)
+    return context.quantize(data, step, zero, dtype, data in context.nonnegative, data in context.inexact)
 
 
 def _dequantize(context: Integers, call: Call, _: str) -> Known | None:

@@ -147,6 +147,7 @@ OPERATORS = {
         evaluate=evaluate,
         examples=_EXAMPLES,
         macs=macs,
+        degrees=lambda call: [None] * len(call.args),
         kernels=("recurrence",),
     ),
 }

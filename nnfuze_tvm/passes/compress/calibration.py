@@ -118,7 +118,7 @@ def _checked(label: str, array: np.ndarray, param: relax.Var) -> np.ndarray:
         raise InputError(f"{label} has type {array.dtype}; expected {dtype}")
     if dtype.kind == "f" and not np.isfinite(array).all():
         raise InputError(f"{label} holds NaN or infinity; expected finite numbers")
-    return np.ascontiguousarray(array, dtype=dtype)
+    return np.asarray(array, dtype=dtype, order="C")
 
 
 def batches(samples: Mapping[str, np.ndarray], params: Sequence[relax.Var]) -> Iterator[dict[str, np.ndarray]]:
@@ -190,6 +190,22 @@ class Range:
         centers = edges - 0.5 * self._reach / _BINS
         candidates = self.largest * np.linspace(0.2, 1.0, 81)
         return float(min(candidates[::-1], key=lambda limit: self._squared_error(centers, limit / levels, levels)))
+
+    def error(self, scale: float, levels: int = 127) -> float:
+        """Return the error of 8 bits of a scale on what was seen, as a part of its standard deviation.
+
+        It is a root mean square, over what does not saturate. What hardly varies has none: an input that is always
+        the same is no reason.
+        """
+        centers = (np.arange(_BINS) + 0.5) * (self._reach / _BINS)
+        inside = np.where(centers <= (levels + 0.5) * scale, self._histogram, 0)
+        count = max(int(inside.sum()), 1)
+        power = float(np.sum(inside * centers**2)) / count
+        variance = power - float(self.mean.mean()) ** 2
+        if variance <= power / _BINS:
+            return 0.0
+        error = np.sum(inside * (centers - np.rint(centers / scale) * scale) ** 2) / count
+        return float(np.sqrt(error / variance))
 
     def _squared_error(self, centers: np.ndarray, scale: float, levels: int) -> float:
         rounded = np.clip(np.rint(centers / scale), 0, levels) * scale

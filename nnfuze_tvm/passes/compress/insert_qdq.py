@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +15,7 @@ from tvm.relax import op
 from nnfuze_tvm.errors import InputError
 from nnfuze_tvm.graph import evaluate, ops
 from nnfuze_tvm.graph.constants import array
-from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, op_name, operands, output_fields, substitute
+from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, output_fields, substitute
 from nnfuze_tvm.graph.evaluate import Executor
 from nnfuze_tvm.graph.ir import Lineage, lineage, static_shape, with_float_layers
 from nnfuze_tvm.passes.compress.calibration import (
@@ -27,17 +26,18 @@ from nnfuze_tvm.passes.compress.calibration import (
     load_calibration,
 )
 from nnfuze_tvm.passes.compress.method import Inputs, Method, Option, Precision
-from nnfuze_tvm.passes.compress.quantizable import integer_layers, quantizable, why_not
+from nnfuze_tvm.passes.compress.plan import Plan, layer_of
+from nnfuze_tvm.passes.compress.quantizable import integer_layers
 from nnfuze_tvm.passes.compress.stored_weights import Stored, with_constants
 
 if TYPE_CHECKING:
     from nnfuze_tvm.passes.compress.policy import Policy
 
-# What is computed from codes and gives codes: values are moved, put side by side, or averaged.
-_NARROW = ("moves", "joins", "averages")
-
 INT8 = Precision(8, 8, "int")
 _LEVELS = 127
+# A layer stays float where the 8 bits of its input are off by more than this part of the input's standard deviation on
+# the samples (root mean square): 127 steps reach about a hundred standard deviations then.
+_LARGEST_ERROR = 0.25
 # A bias is at most this large in units of the accumulator, and the scales of one layer differ at most so
 # much: the scale of a channel that is almost off is raised, which nobody can see at its output.
 _LARGEST_BIAS = 2**29
@@ -100,13 +100,38 @@ class InsertQDQ:
                 continue
             asked = {b.var.name for b in bindings(func) if self._asks_for(b, origins)} - integer_layers(func)
             func, stored = with_constants(func, asked)
-            plan = _Plan(func, asked)
-            left |= {var.name: why_not(value) for var, value in plan.made_by.items() if var.name in asked - plan.names}
-            if not plan.layers:
-                continue
-            ranges = collect_ranges(mod, func, plan.observed(), samples, self.executor)
-            result.update_func(gvar, _Writer(plan, ranges, stored, self.method, self.bias_correction).rewrite(func))
+            plan, ranges, scales = self._planned(mod, func, asked, samples, left)
+            if plan.layers:
+                result.update_func(gvar, _Writer(plan, ranges, scales, stored, self.bias_correction).rewrite(func))
         return with_float_layers(result, left) if left else result
+
+    def _planned(
+        self,
+        mod: tvm.IRModule,
+        func: relax.Function,
+        asked: set[str],
+        samples: Mapping[str, np.ndarray],
+        left: dict[str, str],
+    ) -> tuple[Plan, dict[Value, Range], dict[Value, float]]:
+        """Return a plan without layers that the samples' 8 bits would spoil, the ranges of its tensors, and scales."""
+        ranges: dict[Value, Range] = {}
+        while True:
+            plan = Plan(func, asked)
+            left |= plan.left
+            unseen = {tensor: axis for tensor, axis in plan.observed().items() if tensor not in ranges}
+            if unseen:
+                ranges |= collect_ranges(mod, func, unseen, samples, self.executor)
+            scales = _scales(plan, ranges, self.method)
+            sources = {layer.name: plan.source(call.args[0]) for layer, call in plan.layers.items()}
+            errors = {name: ranges[source].error(scales[source]) for name, source in sources.items()}
+            spoiled = {name: error for name, error in errors.items() if error > _LARGEST_ERROR}
+            if not spoiled:
+                return plan, ranges, scales
+            left |= {
+                name: f"8 bits of its input are off by {error:.0%} of what it varies by on the samples"
+                for name, error in spoiled.items()
+            }
+            asked = plan.names - spoiled.keys()
 
     def _asks_for(self, binding: relax.VarBinding, origins: Lineage) -> bool:
         """Return whether a binding is a layer of real numbers that gets 8 bits."""
@@ -115,164 +140,12 @@ class InsertQDQ:
         return self.policy.for_layer(binding.var.name, origins).precision == INT8
 
 
-def _layer(call: Call) -> ops.Layer:
-    found = ops.layer(call)
-    assert found is not None
-    return found
-
-
-def _effect(value: Value | None) -> str:
-    return "" if value is None else ops.effect_of(value)
-
-
-def _follows(value: Value) -> bool:
-    """Tell whether an operator's result is made of 8 bits where all that it reads is."""
-    operator = ops.of(value)
-    return operator is not None and (_effect(value) in _NARROW or operator.bounds or op_name(value) == "add")
-
-
-@dataclass
-class _Plan:
-    """Decides which tensors of a function become 8 bits, without looking at any numbers.
-
-    Attributes
-    ----------
-    layers
-        The calls of the layers that become integer.
-    points
-        Tensors that get a quantize and a dequantize, each with the representative of those it shares its
-        scale with.
-    """
-
-    func: relax.Function
-    names: set[str]
-    layers: dict[Var, Call] = field(default_factory=dict)
-    points: dict[Value, Value] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.made_by = {b.var: b.value for b in bindings(self.func)}
-        self.order = {var: k for k, var in enumerate(self.made_by)}
-        self.readers: dict[Value, list[Var]] = {}
-        for var, value in self.made_by.items():
-            for leaf in operands(value):
-                self.readers.setdefault(leaf, []).append(var)
-        self.outputs = {leaf for out in output_fields(self.func) for leaf in operands(out)}
-        self.layers = {
-            var: value for var, value in self.made_by.items() if var.name in self.names and quantizable(value)
-        }
-        self.names = {var.name for var in self.layers}
-        self._same: dict[Value, Value] = {}
-        integer = self._integer()
-        for var in self.made_by:
-            if var in integer:
-                self._demand(var, self.made_by[var])
-        self.points = {tensor: self._representative(tensor) for tensor in self.points}
-
-    def observed(self) -> dict[Value, int]:
-        """Return the tensors whose ranges are needed, each with its channel axis."""
-        wanted = dict.fromkeys(self.points, 0)
-        for call in self.layers.values():
-            wanted[call.args[0]] = _layer(call).data
-        return wanted
-
-    def bias(self, layer: Var) -> tuple[Var, GenericConst] | None:
-        """Return the add behind a layer and its constant, if the layer has a bias."""
-        readers = self.readers.get(layer, [])
-        if len(readers) == 1 and layer not in self.outputs and op_name(self.made_by[readers[0]]) == "add":
-            for arg in self.made_by[readers[0]].args:
-                if isinstance(arg, GenericConst):
-                    return readers[0], arg
-        return None
-
-    def _integer(self) -> set[Value]:
-        """Return the Vars that are computed from 8-bit tensors."""
-        found: set[Value] = set()
-        for var, value in self.made_by.items():
-            name = op_name(value)
-            tensors = [leaf for leaf in operands(value) if isinstance(leaf, Var)]
-            known = [leaf in found for leaf in tensors]
-            if (
-                var in self.layers
-                or (_follows(value) and known and all(known))
-                or (isinstance(value, relax.TupleGetItem) and all(known))
-                or (name == "multiply" and len(tensors) == 2 and any(known) and all(map(static_shape, tensors)))
-                or (name == "multiply" and len(tensors) == 1 and all(known))
-            ):
-                found.add(var)
-        return found
-
-    def _demand(self, var: Var, value: Value) -> None:
-        """Note what an integer operator wants of its operands."""
-        name = op_name(value)
-        tensors = [leaf for leaf in operands(value) if isinstance(leaf, Var)]
-        if var in self.layers or _effect(value) == "averages":
-            self._quantize(tensors[0])
-        elif _effect(value) == "joins":
-            for tensor in tensors:
-                self._quantize(tensor)
-                self._join(self._source(tensors[0]), self._source(tensor))
-        elif name in ("add", "multiply") and len(tensors) == 2:
-            summed = self._summed(tensors) if name == "add" else None
-            for tensor in tensors:
-                if summed is None or not tensor.same_as(summed):
-                    self._quantize(tensor)
-
-    def _summed(self, tensors: list[Value]) -> Value | None:
-        """Return the operand of an add that stays a sum in int32, because a layer makes it for this add only.
-
-        Of two such layers it is the first: kernels are fused in this order, so the add joins that one.
-        """
-        own = [tensor for tensor in tensors if len(self.readers[tensor]) == 1 and self._is_sum(tensor)]
-        return min(own, key=lambda tensor: self.order[tensor]) if own else None
-
-    def _is_sum(self, tensor: Value) -> bool:
-        if tensor in self.outputs:
-            return False
-        if tensor in self.layers:
-            return True
-        value = self.made_by.get(tensor)
-        leaves = [leaf for leaf in operands(value) if isinstance(leaf, Var)] if value is not None else []
-        return (
-            op_name(value) == "add"
-            and len(leaves) == 1
-            and self.readers[leaves[0]] == [tensor]
-            and self._is_sum(leaves[0])
-        )
-
-    def _source(self, tensor: Value) -> Value:
-        """Return the tensor whose numbers these are, before they were moved about."""
-        value = self.made_by.get(tensor)
-        while _effect(value) in ("moves", "joins") or self._is_piece(value):
-            tensor = next(leaf for leaf in operands(value) if isinstance(leaf, Var))
-            value = self.made_by.get(tensor)
-        return tensor
-
-    def _is_piece(self, value: Value | None) -> bool:
-        """Tell whether a value is one of the parts that something was split into."""
-        return isinstance(value, relax.TupleGetItem) and _effect(self.made_by.get(value.tuple_value)) == "moves"
-
-    def _quantize(self, tensor: Value) -> None:
-        """Make a tensor 8 bits: at its source, and for a concatenation at all of its sources."""
-        value = self.made_by.get(tensor)
-        if _effect(value) == "joins":
-            leaves = [leaf for leaf in operands(value) if isinstance(leaf, Var)]
-            for leaf in leaves:
-                self._quantize(leaf)
-                self._join(self._source(leaves[0]), self._source(leaf))
-        elif _effect(value) == "moves" or self._is_piece(value):
-            self._quantize(next(leaf for leaf in operands(value) if isinstance(leaf, Var)))
-        else:
-            self.points.setdefault(tensor, tensor)
-
-    def _representative(self, tensor: Value) -> Value:
-        while tensor in self._same:
-            tensor = self._same[tensor]
-        return tensor
-
-    def _join(self, first: Value, second: Value) -> None:
-        first, second = self._representative(first), self._representative(second)
-        if not first.same_as(second):
-            self._same[second] = first
+def _scales(plan: Plan, ranges: Mapping[Value, Range], method: CalibrationMethod) -> dict[Value, float]:
+    """Return the scale of every tensor that becomes 8 bits."""
+    limits: dict[Value, float] = {}
+    for tensor, key in plan.points.items():
+        limits[key] = max(limits.get(key, 0.0), ranges[tensor].limit(method))
+    return {tensor: float(np.float32((limits[key] or 1.0) / _LEVELS)) for tensor, key in plan.points.items()}
 
 
 class _Writer:
@@ -280,17 +153,14 @@ class _Writer:
 
     def __init__(
         self,
-        plan: _Plan,
+        plan: Plan,
         ranges: Mapping[Value, Range],
+        scales: Mapping[Value, float],
         stored: Mapping[str, Stored],
-        method: CalibrationMethod,
         correct: bool,
     ) -> None:
         self.plan, self.ranges, self.stored, self.correct = plan, ranges, stored, correct
-        limits: dict[Value, float] = {}
-        for tensor, key in plan.points.items():
-            limits[key] = max(limits.get(key, 0.0), ranges[tensor].limit(method))
-        self.scales = {tensor: float(np.float32((limits[key] or 1.0) / _LEVELS)) for tensor, key in plan.points.items()}
+        self.scales = scales
         self.emitter = Emitter()
         self.values: dict[Value, Value] = {}
         self.biases: dict[Var, tuple[GenericConst, GenericConst]] = {}
@@ -310,9 +180,7 @@ class _Writer:
                     old, bias = self.biases[binding.var]
                     args = [bias if arg.same_as(old) else arg for arg in value.args]
                     value = Call(value.op, args, value.attrs, value.ty_args, value.span)
-                # A float operator reads the caller's own numbers; of an inner one only the 8 bits are kept.
-                wide = _effect(value) not in _NARROW and op_name(value) not in ("add", "multiply")
-                reads = {k: v for k, v in quantized.items() if not (wide and k in func.params)}
+                reads = {k: v for k, v in quantized.items() if self.plan.reads_codes(binding.var, k)}
                 new = self.emitter.emit(substitute(value, {**self.values, **reads}), binding.var.name)
             self.values[binding.var] = new
             if binding.var in self.plan.points:
@@ -327,8 +195,8 @@ class _Writer:
         return self.emitter.emit(op.dequantize(codes, scale, zero, axis=0, out_dtype="float32"))
 
     def _layer(self, layer: Var, call: Call, quantized: Mapping[Value, Value]) -> Value:
-        weight, where = array(call.args[1]).astype("float64"), _layer(call)
-        filters, source, bias = where.filters, self.plan._source(call.args[0]), self.plan.bias(layer)
+        weight, where = array(call.args[1]).astype("float64"), layer_of(call)
+        filters, source, bias = where.filters, self.plan.source(call.args[0]), self.plan.bias(layer)
         # One scale per index of the weights' output axis: of a transposed convolution, the groups share them.
         count = weight.shape[filters.outer]
         rows = np.moveaxis(weight, filters.outer, 0).reshape(count, -1)
@@ -369,7 +237,7 @@ class _Writer:
 
     def _mean_error(self, call: Call, difference: np.ndarray) -> np.ndarray:
         """Return the mean error of each output channel for a change of the weights."""
-        filters = _layer(call).filters
+        filters = layer_of(call).filters
         common = filters.unpack(difference)
         per_input = common.reshape(*common.shape[:3], -1).sum(3)
         return (per_input * self.ranges[call.args[0]].mean.reshape(filters.groups, 1, -1)).sum(2).ravel()

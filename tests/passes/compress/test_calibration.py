@@ -229,3 +229,21 @@ def test_samples_that_lead_to_infinity_are_refused():
     func = emitter.finish([x], [product]).with_attr("global_symbol", "main")
     with pytest.raises(InputError, match="the samples make the input of 't/fc' infinite or NaN"):
         InsertQDQ({"x": np.zeros((2, 4), "f4")}, Policy.uniform(bits=8))(tvm.IRModule({"main": func}))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.floats(-3, 3), st.floats(0.01, 100), st.integers(0, 2**31))
+def test_the_error_of_8_bits_is_that_of_rounding(mean, deviation, seed):
+    values = np.random.default_rng(seed).normal(mean * deviation, deviation, 20_000)
+    seen = Range()
+    for part in np.split(values, 4):
+        seen.observe(part)
+    scale = seen.limit("minmax") / 127
+    wanted = np.sqrt(np.mean((values - np.rint(values / scale) * scale) ** 2)) / values.std()
+    assert seen.error(scale) == pytest.approx(wanted, rel=0.05)
+
+
+def test_what_never_varies_has_no_error():
+    seen = Range()
+    seen.observe(np.full(100, 0.7))
+    assert seen.error(0.5) == 0

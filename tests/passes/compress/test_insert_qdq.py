@@ -295,3 +295,51 @@ def test_one_of_several_results_is_quantized():
     one = {"x": samples["x"][:1]}
     (expected,), (got,) = evaluate_module(mod, one), evaluate_module(integer, one)
     assert np.abs(got - expected).max() < 0.05 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("method", ["minmax", "percentile"])
+def test_a_layer_that_8_bits_of_its_input_would_spoil_stays_float(method):
+    graph = Graph(shape=(1, 3, 64, 64))
+    y = graph.relu(graph.conv(graph.x, 4, "t/a"))
+    samples = graph.samples(2)
+    samples["x"][0, 0, 0, 0] = 300
+    result = quantize(
+        graph.module(graph.conv(graph(op.nn.max_pool2d(y, (8, 8), (8, 8))), 4, "t/b")), samples, method=method
+    )
+    # What reaches further than the percentile saturates, as it shall.
+    left = ir.float_layers(result)
+    assert list(left) == (["t/a"] if method == "minmax" else [])
+    assert all("8 bits of its input are off by" in reason for reason in left.values())
+    assert len(calls(result, "quantize")) == 2 - len(left)
+
+
+def number(value):
+    return relax.const(np.float32(value))
+
+
+ACTIVATIONS = {
+    "silu": lambda x: op.multiply(x, op.sigmoid(x)),
+    "hardswish": lambda x: op.divide(op.multiply(x, op.clip(op.add(x, number(3)), 0.0, 6.0)), number(6)),
+    "mish": lambda x: op.multiply(x, op.tanh(op.nn.softplus(x))),
+    "square": lambda x: op.multiply(x, x),
+    "elu": lambda x: op.add(op.nn.relu(x), op.subtract(op.exp(op.minimum(x, number(0))), number(1))),
+    "leakyrelu": lambda x: op.nn.leakyrelu(x, 0.1),
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_an_activation_is_computed_from_floats(name):
+    graph = Graph()
+    first = graph(ACTIVATIONS[name](graph.conv(graph.x, 8, "t/a")))
+    pooled = graph.conv(graph(op.mean(first, [2, 3], keepdims=True)), 8, "t/squeeze", size=1)
+    gated = graph(op.multiply(first, graph(op.sigmoid(pooled))))
+    mod, samples = graph.module(graph.conv(gated, 8, "t/b")), graph.samples()
+    result = quantize(mod, samples)
+    made_by = {b.var: b.value for b in bindings(result["main"])}
+    # The input; the activation, which is averaged and scaled; its average; the factors; the products.
+    points = [op_name(made_by.get(q.value.args[0])) for q in calls(result, "quantize")]
+    last = {"hardswish": "divide", "leakyrelu": "nn.leakyrelu", "elu": "add"}.get(name, "multiply")
+    assert sorted(points) == sorted(["", last, "mean", "sigmoid", "multiply"])
+    data = {"x": samples["x"][:1]}
+    (wanted,), (simulated,) = evaluate_module(mod, data), evaluate_module(result, data)
+    assert np.abs(simulated - wanted).max() < 0.05 * np.abs(wanted).max()

@@ -84,6 +84,10 @@ class _Realizer(Integers):
             self.notes[var.name] = f"{op_name(value)} has no integer form"
         leaves = {leaf: self.as_float(leaf) for leaf in operands(value)}
         kept = self.emitter.emit(substitute(value, leaves), var.name)
+        computes = operator is not None and operator.effect == "maps" and not operator.bounds
+        integers = computes and any(isinstance(self.value(leaf), Sum | Quantized) for leaf in leaves)
+        if integers or not self.inexact.isdisjoint(leaves.values()):
+            self.inexact.add(kept)
         if operator is not None and operator.nonnegative is not None:
             if operator.nonnegative(value, leaves.get(value.args[0]) in self.nonnegative):
                 self.nonnegative.add(kept)

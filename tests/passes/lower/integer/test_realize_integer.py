@@ -480,8 +480,8 @@ def test_golden():
 
     graph = Graph()
     x = graph.input("x", (1, 2, 4, 4))
-    y = graph(op.round(op.divide(x, relax.const(np.float32(0.5)))))
-    y = graph(op.astype(op.clip(y, -127.0, 127.0), "int8"))
+    y = op.round(op.clip(op.divide(x, relax.const(np.float32(0.5))), -127.0, 127.0))
+    y = graph(op.astype(op.astype(y, "int32"), "int8"))
     y = op.nn.conv2d(y, relax.const(weight), strides=[2, 2], padding=[1, 1, 1, 1], out_dtype="int32")
     y = op.add(graph(y), relax.const(np.array([[[[8]], [[-16]]]], "int32")))
     y = op.multiply(op.astype(graph(y), "float32"), relax.const(np.float32(0.125 / 0.75)))
@@ -490,3 +490,36 @@ def test_golden():
     after = graph.module(graph(op.astype(graph(y), "int8")))
     after = after.with_attr(FLOAT_LAYERS_ATTR, [])
     tvm.ir.assert_structural_equal(RealizeInteger()(Before), after)
+
+
+def test_only_what_is_rounded_already_is_quantized_without_a_division():
+    weight = relax.const(np.ones((2, 2, 1, 1), "int8"))
+    scale, zero = relax.const(np.float32(0.3)), relax.const(np.int8(0))
+
+    def through_8_bits(value):
+        return op.dequantize(op.quantize(value, scale, zero, axis=0), scale, zero, axis=0)
+
+    graph = Graph()
+    data = through_8_bits(op.multiply(graph.input("x", (1, 2, 4, 4)), relax.const(np.float32(2))))
+    sums = op.nn.conv2d(data, op.dequantize(weight, scale, zero, axis=0))
+    integer = RealizeInteger()(graph.module(graph(through_8_bits(op.sigmoid(sums)))))
+    kinds = [op_name(b.value) for b in bindings(integer["main"])]
+    assert kinds.count("divide") == 1 and kinds.index("divide") < kinds.index("nn.conv2d") < kinds.index("sigmoid")
+
+
+@pytest.mark.parametrize(
+    "value, joined", [(0.0, "int8"), (0.6, "int8"), (-0.9, "int8"), (0.5, "float32"), (60.0, "float32")]
+)
+@pytest.mark.parametrize("zero", [0, 3])
+def test_constants_are_joined_to_codes_that_have_their_numbers(value, joined, zero):
+    scale, zero = relax.const(np.float32(0.3)), relax.const(np.int8(zero))
+    graph = Graph()
+    data = graph(op.quantize(graph.input("x", (1, 2, 4, 4)), scale, zero, axis=0))
+    data = graph(op.dequantize(data, scale, zero, axis=0))
+    rim = relax.const(np.full((1, 3, 4, 4), value, "float32"))
+    mod = graph.module(graph(op.concat([rim, data], 1)))
+    integer = RealizeInteger()(mod)
+    (concat,) = (b.value for b in bindings(integer["main"]) if op_name(b.value) == "concat")
+    assert str(concat.ty.dtype) == joined
+    data = {"x": np.random.default_rng(0).standard_normal((1, 2, 4, 4)).astype("float32")}
+    np.testing.assert_allclose(evaluate_module(integer, data)[0], evaluate_module(mod, data)[0], rtol=1e-6)
