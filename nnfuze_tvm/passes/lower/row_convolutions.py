@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import gcd
+from operator import attrgetter
 
 import numpy as np
 import tvm
@@ -11,9 +12,11 @@ from tvm.ir import Call, GenericConst
 from tvm.ir.transform import PassContext, module_pass
 
 from nnfuze_tvm.graph.constants import array
+from nnfuze_tvm.graph.contraction import Contraction
 from nnfuze_tvm.graph.dataflow import Emitter, bindings, op_name, output_fields, substitute
 from nnfuze_tvm.graph.integers.sums import OUT_ELEMENTWISE_FUSABLE
 from nnfuze_tvm.graph.ir import static_shape
+from nnfuze_tvm.passes.lower.whole_channels import Channels, first_channels, with_channels
 
 # The annotation of a block that copies data: so many numbers of the last axis are all padding or all data.
 SEGMENT = "nnfuze.segment"
@@ -31,14 +34,22 @@ class RowConvolutions:
     Its weights are padded with zeros to a multiple of four; what they meet in the data is of no account, so it need
     only exist: rows of the padded copy of the image are that much longer. The convolution becomes a PrimFunc that
     sums ``padded[n, y * stride + ky, x * stride * IC + k] * weights[o, ky, k]`` in int32.
+
+    Parameters
+    ----------
+    channels : callable, optional
+        How many output channels the machine should compute, see `WholeChannels`; by default a layer's own.
     """
+
+    def __init__(self, channels: Channels = attrgetter("channels")) -> None:
+        self.channels = channels
 
     def transform_module(self, mod: tvm.IRModule, _: PassContext) -> tvm.IRModule:
         """Rewrite every Relax function of ``mod``."""
         builder = relax.BlockBuilder(mod)
         for gvar, func in mod.functions_items():
             if isinstance(func, relax.Function) and any(_is_candidate(b.value) for b in bindings(func)):
-                builder.update_func(gvar, _rewrite(func, builder))
+                builder.update_func(gvar, _rewrite(func, builder, self.channels))
         result = builder.get()
         return result.with_attrs(dict(mod.attrs.items())) if mod.attrs is not None else result
 
@@ -59,24 +70,32 @@ def _is_candidate(call: relax.Expr) -> bool:
     )
 
 
-def _rewrite(func: relax.Function, builder: relax.BlockBuilder) -> relax.Function:
+def _rewrite(func: relax.Function, builder: relax.BlockBuilder, channels: Channels) -> relax.Function:
     emitter = Emitter()
     values: dict[relax.Expr, relax.Expr] = {}
     for binding in bindings(func):
         value = substitute(binding.value, values)
         if _is_candidate(value):
-            value = _by_rows(value, builder)
+            own = static_shape(value)[-1]
+            value = emitter.emit(_by_rows(value, builder, channels), binding.var.name)
+            if static_shape(value)[-1] > own:
+                value = emitter.emit(first_channels(builder, value, own))
         values[binding.var] = emitter.emit(value, binding.var.name)
     return emitter.finish(func.params, [substitute(out, values) for out in output_fields(func)], func.attrs)
 
 
-def _by_rows(call: Call, builder: relax.BlockBuilder) -> Call:
+def _by_rows(call: Call, builder: relax.BlockBuilder, to_compute: Channels) -> Call:
     weights = array(call.args[1])
     out, height, width, channels = weights.shape
     length = -(-width * channels // _GROUP) * _GROUP
+    shape = static_shape(call)
+    dtypes = [str(e.ty.dtype) for e in (*call.args, call)]
+    out = to_compute(Contraction(shape[1], shape[2], out, height * length, length, *dtypes))
+    shape = (*shape[:-1], out)
+    weights = with_channels(weights, 0, out)
     rows = np.zeros((out, height, length), weights.dtype)
     rows[:, :, : width * channels] = weights.reshape(out, height, -1)
-    attrs, shape = call.attrs, static_shape(call)
+    attrs = call.attrs
     data_shape = static_shape(call.args[0])
     top, left, bottom, _ = (int(pad) for pad in attrs.padding)
     stride_y, stride_x = (int(stride) for stride in attrs.strides)
