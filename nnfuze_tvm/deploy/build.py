@@ -13,7 +13,7 @@ from nnfuze_tvm.devices.hardware import Hardware
 from nnfuze_tvm.passes import pipeline
 from nnfuze_tvm.schedules.contraction import to_compute
 from nnfuze_tvm.schedules.fold_kernels import FoldKernels
-from nnfuze_tvm.schedules.intrinsics import bounds, bytes_are_fast, rounding
+from nnfuze_tvm.schedules.intrinsics import bounds, bytes_are_fast, rounding, wants_unsigned
 from nnfuze_tvm.schedules.schedule_kernels import ScheduleKernels
 
 
@@ -29,7 +29,7 @@ def machine(target: Target) -> pipeline.Machine:
     aarch64 = triple.startswith("aarch64")
     channels = partial(to_compute, hw=hw)
     if str(target.kind) != "llvm":
-        return pipeline.Machine(not bytes_are_fast(hw.features), hw.far_macs, None, False, None, channels)
+        return pipeline.Machine(not bytes_are_fast(hw.features), hw.far_macs, None, False, None, channels, False)
     return pipeline.Machine(
         integer_winograd=not bytes_are_fast(hw.features),
         far_macs=hw.far_macs,
@@ -37,6 +37,7 @@ def machine(target: Target) -> pipeline.Machine:
         saturating=aarch64,
         bounds=bounds.of_machine(aarch64 or triple.startswith("arm"), "fullfp16" in hw.features),
         channels=channels,
+        unsigned=wants_unsigned(hw.features),
     )
 
 

@@ -14,6 +14,7 @@ from nnfuze_tvm.passes.lower.row_convolutions import RowConvolutions
 from nnfuze_tvm.passes.lower.shuffles import Shuffles
 from nnfuze_tvm.passes.lower.strided_rows import StridedRows
 from nnfuze_tvm.passes.lower.transposed_convolutions import TransposedConvolutions
+from nnfuze_tvm.passes.lower.unsigned_bytes import UnsignedBytes
 from nnfuze_tvm.passes.lower.whole_channels import WholeChannels
 from nnfuze_tvm.passes.lower.whole_columns import WholeColumns
 from nnfuze_tvm.passes.lower.winograd.winograd import Winograd
@@ -41,6 +42,7 @@ __all__ = [
     "StridedRows",
     "ToNHWC",
     "TransposedConvolutions",
+    "UnsignedBytes",
     "WholeChannels",
     "WholeColumns",
     "Winograd",

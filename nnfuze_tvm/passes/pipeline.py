@@ -23,6 +23,7 @@ from nnfuze_tvm.passes.lower.shuffles import Shuffles
 from nnfuze_tvm.passes.lower.skip_nan import legalizations as max_poolings
 from nnfuze_tvm.passes.lower.strided_rows import StridedRows
 from nnfuze_tvm.passes.lower.transposed_convolutions import TransposedConvolutions
+from nnfuze_tvm.passes.lower.unsigned_bytes import UnsignedBytes
 from nnfuze_tvm.passes.lower.whole_channels import Channels, WholeChannels
 from nnfuze_tvm.passes.lower.whole_columns import WholeColumns
 from nnfuze_tvm.passes.lower.winograd.winograd import Winograd
@@ -87,6 +88,8 @@ class Machine:
         Its maximum and minimum of floats, which keep NaN; without them TVM's own, which don't. See ``keep_nan``.
     channels : callable
         How many output channels it should compute of a layer; see ``WholeChannels``.
+    unsigned : bool
+        Its dot products of bytes want unsigned data; see ``UnsignedBytes``.
     """
 
     integer_winograd: bool
@@ -95,6 +98,7 @@ class Machine:
     saturating: bool
     bounds: tuple[Bound, Bound] | None
     channels: Channels
+    unsigned: bool
 
 
 def lowering_phases(machine: Machine) -> list[tvm.transform.Pass]:
@@ -105,7 +109,7 @@ def lowering_phases(machine: Machine) -> list[tvm.transform.Pass]:
         phase("integer", RealizeInteger(), Shuffles()),
         # Phase 7: branches of one shape in one kernel, where that pays. What still is a convolution of few input
         # channels gets reductions that dot products can take.
-        phase("batch", BatchBranches(), RowConvolutions(machine.channels)),
+        phase("batch", BatchBranches(), RowConvolutions(machine.channels, machine.unsigned)),
         # Phase 8: fewer multiplications, where that pays.
         phase("winograd", Winograd(machine.integer_winograd, machine.far_macs)),
         kernel_phase(machine),
@@ -122,6 +126,7 @@ def kernel_phase(machine: Machine) -> tvm.transform.Pass:
     return phase(
         "fuse",
         WholeChannels(machine.channels),
+        UnsignedBytes(machine.unsigned),
         RoundToInteger(machine.nearest, machine.saturating),
         HideKernels(),
         relax.transform.LegalizeOps(

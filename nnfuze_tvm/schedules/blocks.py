@@ -130,8 +130,10 @@ def with_buffers(func: tirx.PrimFunc, body: s_tir.SBlockRealize, added: Sequence
 
 
 def is_padding(sch: s_tir.Schedule, block: SBlockRV) -> bool:
-    """Tell whether a block puts zeros around its data; without any it is worth no copy."""
+    """Tell whether a block puts zeros around its data, or changes their dtype; else it is worth no copy."""
     node = sch.get(block)
+    if "pad" in node.name_hint and str(node.reads[0].source.dtype) != str(node.writes[0].source.dtype):
+        return True
     shapes = [[int(extent) for extent in region.source.ty.shape] for region in (*node.reads, *node.writes)]
     return "pad" in node.name_hint and any(shape != shapes[-1] for shape in shapes)
 
