@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 import tvm
 from tvm import relax, te, tirx
@@ -69,7 +71,7 @@ def _is_candidate(value: Value) -> bool:
         layouts == (f"N{axes}C", f"O{axes}I", f"N{axes}C")
         and [str(e.ty.dtype) for e in (*value.args, value)] == ["int8", "int8", "int32"]
         and int(attrs.groups) == 1
-        and np.prod(static_shape(value.args[1])[1:]) <= _MAX_PRODUCTS
+        and prod(static_shape(value.args[1])[1:]) <= _MAX_PRODUCTS
     )
 
 
