@@ -27,9 +27,9 @@ def machine(target: Target) -> pipeline.Machine:
     hw = Hardware.of(target)
     triple = str(target.attrs.get("mtriple", ""))
     aarch64 = triple.startswith("aarch64")
-    channels = partial(to_compute, hw=hw)
+    channels, lanes = partial(to_compute, hw=hw), hw.lanes("float32")
     if str(target.kind) != "llvm":
-        return pipeline.Machine(not bytes_are_fast(hw.features), hw.far_macs, None, False, None, channels, False)
+        return pipeline.Machine(not bytes_are_fast(hw.features), hw.far_macs, None, False, None, channels, lanes, False)
     return pipeline.Machine(
         integer_winograd=not bytes_are_fast(hw.features),
         far_macs=hw.far_macs,
@@ -37,6 +37,7 @@ def machine(target: Target) -> pipeline.Machine:
         saturating=aarch64,
         bounds=bounds.of_machine(aarch64 or triple.startswith("arm"), "fullfp16" in hw.features),
         channels=channels,
+        lanes=lanes,
         unsigned=wants_unsigned(hw.features),
     )
 

@@ -11,6 +11,7 @@ from tvm import relax
 
 from nnfuze_tvm.passes.compress.method import Inputs, Method
 from nnfuze_tvm.passes.lower.batching.batch_branches import BatchBranches
+from nnfuze_tvm.passes.lower.few_channels import FewChannels
 from nnfuze_tvm.passes.lower.fuse_layers import FuseLayers
 from nnfuze_tvm.passes.lower.hide_kernels import HideKernels
 from nnfuze_tvm.passes.lower.integer.realize_integer import RealizeInteger
@@ -88,6 +89,8 @@ class Machine:
         Its maximum and minimum of floats, which keep NaN; without them TVM's own, which don't. See ``keep_nan``.
     channels : callable
         How many output channels it should compute of a layer; see ``WholeChannels``.
+    lanes : int
+        Float32 numbers in a vector; see ``FewChannels``.
     unsigned : bool
         Its dot products of bytes want unsigned data; see ``UnsignedBytes``.
     """
@@ -98,6 +101,7 @@ class Machine:
     saturating: bool
     bounds: tuple[Bound, Bound] | None
     channels: Channels
+    lanes: int
     unsigned: bool
 
 
@@ -125,6 +129,7 @@ def kernel_phase(machine: Machine) -> tvm.transform.Pass:
     """Return phase 9: from operators to one PrimFunc per operator, then one per fused kernel."""
     return phase(
         "fuse",
+        FewChannels(machine.lanes),
         WholeChannels(machine.channels),
         UnsignedBytes(machine.unsigned),
         RoundToInteger(machine.nearest, machine.saturating),
