@@ -17,6 +17,7 @@ from nnfuze_tvm.passes.lower.hide_kernels import HideKernels
 from nnfuze_tvm.passes.lower.integer.realize_integer import RealizeInteger
 from nnfuze_tvm.passes.lower.keep_crops import KeepCrops
 from nnfuze_tvm.passes.lower.keep_nan import Bound, legalizations
+from nnfuze_tvm.passes.lower.keep_spreads import KeepSpreads
 from nnfuze_tvm.passes.lower.layout import ToNHWC
 from nnfuze_tvm.passes.lower.round_to_integer import Rounding, RoundToInteger
 from nnfuze_tvm.passes.lower.row_convolutions import RowConvolutions
@@ -139,6 +140,7 @@ def kernel_phase(machine: Machine) -> tvm.transform.Pass:
         ),
         relax.transform.AnnotateTIROpPattern(),
         KeepCrops(),
+        KeepSpreads(),
         FuseLayers(),
         relax.transform.FuseTIR(),
         # Reshapes that no kernel took in become views; it recognizes them before they are scheduled.
