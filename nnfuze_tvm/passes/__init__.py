@@ -4,16 +4,20 @@ from nnfuze_tvm.passes.compress.half_precision import HalfPrecision
 from nnfuze_tvm.passes.compress.insert_qdq import InsertQDQ
 from nnfuze_tvm.passes.compress.prune.prune_channels import PruneChannels
 from nnfuze_tvm.passes.lower.batching.batch_branches import BatchBranches
+from nnfuze_tvm.passes.lower.few_channels import FewChannels
 from nnfuze_tvm.passes.lower.fuse_layers import FuseLayers
 from nnfuze_tvm.passes.lower.hide_kernels import HideKernels
 from nnfuze_tvm.passes.lower.integer.realize_integer import RealizeInteger
 from nnfuze_tvm.passes.lower.keep_crops import KeepCrops
+from nnfuze_tvm.passes.lower.keep_spreads import KeepSpreads
 from nnfuze_tvm.passes.lower.layout import ToNHWC
 from nnfuze_tvm.passes.lower.round_to_integer import RoundToInteger
 from nnfuze_tvm.passes.lower.row_convolutions import RowConvolutions
 from nnfuze_tvm.passes.lower.shuffles import Shuffles
 from nnfuze_tvm.passes.lower.strided_rows import StridedRows
 from nnfuze_tvm.passes.lower.transposed_convolutions import TransposedConvolutions
+from nnfuze_tvm.passes.lower.unsigned_bytes import UnsignedBytes
+from nnfuze_tvm.passes.lower.whole_channels import WholeChannels
 from nnfuze_tvm.passes.lower.whole_columns import WholeColumns
 from nnfuze_tvm.passes.lower.winograd.winograd import Winograd
 from nnfuze_tvm.passes.merge.merge_tasks import MergeTasks
@@ -23,6 +27,7 @@ from nnfuze_tvm.passes.simplify.fuse_gelu import FuseGelu
 
 __all__ = [
     "BatchBranches",
+    "FewChannels",
     "FoldBatchNorm",
     "FuseGelu",
     "FuseLayers",
@@ -30,6 +35,7 @@ __all__ = [
     "HideKernels",
     "InsertQDQ",
     "KeepCrops",
+    "KeepSpreads",
     "MergeTasks",
     "PruneChannels",
     "RealizeInteger",
@@ -40,6 +46,8 @@ __all__ = [
     "StridedRows",
     "ToNHWC",
     "TransposedConvolutions",
+    "UnsignedBytes",
+    "WholeChannels",
     "WholeColumns",
     "Winograd",
 ]

@@ -11,11 +11,13 @@ from tvm import relax
 
 from nnfuze_tvm.passes.compress.method import Inputs, Method
 from nnfuze_tvm.passes.lower.batching.batch_branches import BatchBranches
+from nnfuze_tvm.passes.lower.few_channels import FewChannels
 from nnfuze_tvm.passes.lower.fuse_layers import FuseLayers
 from nnfuze_tvm.passes.lower.hide_kernels import HideKernels
 from nnfuze_tvm.passes.lower.integer.realize_integer import RealizeInteger
 from nnfuze_tvm.passes.lower.keep_crops import KeepCrops
 from nnfuze_tvm.passes.lower.keep_nan import Bound, legalizations
+from nnfuze_tvm.passes.lower.keep_spreads import KeepSpreads
 from nnfuze_tvm.passes.lower.layout import ToNHWC
 from nnfuze_tvm.passes.lower.round_to_integer import Rounding, RoundToInteger
 from nnfuze_tvm.passes.lower.row_convolutions import RowConvolutions
@@ -23,6 +25,8 @@ from nnfuze_tvm.passes.lower.shuffles import Shuffles
 from nnfuze_tvm.passes.lower.skip_nan import legalizations as max_poolings
 from nnfuze_tvm.passes.lower.strided_rows import StridedRows
 from nnfuze_tvm.passes.lower.transposed_convolutions import TransposedConvolutions
+from nnfuze_tvm.passes.lower.unsigned_bytes import UnsignedBytes
+from nnfuze_tvm.passes.lower.whole_channels import Channels, WholeChannels
 from nnfuze_tvm.passes.lower.whole_columns import WholeColumns
 from nnfuze_tvm.passes.lower.winograd.winograd import Winograd
 from nnfuze_tvm.passes.merge.merge_tasks import MergeTasks
@@ -86,6 +90,12 @@ class Machine:
         It narrows integers with saturation in one instruction; see ``RoundToInteger``.
     bounds : tuple of callable, optional
         Its maximum and minimum of floats, which keep NaN; without them TVM's own, which don't. See ``keep_nan``.
+    channels : callable
+        How many output channels it should compute of a layer; see ``WholeChannels``.
+    lanes : int
+        Float32 numbers in a vector; see ``FewChannels``.
+    unsigned : bool
+        Its dot products of bytes want unsigned data; see ``UnsignedBytes``.
     """
 
     integer_winograd: bool
@@ -93,6 +103,9 @@ class Machine:
     nearest: Rounding | None
     saturating: bool
     bounds: tuple[Bound, Bound] | None
+    channels: Channels
+    lanes: int
+    unsigned: bool
 
 
 def lowering_phases(machine: Machine) -> list[tvm.transform.Pass]:
@@ -103,7 +116,7 @@ def lowering_phases(machine: Machine) -> list[tvm.transform.Pass]:
         phase("integer", RealizeInteger(), Shuffles()),
         # Phase 7: branches of one shape in one kernel, where that pays. What still is a convolution of few input
         # channels gets reductions that dot products can take.
-        phase("batch", BatchBranches(), RowConvolutions()),
+        phase("batch", BatchBranches(), RowConvolutions(machine.channels, machine.unsigned)),
         # Phase 8: fewer multiplications, where that pays.
         phase("winograd", Winograd(machine.integer_winograd, machine.far_macs)),
         kernel_phase(machine),
@@ -119,6 +132,9 @@ def kernel_phase(machine: Machine) -> tvm.transform.Pass:
     """Return phase 9: from operators to one PrimFunc per operator, then one per fused kernel."""
     return phase(
         "fuse",
+        FewChannels(machine.lanes),
+        WholeChannels(machine.channels),
+        UnsignedBytes(machine.unsigned),
         RoundToInteger(machine.nearest, machine.saturating),
         HideKernels(),
         relax.transform.LegalizeOps(
@@ -126,6 +142,7 @@ def kernel_phase(machine: Machine) -> tvm.transform.Pass:
         ),
         relax.transform.AnnotateTIROpPattern(),
         KeepCrops(),
+        KeepSpreads(),
         FuseLayers(),
         relax.transform.FuseTIR(),
         # Reshapes that no kernel took in become views; it recognizes them before they are scheduled.

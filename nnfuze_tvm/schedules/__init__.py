@@ -17,6 +17,7 @@ from nnfuze_tvm.schedules.rewrites.prefetch import prefetch_weights
 from nnfuze_tvm.schedules.rewrites.row_pairs import pair_rows
 from nnfuze_tvm.schedules.rewrites.short_rows import keep_to_short_rows
 from nnfuze_tvm.schedules.rewrites.squares import vectorize_squares
+from nnfuze_tvm.schedules.rewrites.tails import cut_tails
 from nnfuze_tvm.schedules.rewrites.transposes import transpose_squares
 
 
@@ -49,6 +50,7 @@ def apply_rewrites(func: tirx.PrimFunc) -> tirx.PrimFunc:
     """Return a scheduled kernel as it can be compiled: what rules mark and no schedule primitive can express."""
     passes = (
         overlap_tiles,
+        cut_tails,
         prefetch_weights,
         vectorize_squares,
         transpose_squares,

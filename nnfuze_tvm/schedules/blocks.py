@@ -68,11 +68,12 @@ def inline_spatial(sch: s_tir.Schedule, keep: Sequence[SBlockRV]) -> None:
             continue
 
 
-def single_anchor(sch: s_tir.Schedule) -> SBlockRV | None:
+def single_anchor(sch: s_tir.Schedule, cropped: bool = False) -> SBlockRV | None:
     """Return the only reduction block, if the kernel is a chain around it that writes one buffer.
 
     All other blocks are then spatial, and the last one, if it isn't the reduction itself, runs over the
-    reduction's spatial iterators, so that ``inline_around`` and computing the reduction inside it are legal.
+    reduction's spatial iterators, so that ``inline_around`` and computing the reduction inside it are legal; where
+    the kernel may be ``cropped``, also over the first channels only.
     """
     everything = blocks(sch)
     kinds = [iter_kinds(sch, block) for block in everything]
@@ -85,9 +86,10 @@ def single_anchor(sch: s_tir.Schedule) -> SBlockRV | None:
     if len(sch.get(anchor).writes) != 1:
         return None
     spatial = [e for e, kind in zip(extents(sch, anchor), kinds[reductions[0]], strict=True) if kind == "S"]
-    if reductions[0] != len(everything) - 1 and extents(sch, last) != spatial:
-        return None
-    return anchor
+    kept = extents(sch, last)
+    if cropped and kept and spatial and kept[-1] < spatial[-1]:
+        spatial[-1] = kept[-1]
+    return anchor if reductions[0] == len(everything) - 1 or kept == spatial else None
 
 
 def inline_around(sch: s_tir.Schedule, anchor: SBlockRV, keep: Sequence[SBlockRV] = ()) -> SBlockRV:
@@ -128,8 +130,10 @@ def with_buffers(func: tirx.PrimFunc, body: s_tir.SBlockRealize, added: Sequence
 
 
 def is_padding(sch: s_tir.Schedule, block: SBlockRV) -> bool:
-    """Tell whether a block puts zeros around its data; without any it is worth no copy."""
+    """Tell whether a block puts zeros around its data, or changes their dtype; else it is worth no copy."""
     node = sch.get(block)
+    if "pad" in node.name_hint and str(node.reads[0].source.dtype) != str(node.writes[0].source.dtype):
+        return True
     shapes = [[int(extent) for extent in region.source.ty.shape] for region in (*node.reads, *node.writes)]
     return "pad" in node.name_hint and any(shape != shapes[-1] for shape in shapes)
 

@@ -17,12 +17,13 @@ from tvm import s_tir, tirx
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from nnfuze_tvm.devices.hardware import Hardware
+from nnfuze_tvm.graph.contraction import Contraction
 from nnfuze_tvm.schedules.blocks import extents, inline_around, is_padding, iter_kinds, layout_free
 from nnfuze_tvm.schedules.intrinsics import Dot, dots, fitting
 from nnfuze_tvm.schedules.knobs import choose
 from nnfuze_tvm.schedules.loops import PARALLEL_MIN_OPS, unroll_tile, vectorize_copy
-from nnfuze_tvm.schedules.register_tile import RegisterTile, Work, streams, tiles, vectors_first
-from nnfuze_tvm.schedules.rewrites import bias, overlap, partial_sums, prefetch, row_pairs
+from nnfuze_tvm.schedules.register_tile import RegisterTile, Work, ranked, streams, tiles, vectors_first
+from nnfuze_tvm.schedules.rewrites import bias, overlap, partial_sums, prefetch, row_pairs, tails
 
 # Uses of a dot product in one iteration, best first. By element, two leave LLVM registers enough if they are of at
 # most this many steps each.
@@ -116,11 +117,13 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool,
         sizes = extents(sch, anchor)
 
     nest = _tile_loops(sch, anchor, plan, n_spatial, hw)
-    _store_tiles(sch, out, nest.pixel_block, tile)
+    cropped = extents(sch, out)[-1] < sizes[n_spatial - 1]
+    _store_tiles(sch, out, nest, tile, cropped)
     if hw.cores > 1 and prod(sizes) >= PARALLEL_MIN_OPS:
-        sch.parallel(sch.fuse(nest.channel_block, *nest.outer))
+        shared = sch.fuse(*nest.outer) if cropped and nest.outer else sch.fuse(nest.channel_block, *nest.outer)
+        sch.parallel(shared)
     one_image = prod(sizes[: n_spatial - 2]) == 1
-    reduction = _clear_sums(sch, anchor, plan, nest, accumulator)
+    reduction = _clear_sums(sch, anchor, plan, nest, from_bias=accumulator == "float32" and not cropped)
     if plan.constant_weights and one_image and streams(plan.work, hw):
         block_bytes = plan.work.steps * tile.channels * plan.work.weight_bytes * plan.work.depth
         reduction = prefetch.mark(sch, nest.pixel_block, reduction, packed, block_bytes)
@@ -164,6 +167,22 @@ def _plan(
     most = depth // (work.depth * tile.steps_per_load)
     unroll = choose(sch, [n for n in (_UNROLLED[by_element] if dot else (2, 4, 1)) if most % n == 0], tunable, "unroll")
     return _Plan(work, tile, dot, unroll, constant_weights)
+
+
+def to_compute(layer: Contraction, hw: Hardware) -> int:
+    """Return how many output channels a kernel should compute of a layer, by the tile model: as many or some more."""
+    known = [dot for dot in dots(hw.features, layer.data, layer.weights) if dot.sums == layer.sums]
+    known = [dot for dot in known if dot.rows <= layer.rows * layer.cols]
+    lengths = {dot.lanes for dot in known} | ({hw.lanes(layer.sums)} if layer.sums.startswith("float") else set())
+    best: tuple[float, int] | None = None
+    for count in sorted({-(-layer.channels // length) * length for length in (1, *lengths)}):
+        family = fitting(known, count, layer.depth)
+        if known and not family and not layer.sums.startswith("float"):
+            continue
+        work = _work(family, (layer.rows, layer.cols, count, layer.products), layer.weights, layer.sums, hw)
+        for cost, _ in ranked(work, hw)[:1]:
+            best = min(best or (cost * count, count), (cost * count, count))
+    return best[1] if best is not None else layer.channels
 
 
 def _work(family: list[Dot], shape: tuple[int, int, int, int], weights: str, accumulator: str, hw: Hardware) -> Work:
@@ -223,24 +242,28 @@ def _tile_loops(sch: s_tir.Schedule, anchor: SBlockRV, plan: _Plan, n_spatial: i
     return _Nest(channel_block, outer, pixel_block, window, steps, inside, innermost)
 
 
-def _store_tiles(sch: s_tir.Schedule, out: SBlockRV, pixel_block: LoopRV, tile: RegisterTile) -> None:
+def _store_tiles(sch: s_tir.Schedule, out: SBlockRV, nest: _Nest, tile: RegisterTile, cropped: bool) -> None:
     """Compute what follows the sums tile by tile."""
-    sch.reverse_compute_at(out, pixel_block, preserve_unit_loops=True)
+    channels = extents(sch, out)[-1]
+    sch.reverse_compute_at(out, nest.pixel_block, preserve_unit_loops=True)
     *_, out_pixel, out_channel = sch.get_loops(out)
     # 8-bit results are packed from several vectors of sums at once.
     narrow = str(sch.get(out).writes[0].source.dtype) in ("int8", "uint8")
     vectors = next(n for n in (4, 2, 1) if tile.channels % (n * tile.lanes) == 0) if narrow else 1
-    unroll_tile(sch, [out_pixel, *sch.split(out_channel, [None, vectors * tile.lanes])])
+    out_vector, lane = sch.split(out_channel, [None, vectors * tile.lanes])
+    unroll_tile(sch, [out_pixel, out_vector, lane])
+    if cropped:
+        tails.mark(sch, nest.channel_block, out_vector, vectors * tile.lanes, channels)
 
 
-def _clear_sums(sch: s_tir.Schedule, anchor: SBlockRV, plan: _Plan, nest: _Nest, accumulator: str) -> list[LoopRV]:
+def _clear_sums(sch: s_tir.Schedule, anchor: SBlockRV, plan: _Plan, nest: _Nest, from_bias: bool) -> list[LoopRV]:
     """Clear a tile's sums before its reduction; return the loops of the reduction, which may have become more."""
     reduction = [*nest.window, nest.steps]
     init = sch.decompose_reduction(anchor, reduction[0])
-    if accumulator == "float32":
+    if from_bias:
         bias.mark(sch, init)
     unroll_tile(sch, sch.get_loops(init)[-3:])
-    if accumulator == "float16":
+    if str(sch.get(init).writes[0].source.dtype) == "float16":
         reduction = partial_sums.mark(sch, init, reduction, plan.unroll * plan.tile.steps_per_load)
     return reduction
 

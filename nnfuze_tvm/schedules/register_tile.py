@@ -82,7 +82,12 @@ class Work:
 
 
 def tiles(work: Work, hw: Hardware) -> list[RegisterTile]:
-    """Return register tiles, best first by a model of the inner loop.
+    """Return register tiles, best first, see `ranked`."""
+    return [tile for _, tile in ranked(work, hw)]
+
+
+def ranked(work: Work, hw: Hardware) -> list[tuple[float, RegisterTile]]:
+    """Return what a channel costs by a model of the inner loop, and the register tile, best first.
 
     One step of the reduction loads ``vectors`` weight registers and broadcasts one input per pixel for
     ``pixels · vectors`` multiply-adds. Two loads and two multiplies start per cycle, and an accumulator can be
@@ -115,7 +120,7 @@ def tiles(work: Work, hw: Hardware) -> list[RegisterTile]:
             cost = count * (tile_cycles + (4 * pixels if flat else 0)) / channels
             found.append((cost, -pixels, RegisterTile(pixels, channels, lanes, flat, steps)))
     found.sort(key=lambda item: item[:2])
-    return [tile for *_, tile in found]
+    return [(cost, tile) for cost, _, tile in found]
 
 
 def _tile_cycles(work: Work, pixels: int, vectors: int, channels: int, steps_per_load: int, hw: Hardware) -> float:

@@ -22,7 +22,8 @@ Session = Callable[[str], tvm.rpc.RPCSession]
 
 # Height and width, input and output channels, kernel, stride, groups: whole tiles, tiles that overlap or run on into
 # the next row, single pixels, depths that fill one, two, three or four steps, depthwise layers, many pixels of few
-# and of many channels, strided pointwise layers, first layers.
+# and of many channels, strided pointwise layers, first layers, channels that
+# fill no vectors.
 SHAPES = (
     ((8, 8), 32, 32, 3, 1, 1),
     ((7, 9), 20, 24, 3, 2, 1),
@@ -39,6 +40,9 @@ SHAPES = (
     ((13, 11), 32, 64, 1, 2, 1),
     ((11, 12), 3, 16, 3, 2, 1),
     ((9, 8), 3, 20, 5, 1, 1),
+    ((9, 7), 12, 26, 3, 1, 1),
+    ((9, 10), 29, 29, 3, 1, 29),
+    ((9, 10), 32, 1, 3, 1, 1),
 )
 
 

@@ -6,6 +6,8 @@ import tvm
 from tvm import tirx
 from tvm.ir.transform import PassContext, module_pass
 
+from nnfuze_tvm.passes.lower.whole_channels import FIRST_CHANNELS
+
 # TVM's operator patterns, least first: elementwise, broadcast, injective.
 _BROADCAST, _INJECTIVE = 1, 2
 
@@ -15,7 +17,7 @@ class KeepCrops:
     """Keep TVM from fusing a crop that begins at zero into the convolution in front of it.
 
     ``AnnotateTIROpPattern`` looks at indices only and finds such a crop to be elementwise. A convolution with one
-    inside has no tile that fits both.
+    inside has no tile that fits both, but for its first channels (`WholeChannels`).
     """
 
     def transform_module(self, mod: tvm.IRModule, _: PassContext) -> tvm.IRModule:
@@ -27,7 +29,7 @@ class KeepCrops:
 
 
 def _is_crop(func: tirx.PrimFunc) -> bool:
-    if int(func.attrs.get("op_pattern", _INJECTIVE)) > _BROADCAST:
+    if int(func.attrs.get("op_pattern", _INJECTIVE)) > _BROADCAST or FIRST_CHANNELS in func.attrs:
         return False
     *operands, result = ([int(extent) for extent in param.ty.shape] for param in func.params)
     return any(

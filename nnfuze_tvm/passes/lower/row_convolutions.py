@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import gcd
+from operator import attrgetter
 
 import numpy as np
 import tvm
@@ -11,9 +12,12 @@ from tvm.ir import Call, GenericConst
 from tvm.ir.transform import PassContext, module_pass
 
 from nnfuze_tvm.graph.constants import array
+from nnfuze_tvm.graph.contraction import Contraction
 from nnfuze_tvm.graph.dataflow import Emitter, bindings, op_name, output_fields, substitute
 from nnfuze_tvm.graph.integers.sums import OUT_ELEMENTWISE_FUSABLE
 from nnfuze_tvm.graph.ir import static_shape
+from nnfuze_tvm.passes.lower.unsigned_bytes import ZERO, corrected, unsigned
+from nnfuze_tvm.passes.lower.whole_channels import Channels, first_channels
 
 # The annotation of a block that copies data: so many numbers of the last axis are all padding or all data.
 SEGMENT = "nnfuze.segment"
@@ -31,16 +35,54 @@ class RowConvolutions:
     Its weights are padded with zeros to a multiple of four; what they meet in the data is of no account, so it need
     only exist: rows of the padded copy of the image are that much longer. The convolution becomes a PrimFunc that
     sums ``padded[n, y * stride + ky, x * stride * IC + k] * weights[o, ky, k]`` in int32.
+
+    Parameters
+    ----------
+    channels : callable, optional
+        How many output channels the machine should compute, see `WholeChannels`; by default a layer's own.
+    as_unsigned : bool
+        The machine's dot products want unsigned data, see `UnsignedBytes`.
     """
+
+    def __init__(self, channels: Channels = attrgetter("channels"), as_unsigned: bool = False) -> None:
+        self.channels = channels
+        self.as_unsigned = as_unsigned
 
     def transform_module(self, mod: tvm.IRModule, _: PassContext) -> tvm.IRModule:
         """Rewrite every Relax function of ``mod``."""
         builder = relax.BlockBuilder(mod)
         for gvar, func in mod.functions_items():
             if isinstance(func, relax.Function) and any(_is_candidate(b.value) for b in bindings(func)):
-                builder.update_func(gvar, _rewrite(func, builder))
+                builder.update_func(gvar, self._rewrite(func, builder))
         result = builder.get()
         return result.with_attrs(dict(mod.attrs.items())) if mod.attrs is not None else result
+
+    def _rewrite(self, func: relax.Function, builder: relax.BlockBuilder) -> relax.Function:
+        emitter = Emitter()
+        values: dict[relax.Expr, relax.Expr] = {}
+        for binding in bindings(func):
+            value = substitute(binding.value, values)
+            if _is_candidate(value):
+                values[binding.var] = self._by_rows(value, binding.var.name, emitter, builder)
+            else:
+                values[binding.var] = emitter.emit(value, binding.var.name)
+        return emitter.finish(func.params, [substitute(out, values) for out in output_fields(func)], func.attrs)
+
+    def _by_rows(self, call: Call, name: str, emitter: Emitter, builder: relax.BlockBuilder) -> relax.Expr:
+        """Emit a convolution as one over kernel rows, and return its result."""
+        weights = array(call.args[1])
+        own, height, width, channels = weights.shape
+        length = -(-width * channels // _GROUP) * _GROUP
+        signed = self.as_unsigned and str(call.args[0].ty.dtype) == "int8"
+        dtypes = ["uint8" if signed else str(call.args[0].ty.dtype), *(str(e.ty.dtype) for e in (call.args[1], call))]
+        _, rows, cols, _ = static_shape(call)
+        count = self.channels(Contraction(rows, cols, own, height * length, length, *dtypes))
+        wide = np.zeros((count, height, length), weights.dtype)
+        wide[:own, :, : width * channels] = weights.reshape(own, height, -1)
+        value = emitter.emit(_over_rows(call, wide, signed, builder), name)
+        if signed:
+            value = emitter.emit(corrected(value, wide))
+        return value if count == own else emitter.emit(first_channels(builder, value, own))
 
 
 def _is_candidate(call: relax.Expr) -> bool:
@@ -59,24 +101,11 @@ def _is_candidate(call: relax.Expr) -> bool:
     )
 
 
-def _rewrite(func: relax.Function, builder: relax.BlockBuilder) -> relax.Function:
-    emitter = Emitter()
-    values: dict[relax.Expr, relax.Expr] = {}
-    for binding in bindings(func):
-        value = substitute(binding.value, values)
-        if _is_candidate(value):
-            value = _by_rows(value, builder)
-        values[binding.var] = emitter.emit(value, binding.var.name)
-    return emitter.finish(func.params, [substitute(out, values) for out in output_fields(func)], func.attrs)
-
-
-def _by_rows(call: Call, builder: relax.BlockBuilder) -> Call:
-    weights = array(call.args[1])
-    out, height, width, channels = weights.shape
-    length = -(-width * channels // _GROUP) * _GROUP
-    rows = np.zeros((out, height, length), weights.dtype)
-    rows[:, :, : width * channels] = weights.reshape(out, height, -1)
-    attrs, shape = call.attrs, static_shape(call)
+def _over_rows(call: Call, rows: np.ndarray, signed: bool, builder: relax.BlockBuilder) -> Call:
+    """Return a convolution with weights ``[channels, KH, numbers of a row]``; data that are ``signed`` become uint8."""
+    (count, height, length), channels = rows.shape, static_shape(call.args[1])[-1]
+    shape = (*static_shape(call)[:-1], count)
+    attrs = call.attrs
     data_shape = static_shape(call.args[0])
     top, left, bottom, _ = (int(pad) for pad in attrs.padding)
     stride_y, stride_x = (int(stride) for stride in attrs.strides)
@@ -95,6 +124,8 @@ def _by_rows(call: Call, builder: relax.BlockBuilder) -> Call:
             inside = tirx.all(y >= top, y < top + data_shape[1], place >= start // unit, place < (start + own) // unit)
             pixel = tirx.indexdiv(at, channels) - start // channels
             number = data(n, y - top, pixel, tirx.indexmod(at, channels))
+            if signed:
+                return tirx.if_then_else(inside, unsigned(number), tirx.const(ZERO, "uint8"))
             return tirx.if_then_else(inside, number, tirx.const(0, data.dtype))
 
         shape_of_copy = (data_shape[0], top + data_shape[1] + bottom, pitch)

@@ -16,7 +16,7 @@ _KINDS = ("SSSRR", "SSSSRRR", "SSSSSRRRR")
 
 def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
     """Schedule a convolution; see `Rule` for the contract. Depthwise ones are left alone."""
-    block = single_anchor(sch)
+    block = single_anchor(sch, cropped=True)
     # Iterators n, y, x, f, ky, k; weights [f, ky, k]: one reduction axis along each kernel row.
     if block is not None and iter_kinds(sch, block) == "SSSSRR" and weights_follow(sch, block, (3, 4, 5)):
         return schedule(sch, block, hw, tunable, pixel_axes=2, groups=1)

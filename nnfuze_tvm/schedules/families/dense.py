@@ -19,7 +19,7 @@ _WEIGHTS: dict[str, list[tuple[int, ...]]] = {
 
 def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
     """Schedule a matrix product; see `Rule` for the contract."""
-    block = single_anchor(sch)
+    block = single_anchor(sch, cropped=True)
     if block is None:
         return False
     orders = _WEIGHTS.get(iter_kinds(sch, block), [])

@@ -52,16 +52,19 @@ class DepthwiseTile:
 def tiles(ow: int, oc: int, lanes: int, hw: Hardware, overlapping: bool = False) -> list[DepthwiseTile]:
     """Return register tiles for ``ow`` output columns × ``oc`` channels, best first.
 
-    Only where the last tile of a row may overlap the one before it, tiles of any number of columns fit any row.
+    Only where the last tile of a row may overlap the one before it, tiles of any number of columns fit any row. Where
+    channels fill no whole vectors, the last tile of them overlaps the one before it.
 
     Small images have many channels, so neighbouring pixels lie kilobytes apart and compete for few cache sets:
     there a step takes a whole cache line of channels. Large ones are better off with half a line and more columns.
     """
-    lanes = divisors(oc, lanes)[0]
+    if oc % lanes:
+        lanes = min(lanes, 1 << (oc.bit_length() - 1))
+    whole = oc % lanes == 0
     line = max(1, LINE_BYTES // hw.vector_bytes)
     found: list[tuple[float, DepthwiseTile]] = []
     for vectors in sorted({1, line // 2 or 1, line, 2 * line}):
-        if oc % (lanes * vectors):
+        if oc % (lanes * vectors) if whole else oc < lanes * vectors:
             continue
         fitting = {min(ow, 2), min(ow, 4), *(d for d in divisors(ow, 8) if d > 2), *divisors(ow, 3)}
         for cols in range(1, min(ow, 8) + 1) if overlapping else sorted(fitting):
@@ -118,11 +121,12 @@ def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
     _pack_weights(sch, conv)
 
     *loops, loop_x, loop_c = sch.get_loops(out)
-    block, vector, lane = sch.split(loop_c, [None, vectors, lanes])
+    rank = len(loops) + 2
+    channels, step = shape[rank - 1], vectors * lanes
+    block, vector, lane = sch.split(loop_c, [None, vectors, lanes], disable_predication=channels % step != 0)
     outer, col = sch.split(loop_x, [None, tile.cols], disable_predication=single_row)
     sch.reorder(*loops, outer, block, col, vector, lane)
     sch.compute_at(conv, block, preserve_unit_loops=True)
-    rank = len(loops) + 2
     acc_col, acc_c, *window = sch.get_loops(conv)[-rank - 1 :]
     acc_vector, acc_lane = sch.split(acc_c, [None, lanes])
     sch.reorder(*window, acc_col, acc_vector, acc_lane)
@@ -136,6 +140,8 @@ def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
         sch.parallel(outer if single_row else sch.fuse(*loops))
     if single_row and shape[1] % tile.cols:
         overlap.mark(sch, outer, shape[1])
+    if channels % step:
+        overlap.mark(sch, block, channels)
     init = sch.decompose_reduction(conv, window[0])
     if bytes_on_arm:
         words.mark(sch, conv)

@@ -17,7 +17,7 @@ from tvm import s_tir, tirx
 from tvm.s_tir.schedule import SBlockRV
 
 from nnfuze_tvm.devices.hardware import Hardware
-from nnfuze_tvm.schedules.blocks import extents, inline_around, is_padding, layout_free
+from nnfuze_tvm.schedules.blocks import blocks, extents, inline_around, is_padding, layout_free
 from nnfuze_tvm.schedules.contraction import flatten_pixels, pack_weights
 from nnfuze_tvm.schedules.knobs import choose
 from nnfuze_tvm.schedules.loops import PARALLEL_MIN_OPS, divisors, unroll_tile
@@ -148,6 +148,7 @@ def _fits(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware) -> bool:
         and window == [1, 1]
         and int(node.reads[0].source.ty.shape[-1]) == depth
         and not any(is_padding(sch, block) for block in sch.get_producers(anchor))
+        and extents(sch, blocks(sch)[-1])[-1] == channels
         and (pixels % _PIXELS == 0 or pixels >= _MIN_PIXELS)
         and channels % _LANES == 0
         and channels >= _MIN_CHANNELS

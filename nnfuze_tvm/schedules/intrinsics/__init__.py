@@ -62,6 +62,11 @@ def bytes_are_fast(features: frozenset[str]) -> bool:
     return best is not None and best.multiplies == 1
 
 
+def wants_unsigned(features: frozenset[str]) -> bool:
+    """Tell whether a CPU multiplies four pairs of unsigned (up to 255) and signed bytes at once, but none of signed."""
+    return any(feature in features for feature in x86.ANY_UNSIGNED)
+
+
 def fitting(known: list[Dot], channels: int, depth: int) -> list[Dot]:
     """Return the best of the known intrinsics that divides so many channels and products, for several steps or one."""
     found = [dot for dot in known if channels % dot.lanes == 0 and depth % (dot.steps * dot.depth) == 0]
