@@ -10,7 +10,7 @@ from tvm.target import Target
 from nnfuze_tvm.devices.hardware import Hardware
 from nnfuze_tvm.passes import pipeline
 from nnfuze_tvm.schedules.fold_kernels import FoldKernels
-from nnfuze_tvm.schedules.intrinsics import bounds, bytes_are_fast, rounding
+from nnfuze_tvm.schedules.intrinsics import bounds, bytes_are_fast, rounding, wants_unsigned
 from nnfuze_tvm.schedules.schedule_kernels import ScheduleKernels
 
 
@@ -25,13 +25,14 @@ def machine(target: Target) -> pipeline.Machine:
     triple = str(target.attrs.get("mtriple", ""))
     aarch64 = triple.startswith("aarch64")
     if str(target.kind) != "llvm":
-        return pipeline.Machine(not bytes_are_fast(hw.features), hw.far_macs, None, saturating=False, bounds=None)
+        return pipeline.Machine(not bytes_are_fast(hw.features), hw.far_macs, None, False, None, unsigned=False)
     return pipeline.Machine(
         integer_winograd=not bytes_are_fast(hw.features),
         far_macs=hw.far_macs,
         nearest=rounding.fcvtns if aarch64 else rounding.lrint,
         saturating=aarch64,
         bounds=bounds.of_machine(aarch64 or triple.startswith("arm"), "fullfp16" in hw.features),
+        unsigned=wants_unsigned(hw.features),
     )
 
 

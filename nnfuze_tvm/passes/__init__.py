@@ -14,6 +14,7 @@ from nnfuze_tvm.passes.lower.row_convolutions import RowConvolutions
 from nnfuze_tvm.passes.lower.shuffles import Shuffles
 from nnfuze_tvm.passes.lower.strided_rows import StridedRows
 from nnfuze_tvm.passes.lower.transposed_convolutions import TransposedConvolutions
+from nnfuze_tvm.passes.lower.unsigned_rows import UnsignedRows
 from nnfuze_tvm.passes.lower.whole_columns import WholeColumns
 from nnfuze_tvm.passes.lower.winograd.winograd import Winograd
 from nnfuze_tvm.passes.merge.merge_tasks import MergeTasks
@@ -40,6 +41,7 @@ __all__ = [
     "StridedRows",
     "ToNHWC",
     "TransposedConvolutions",
+    "UnsignedRows",
     "WholeColumns",
     "Winograd",
 ]

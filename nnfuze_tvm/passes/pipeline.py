@@ -23,6 +23,7 @@ from nnfuze_tvm.passes.lower.shuffles import Shuffles
 from nnfuze_tvm.passes.lower.skip_nan import legalizations as max_poolings
 from nnfuze_tvm.passes.lower.strided_rows import StridedRows
 from nnfuze_tvm.passes.lower.transposed_convolutions import TransposedConvolutions
+from nnfuze_tvm.passes.lower.unsigned_rows import UnsignedRows
 from nnfuze_tvm.passes.lower.whole_columns import WholeColumns
 from nnfuze_tvm.passes.lower.winograd.winograd import Winograd
 from nnfuze_tvm.passes.merge.merge_tasks import MergeTasks
@@ -84,6 +85,8 @@ class Machine:
         It narrows integers with saturation in one instruction; see ``RoundToInteger``.
     bounds : tuple of callable, optional
         Its maximum and minimum of floats, which keep NaN; without them TVM's own, which don't. See ``keep_nan``.
+    unsigned : bool
+        Its dot products of bytes want unsigned data; see ``UnsignedRows``.
     """
 
     integer_winograd: bool
@@ -91,6 +94,7 @@ class Machine:
     nearest: Rounding | None
     saturating: bool
     bounds: tuple[Bound, Bound] | None
+    unsigned: bool
 
 
 def lowering_phases(machine: Machine) -> list[tvm.transform.Pass]:
@@ -117,6 +121,7 @@ def kernel_phase(machine: Machine) -> tvm.transform.Pass:
     """Return phase 9: from operators to one PrimFunc per operator, then one per fused kernel."""
     return phase(
         "fuse",
+        UnsignedRows(machine.unsigned),
         RoundToInteger(machine.nearest, machine.saturating),
         HideKernels(),
         relax.transform.LegalizeOps(

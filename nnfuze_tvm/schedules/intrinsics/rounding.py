@@ -11,8 +11,12 @@ import tvm
 from tvm import tirx
 
 _NEAREST = "tirx.nnfuze_nearest"
+# The nearest float that is an integer.
+_ROUND = "tirx.nearbyint"
 _LANES = 4
 _PURE = 1
+# TVM's own rules have level 10.
+_ABOVE_TVM = 11
 
 
 def lrint(x: tirx.PrimExpr) -> tirx.PrimExpr:
@@ -43,7 +47,11 @@ def _lower(call: tvm.ir.Call) -> tirx.PrimExpr:
 
 
 def install() -> None:
-    """Register the operator with TVM."""
+    """Register the operator with TVM, and that its rounding of floats is one of vectors, too.
+
+    Otherwise TVM takes every vector apart whose numbers are rounded, with all that is computed of them.
+    """
+    tvm.ir.register_op_attr(_ROUND, "TVectorizable", True, level=_ABOVE_TVM)
     tvm.ir.register_op_attr(_NEAREST, "TCallEffectKind", _PURE)
     tvm.ir.register_op_attr(_NEAREST, "TVectorizable", True)
     tirx.register_intrin_lowering(_NEAREST, target="llvm", f=_lower)

@@ -105,6 +105,9 @@ DOTS = (
     ("avx2", "int8", "nnfuze_dot2_avx2_i8", 8, 2, 1, "int16"),
 )
 
+# Features whose dot products take all values of uint8.
+ANY_UNSIGNED = ("avx512vnni",)
+
 
 # (feature, name, lanes) of the int16 pairs' instruction, best first.
 WORDS = (
