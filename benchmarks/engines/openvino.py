@@ -38,6 +38,8 @@ def _requests(workload: Workload, models: Sequence[Path], threads: int) -> Engin
         "NUM_STREAMS": 1,
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": "f32",
+        # Else it rounds the data of layers whose weights a file stores in 8 bits to 8 bits as well.
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
         # It would bind the thread that calls it to one core, and all other engines with it.
         "ENABLE_CPU_PINNING": False,
     }

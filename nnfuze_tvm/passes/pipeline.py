@@ -26,6 +26,7 @@ from nnfuze_tvm.passes.lower.skip_nan import legalizations as max_poolings
 from nnfuze_tvm.passes.lower.strided_rows import StridedRows
 from nnfuze_tvm.passes.lower.transposed_convolutions import TransposedConvolutions
 from nnfuze_tvm.passes.lower.unsigned_bytes import UnsignedBytes
+from nnfuze_tvm.passes.lower.unsigned_rows import UnsignedRows
 from nnfuze_tvm.passes.lower.whole_channels import Channels, WholeChannels
 from nnfuze_tvm.passes.lower.whole_columns import WholeColumns
 from nnfuze_tvm.passes.lower.winograd.winograd import Winograd
@@ -95,7 +96,7 @@ class Machine:
     lanes : int
         Float32 numbers in a vector; see ``FewChannels``.
     unsigned : bool
-        Its dot products of bytes want unsigned data; see ``UnsignedBytes``.
+        Its dot products of bytes want unsigned data; see ``UnsignedBytes``, ``UnsignedRows``.
     """
 
     integer_winograd: bool
@@ -135,6 +136,7 @@ def kernel_phase(machine: Machine) -> tvm.transform.Pass:
         FewChannels(machine.lanes),
         WholeChannels(machine.channels),
         UnsignedBytes(machine.unsigned),
+        UnsignedRows(machine.unsigned),
         RoundToInteger(machine.nearest, machine.saturating),
         HideKernels(),
         relax.transform.LegalizeOps(

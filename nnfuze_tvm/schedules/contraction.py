@@ -22,6 +22,7 @@ from nnfuze_tvm.schedules.blocks import extents, inline_around, is_padding, iter
 from nnfuze_tvm.schedules.intrinsics import Dot, dots, fitting
 from nnfuze_tvm.schedules.knobs import choose
 from nnfuze_tvm.schedules.loops import PARALLEL_MIN_OPS, unroll_tile, vectorize_copy
+from nnfuze_tvm.schedules.packing import arrange, can_pack_rows, pack_rows, pack_weights
 from nnfuze_tvm.schedules.register_tile import RegisterTile, Work, ranked, streams, tiles, vectors_first
 from nnfuze_tvm.schedules.rewrites import bias, overlap, partial_sums, prefetch, row_pairs, tails
 
@@ -60,12 +61,12 @@ class _Plan:
 class _Nest:
     """The loops of a tiled reduction that its other parts are placed in.
 
-    ``outer`` are the loops around the tiles of a channel block, ``window`` those over the kernel's places; ``dot`` the
+    ``blocks`` are the loops around the tiles of a channel block, ``window`` those over the kernel's places; ``dot`` the
     loops that the intrinsic replaces, outermost first, if there is one.
     """
 
+    blocks: list[LoopRV]
     channel_block: LoopRV
-    outer: list[LoopRV]
     pixel_block: LoopRV
     window: list[LoopRV]
     steps: LoopRV
@@ -111,6 +112,7 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool,
         pads = pads or [sch.cache_read(anchor, 0, "global")]
         sch.unsafe_set_dtype(pads[0], 0, dot.data)
     packed = pack_weights(sch, anchor, tile.channels, dot) if plan.constant_weights else ""
+    rows = arrange(sch, anchor, tile.channels, dot) if dot and not plan.constant_weights else None
     if tile.flat:
         flatten_pixels(sch, anchor, out, plan.work.cols)
         n_spatial -= 1
@@ -119,9 +121,12 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool,
     nest = _tile_loops(sch, anchor, plan, n_spatial, hw)
     cropped = extents(sch, out)[-1] < sizes[n_spatial - 1]
     _store_tiles(sch, out, nest, tile, cropped)
+    if dot is not None and rows is not None:
+        pack_rows(sch, rows, nest.blocks[-1], dot)
     if hw.cores > 1 and prod(sizes) >= PARALLEL_MIN_OPS:
-        shared = sch.fuse(*nest.outer) if cropped and nest.outer else sch.fuse(nest.channel_block, *nest.outer)
-        sch.parallel(shared)
+        # The tails of a crop belong to one loop over all channels.
+        whole = [loop for loop in nest.blocks if loop is not nest.channel_block] if cropped else []
+        sch.parallel(sch.fuse(*(whole or nest.blocks)))
     one_image = prod(sizes[: n_spatial - 2]) == 1
     reduction = _clear_sums(sch, anchor, plan, nest, from_bias=accumulator == "float32" and not cropped)
     if plan.constant_weights and one_image and streams(plan.work, hw):
@@ -148,8 +153,9 @@ def _plan(
     constant_weights = node.reads[1].source.name in {param.name for param in layout_free(sch)}
     channels, depth = sizes[n_spatial - 1] // groups, sizes[-1]
     pixels = prod(sizes[n_spatial - 1 - pixel_axes : n_spatial - 1])
-    known = dots(hw.features, data, weights) if constant_weights else []
-    known = [dot for dot in known if dot.sums == accumulator and dot.rows <= pixels]
+    known = [dot for dot in dots(hw.features, data, weights) if dot.sums == accumulator and dot.rows <= pixels]
+    if not constant_weights:
+        known = [dot for dot in known if can_pack_rows(sch, anchor, dot, pixels)]
     family = fitting(known, channels, depth)
     work = _work(
         family,
@@ -229,7 +235,9 @@ def _tile_loops(sch: s_tir.Schedule, anchor: SBlockRV, plan: _Plan, n_spatial: i
     if vectors_first(work, tile.pixels, tile.channels // tile.lanes, tile.steps_per_load, hw):
         pair.reverse()
     innermost = [*several, lane, *dot_axes[len(several) :]]
-    sch.reorder(channel_block, *outer, pixel_block, *window, steps, unrolled, *pair, *innermost)
+    # A computed right-hand side is packed per matrix.
+    blocks = [channel_block, *outer] if plan.constant_weights else [*outer, channel_block]
+    sch.reorder(*blocks, pixel_block, *window, steps, unrolled, *pair, *innermost)
     for loop in (unrolled, inside, vectors):
         sch.unroll(loop)
     if dot is not None and not dot.paired and window and int(sch.get(steps).extent) == 1:
@@ -239,7 +247,7 @@ def _tile_loops(sch: s_tir.Schedule, anchor: SBlockRV, plan: _Plan, n_spatial: i
         sch.vectorize(lane)
     if extent % tile.pixels:
         overlap.mark(sch, pixel_block, extent)
-    return _Nest(channel_block, outer, pixel_block, window, steps, inside, innermost)
+    return _Nest(blocks, channel_block, pixel_block, window, steps, inside, innermost)
 
 
 def _store_tiles(sch: s_tir.Schedule, out: SBlockRV, nest: _Nest, tile: RegisterTile, cropped: bool) -> None:
@@ -279,29 +287,3 @@ def flatten_pixels(sch: s_tir.Schedule, anchor: SBlockRV, out: SBlockRV, width: 
     for block in (anchor, out):
         index_map = tirx.IndexMap.from_func(flat, len(iter_kinds(sch, block)), index_dtype="int64")
         sch.transform_block_layout(block, index_map)
-
-
-def pack_weights(sch: s_tir.Schedule, anchor: SBlockRV, block: int, dot: Dot | None) -> str:
-    """Rewrite the weights for the tile, in a block that is evaluated at compile time; return its buffer's name."""
-    node = sch.get(anchor)
-    channel_iter = node.iter_vars[iter_kinds(sch, anchor).count("S") - 1]
-    channels_last = node.reads[1].region[-1].min.same_as(channel_iter.var)
-    packed = sch.cache_read(anchor, 1, "global")
-
-    def place(*axes: tirx.PrimExpr) -> tuple[tirx.PrimExpr, ...]:
-        if channels_last:  # a dense layer's, (batch,) K, N
-            before, channel, kernel, depth = axes[:-2], axes[-1], (), axes[-2]
-        else:  # a convolution's, OHWI of any rank, or O, row, place in the row
-            before, channel, kernel, depth = (), axes[0], axes[1:-1], axes[-1]
-        if dot is None or dot.depth == 1:
-            return (*before, channel // block, *kernel, depth, channel % block)
-        if dot.paired:
-            # TVM does not see by itself that a block of one vector has one only.
-            vector = channel % block // dot.lanes if block > dot.lanes else tirx.IntImm(channel.ty.dtype, 0)
-            pair, lane = depth % dot.depth // 2, channel % dot.lanes
-            return (*before, channel // block, *kernel, depth // dot.depth, vector, pair, lane, depth % 2)
-        return (*before, channel // block, *kernel, depth // dot.depth, channel % block, depth % dot.depth)
-
-    sch.transform_layout(anchor, ("read", 1), place)
-    sch.annotate(packed, "meta_schedule.layout_rewrite_preproc", True)
-    return str(sch.get(packed).writes[0].source.name)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from nnfuze_tvm.devices.hardware import Hardware
-from nnfuze_tvm.schedules.loops import divisors
+from nnfuze_tvm.schedules.loops import STACK_BYTES, divisors
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,8 @@ def ranked(work: Work, hw: Hardware) -> list[tuple[float, RegisterTile]]:
     not stay in L1 come from L2 or beyond, once per tile. A tile's accumulators are cleared, and its results stored,
     once. Where pixels don't divide a row, either the last tile of every row overlaps the one before it, or tiles run
     on into the next row, and then only the image's last one overlaps. Where the weights outgrow the cache, all tiles
-    of a channel block stand in one loop, which prefetches the next block's.
+    of a channel block stand in one loop, which prefetches the next block's; LLVM keeps sums in registers across a
+    prefetch only where they are on the stack.
 
     On ARM, whose cores start few instructions per cycle of whatever kind, a step costs what it executes.
     """
@@ -109,6 +110,8 @@ def ranked(work: Work, hw: Hardware) -> list[tuple[float, RegisterTile]]:
         if work.channels % channels or pixels % work.pixels_per_instruction:
             continue
         if _registers(work, pixels, vectors, steps, hw) > hw.registers:
+            continue
+        if weights_far and pixels * channels * work.sum_bytes > STACK_BYTES:
             continue
         tile_cycles = _tile_cycles(work, pixels, vectors, channels, steps, hw)
         for flat in (False, True):
@@ -127,7 +130,9 @@ def _tile_cycles(work: Work, pixels: int, vectors: int, channels: int, steps_per
     """Return the cycles of one tile, from clearing its accumulators to storing its results."""
     step_bytes = channels * work.weight_bytes * work.depth
     block_bytes = work.steps * step_bytes
-    bandwidth = 64 if block_bytes < hw.l1_bytes else 16 if block_bytes < hw.l2_bytes else 6
+    # Bytes per cycle; those of L2 are more on machines whose vectors are long.
+    near = max(16, hw.vector_bytes // 2)
+    bandwidth = 64 if block_bytes < hw.l1_bytes else near if block_bytes < hw.l2_bytes else 6
     accumulators = pixels * vectors
     if hw.isa == "arm":
         issued = _instructions(work, pixels, vectors, steps_per_load, hw) / 2

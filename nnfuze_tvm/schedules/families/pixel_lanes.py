@@ -18,9 +18,10 @@ from tvm.s_tir.schedule import SBlockRV
 
 from nnfuze_tvm.devices.hardware import Hardware
 from nnfuze_tvm.schedules.blocks import blocks, extents, inline_around, is_padding, layout_free
-from nnfuze_tvm.schedules.contraction import flatten_pixels, pack_weights
+from nnfuze_tvm.schedules.contraction import flatten_pixels
 from nnfuze_tvm.schedules.knobs import choose
 from nnfuze_tvm.schedules.loops import PARALLEL_MIN_OPS, divisors, unroll_tile
+from nnfuze_tvm.schedules.packing import pack_weights
 from nnfuze_tvm.schedules.rewrites import bias, peel, prefetch, squares
 
 _PIXELS = _LANES = 4

@@ -5,7 +5,7 @@
 everywhere. Two conditions make that true where two products are added in int16: ``uint8`` data hold values up to 127
 only (AVX2's ``vpmaddubsw``; 2 · 255 · 127 would saturate), and int8 weights are never -128 (AArch64's ``smlal`` with
 signed data; 2 · 128 · 128 would wrap). ``RealizeInteger`` sees to both; it holds layers with other weights in int16,
-which no intrinsic multiplies by int8.
+which no intrinsic multiplies by int8. Where ``wants_unsigned`` says so, ``uint8`` data may be of any value.
 """
 
 from __future__ import annotations
