@@ -136,7 +136,7 @@ class _Reads:
         if not isinstance(func, tirx.PrimFunc) or not isinstance(value.ty, relax.TensorType):
             loads.update(operands(value))
             return _Step(_OPAQUE, 0, loads)
-        name = str(callee.name_hint)
+        name = str(value.args[0].name_hint)
         if name not in self._known:
             self._known[name] = _work(func)
         functions, times = self._known[name]
