@@ -24,6 +24,7 @@ def machine(target: Target) -> pipeline.Machine:
     hw = Hardware.of(target)
     triple = str(target.attrs.get("mtriple", ""))
     aarch64 = triple.startswith("aarch64")
+    arm = aarch64 or triple.startswith("arm")
     if str(target.kind) != "llvm":
         return pipeline.Machine(not bytes_are_fast(hw.features), hw.far_macs, None, saturating=False, bounds=None)
     return pipeline.Machine(
@@ -31,7 +32,8 @@ def machine(target: Target) -> pipeline.Machine:
         far_macs=hw.far_macs,
         nearest=rounding.fcvtns if aarch64 else rounding.lrint,
         saturating=aarch64,
-        bounds=bounds.of_machine(aarch64 or triple.startswith("arm"), "fullfp16" in hw.features),
+        bounds=bounds.of_machine(arm, "fullfp16" in hw.features),
+        keeps_nan=arm,
     )
 
 

@@ -15,7 +15,7 @@ from nnfuze_tvm.passes.lower.fuse_layers import FuseLayers
 from nnfuze_tvm.passes.lower.hide_kernels import HideKernels
 from nnfuze_tvm.passes.lower.integer.realize_integer import RealizeInteger
 from nnfuze_tvm.passes.lower.keep_crops import KeepCrops
-from nnfuze_tvm.passes.lower.keep_nan import Bound, legalizations
+from nnfuze_tvm.passes.lower.keep_nan import Bound, comparisons, extremes, legalizations
 from nnfuze_tvm.passes.lower.layout import ToNHWC
 from nnfuze_tvm.passes.lower.round_to_integer import Rounding, RoundToInteger
 from nnfuze_tvm.passes.lower.row_convolutions import RowConvolutions
@@ -84,6 +84,8 @@ class Machine:
         It narrows integers with saturation in one instruction; see ``RoundToInteger``.
     bounds : tuple of callable, optional
         Its maximum and minimum of floats, which keep NaN; without them TVM's own, which don't. See ``keep_nan``.
+    keeps_nan : bool
+        LLVM's maximum and minimum, which keep NaN, are instructions that it has.
     """
 
     integer_winograd: bool
@@ -91,6 +93,7 @@ class Machine:
     nearest: Rounding | None
     saturating: bool
     bounds: tuple[Bound, Bound] | None
+    keeps_nan: bool = False
 
 
 def lowering_phases(machine: Machine) -> list[tvm.transform.Pass]:
@@ -120,7 +123,12 @@ def kernel_phase(machine: Machine) -> tvm.transform.Pass:
         RoundToInteger(machine.nearest, machine.saturating),
         HideKernels(),
         relax.transform.LegalizeOps(
-            {**({} if machine.bounds is None else legalizations(*machine.bounds)), **max_poolings()}
+            {
+                **({} if machine.bounds is None else legalizations(*machine.bounds)),
+                **extremes(machine.keeps_nan),
+                **comparisons(),
+                **max_poolings(),
+            }
         ),
         relax.transform.AnnotateTIROpPattern(),
         KeepCrops(),
