@@ -14,6 +14,7 @@ from nnfuze_tvm.passes.lower.batching.batch_branches import BatchBranches
 from nnfuze_tvm.passes.lower.fuse_layers import FuseLayers
 from nnfuze_tvm.passes.lower.hide_kernels import HideKernels
 from nnfuze_tvm.passes.lower.integer.realize_integer import RealizeInteger
+from nnfuze_tvm.passes.lower.joins import legalizations as joins
 from nnfuze_tvm.passes.lower.keep_crops import KeepCrops
 from nnfuze_tvm.passes.lower.keep_nan import Bound, comparisons, extremes, legalizations
 from nnfuze_tvm.passes.lower.layout import ToNHWC
@@ -127,6 +128,7 @@ def kernel_phase(machine: Machine) -> tvm.transform.Pass:
                 **({} if machine.bounds is None else legalizations(*machine.bounds)),
                 **extremes(machine.keeps_nan),
                 **comparisons(),
+                **joins(),
                 **max_poolings(),
             }
         ),

@@ -37,7 +37,7 @@ def _rows(sch: s_tir.Schedule) -> list[int] | None:
     for block in everything:
         kinds = iter_kinds(sch, block)
         # What makes one number has an iterator, but no loop.
-        if "O" in kinds or len(sch.get_loops(block)) < len(kinds) and prod(extents(sch, block)) > 1:
+        if "O" in kinds or (len(sch.get_loops(block)) < len(kinds) and prod(extents(sch, block)) > 1):
             return None
         if "R" in kinds:
             spatial = kinds.rstrip("R")

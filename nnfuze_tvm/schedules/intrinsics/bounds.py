@@ -2,8 +2,8 @@
 
 TVM's own ``max(x, y)`` is ``x > y ? x : y``: NaN only where ``y`` is. x86 has that as one instruction, so with what
 can't be NaN in front nothing is lost and nothing costs. Otherwise both orders are computed: they are the same bits, or
-one of them is NaN, and then so are the bits of both together. ARM's instructions keep NaN of both sides; LLVM takes them
-for its own operation only.
+one of them is NaN, and then so are the bits of both together. ARM's instructions keep NaN of both sides; LLVM takes
+them for its own operation only.
 """
 
 from __future__ import annotations
