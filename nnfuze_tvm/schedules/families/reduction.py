@@ -10,7 +10,7 @@ from __future__ import annotations
 from math import prod
 
 from tvm import s_tir
-from tvm.s_tir.schedule import SBlockRV
+from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from nnfuze_tvm.devices.hardware import Hardware
 from nnfuze_tvm.schedules.blocks import (
@@ -24,6 +24,7 @@ from nnfuze_tvm.schedules.blocks import (
 )
 from nnfuze_tvm.schedules.knobs import choose
 from nnfuze_tvm.schedules.loops import PARALLEL_MIN_OPS, vectorize_inner
+from nnfuze_tvm.schedules.rewrites import peel
 from nnfuze_tvm.schedules.rule import Rule
 
 # Partial results that are combined one by one at the end.
@@ -104,12 +105,14 @@ def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
     ]
     if rows:
         _stage_by_rows(sch, out, len(rows), hw.cores > 1 and work >= PARALLEL_MIN_OPS and prod(rows) > 1, hw)
-    for partial in partials:
+    for partial, rest in partials:
         count = iter_kinds(sch, partial).count("R")
         loops = sch.get_loops(partial)
         lane, chunks = (loops[1], loops[-count:]) if rows else (loops[-1], loops[:-1])
         sch.reorder(*chunks, lane)
         sch.vectorize(lane)
+        if rest:
+            peel.mark(sch, chunks[-1], "row", [lane], rest, keeps=True)
         init = sch.decompose_reduction(partial, chunks[0])
         sch.vectorize(sch.get_loops(init)[-1])
     return True
@@ -129,15 +132,26 @@ def _stage_by_rows(sch: s_tir.Schedule, out: SBlockRV, axes: int, parallel: bool
     for stage in (*stages, out):
         inner = sch.get_loops(stage)[1:]
         if inner and not is_reduction(sch, stage):
-            vectorize_inner(sch, inner[-1], str(sch.get(stage).writes[0].source.dtype), hw)
+            _vectorize_row(sch, inner[-1], str(sch.get(stage).writes[0].source.dtype), hw)
 
 
-def _split_lanes(sch: s_tir.Schedule, block: SBlockRV, hw: Hardware, vectors: int) -> list[SBlockRV]:
+def _vectorize_row(sch: s_tir.Schedule, loop: LoopRV, dtype: str, hw: Hardware) -> None:
+    """Make a row vectors, the last of which may be shorter."""
+    extent, lanes = int(sch.get(loop).extent), hw.lanes(dtype)
+    if extent <= lanes or extent % max(lanes // 2, 1) == 0:
+        vectorize_inner(sch, loop, dtype, hw)
+        return
+    chunk, lane = sch.split(loop, [None, lanes], disable_predication=True)
+    sch.vectorize(lane)
+    peel.mark(sch, chunk, "row", [lane], extent % lanes, keeps=True)
+
+
+def _split_lanes(sch: s_tir.Schedule, block: SBlockRV, hw: Hardware, vectors: int) -> list[tuple[SBlockRV, int]]:
     """Give each lane of ``vectors`` registers its own partial result, and combine those in two steps.
 
     Lanes that are combined one by one wait for each other: first they are added up in vectors, down to
-    ``_LAST_LANES``. Returns the blocks that compute partial results. Rows that are short or not a multiple of the
-    lanes, and reductions of pairs (argmax), stay as they are.
+    ``_LAST_LANES``. Returns the blocks that compute partial results, each with how many lanes the last numbers of a
+    row fill if they don't fill all. Rows that are short, and reductions of pairs (argmax), stay as they are.
     """
     body = sch.get(block)
     if len(body.writes) != 1:
@@ -149,15 +163,16 @@ def _split_lanes(sch: s_tir.Schedule, block: SBlockRV, hw: Hardware, vectors: in
     lanes = hw.lanes(str(body.writes[0].source.dtype))
     widths = [w for w in (lanes * vectors, lanes, lanes // 2) if w >= min(lanes, _LAST_LANES)]
     width = next((w for w in widths if extent % w == 0 and prod(sizes) >= 2 * w), None)
+    width = width or next((w for w in widths if extent >= 2 * w), None)
     if width is None:
         return []
     last = sch.fuse(*reduced) if one_run else reduced[-1]
     axis = len(body.writes[0].region)
     _, lane = sch.split(last, [None, width])
-    partials = [sch.rfactor(lane, factor_axis=axis)]
+    partials = [(sch.rfactor(lane, factor_axis=axis), extent % width)]
     if width > _LAST_LANES:
         _, lane = sch.split(sch.get_loops(block)[-1], [None, _LAST_LANES])
-        partials.append(sch.rfactor(lane, factor_axis=axis))
+        partials.append((sch.rfactor(lane, factor_axis=axis), 0))
     return partials
 
 
