@@ -27,6 +27,7 @@ def machine(target: Target) -> pipeline.Machine:
     hw = Hardware.of(target)
     triple = str(target.attrs.get("mtriple", ""))
     aarch64 = triple.startswith("aarch64")
+    arm = aarch64 or triple.startswith("arm")
     channels, lanes = partial(to_compute, hw=hw), hw.lanes("float32")
     if str(target.kind) != "llvm":
         return pipeline.Machine(not bytes_are_fast(hw.features), hw.far_macs, None, False, None, channels, lanes, False)
@@ -35,10 +36,11 @@ def machine(target: Target) -> pipeline.Machine:
         far_macs=hw.far_macs,
         nearest=rounding.fcvtns if aarch64 else rounding.lrint,
         saturating=aarch64,
-        bounds=bounds.of_machine(aarch64 or triple.startswith("arm"), "fullfp16" in hw.features),
+        bounds=bounds.of_machine(arm, "fullfp16" in hw.features),
         channels=channels,
         lanes=lanes,
         unsigned=wants_unsigned(hw.features),
+        keeps_nan=arm,
     )
 
 

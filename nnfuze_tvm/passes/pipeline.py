@@ -15,8 +15,9 @@ from nnfuze_tvm.passes.lower.few_channels import FewChannels
 from nnfuze_tvm.passes.lower.fuse_layers import FuseLayers
 from nnfuze_tvm.passes.lower.hide_kernels import HideKernels
 from nnfuze_tvm.passes.lower.integer.realize_integer import RealizeInteger
+from nnfuze_tvm.passes.lower.joins import legalizations as joins
 from nnfuze_tvm.passes.lower.keep_crops import KeepCrops
-from nnfuze_tvm.passes.lower.keep_nan import Bound, legalizations
+from nnfuze_tvm.passes.lower.keep_nan import Bound, comparisons, extremes, legalizations
 from nnfuze_tvm.passes.lower.keep_spreads import KeepSpreads
 from nnfuze_tvm.passes.lower.layout import ToNHWC
 from nnfuze_tvm.passes.lower.round_to_integer import Rounding, RoundToInteger
@@ -97,6 +98,8 @@ class Machine:
         Float32 numbers in a vector; see ``FewChannels``.
     unsigned : bool
         Its dot products of bytes want unsigned data; see ``UnsignedBytes``, ``UnsignedRows``.
+    keeps_nan : bool
+        LLVM's maximum and minimum, which keep NaN, are instructions that it has.
     """
 
     integer_winograd: bool
@@ -107,6 +110,7 @@ class Machine:
     channels: Channels
     lanes: int
     unsigned: bool
+    keeps_nan: bool = False
 
 
 def lowering_phases(machine: Machine) -> list[tvm.transform.Pass]:
@@ -140,7 +144,13 @@ def kernel_phase(machine: Machine) -> tvm.transform.Pass:
         RoundToInteger(machine.nearest, machine.saturating),
         HideKernels(),
         relax.transform.LegalizeOps(
-            {**({} if machine.bounds is None else legalizations(*machine.bounds)), **max_poolings()}
+            {
+                **({} if machine.bounds is None else legalizations(*machine.bounds)),
+                **extremes(machine.keeps_nan),
+                **comparisons(),
+                **joins(),
+                **max_poolings(),
+            }
         ),
         relax.transform.AnnotateTIROpPattern(),
         KeepCrops(),

@@ -10,6 +10,7 @@ from nnfuze_tvm.schedules.families import RULES
 from nnfuze_tvm.schedules.intrinsics.words import multiply_words
 from nnfuze_tvm.schedules.knobs import record_knobs
 from nnfuze_tvm.schedules.rewrites.bias import start_from_bias
+from nnfuze_tvm.schedules.rewrites.extremes import keep_nan
 from nnfuze_tvm.schedules.rewrites.overlap import overlap_tiles
 from nnfuze_tvm.schedules.rewrites.partial_sums import sum_in_parts
 from nnfuze_tvm.schedules.rewrites.peel import peel_loops
@@ -49,6 +50,7 @@ def apply(sch: s_tir.Schedule, target: Target, tunable: bool = False) -> str:
 def apply_rewrites(func: tirx.PrimFunc) -> tirx.PrimFunc:
     """Return a scheduled kernel as it can be compiled: what rules mark and no schedule primitive can express."""
     passes = (
+        keep_nan,
         overlap_tiles,
         cut_tails,
         prefetch_weights,

@@ -45,7 +45,7 @@ class ScheduleKernels:
             _originals = [statements(record.workload.mod) for record in self.database.get_all_tuning_records()]
             with self.target, self.database:
                 mod = relax.transform.MetaScheduleApplyDatabase()(mod)
-        # The caller's kernels stay as they are: what they do is counted in them.
+        # The module that was given stays as it is: reports count the operations of its kernels.
         mod = mod.clone()
         for gvar, func in mod.functions_items():
             if not isinstance(func, tirx.PrimFunc):

@@ -40,24 +40,13 @@ def _product(node: Node, data: Value, axes: list[int], keep: bool) -> Value:
 def _extreme(largest: bool) -> Reduce:
     """Return a maximum or minimum that is NaN where one of the values is."""
 
-    def reduce(node: Node, data: Value, axes: list[int], keep: bool) -> Value:
+    def reduce(_: Node, data: Value, axes: list[int], keep: bool) -> Value:
         if not axes:
             return data
         bound = op.max if largest else op.min
         if dtype_of(data) == "bool":
             return op.astype(bound(op.astype(data, "int8"), axes, keepdims=keep), "bool")
-        found = node.emit(bound(data, axes, keepdims=keep))
-        if not dtype_of(data).startswith("float"):
-            return found
-        # Kernels compare, which holds for no NaN, and begin with the largest finite number: a second reduction tells
-        # what is lost. 0: there is only the worst infinity, 2 and more: there is NaN.
-        worst = scalar(-np.inf if largest else np.inf, data)
-        dtype = dtype_of(data)
-        better = op.astype((op.greater if largest else op.less)(data, worst), dtype)
-        code = op.add(better, op.multiply(op.astype(op.isnan(data), dtype), scalar(2, data)))
-        kind = node.emit(op.max(code, axes, keepdims=keep))
-        finite = op.where(op.less(kind, scalar(1, data)), worst, found)
-        return op.where(op.less(kind, scalar(2, data)), finite, scalar(np.nan, data))
+        return bound(data, axes, keepdims=keep)
 
     return reduce
 

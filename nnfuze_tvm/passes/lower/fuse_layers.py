@@ -19,6 +19,7 @@ from nnfuze_tvm.graph.dataflow import (
     substitute,
     with_main,
 )
+from nnfuze_tvm.passes.lower.recomputed import is_stop, with_stops
 
 
 @module_pass(opt_level=0, name="FuseLayers")
@@ -28,10 +29,12 @@ class FuseLayers:
     Layers with equal shapes share one fused function, so the names inside of it are one call's only. Each call's
     operands tell which bindings of the unfused ``main`` its function stands for, and those have the layers' names.
     Several layers in one call are joined by ``+``; where there is none, the Var keeps the name that TVM gave it.
+    Chains of operators that would compute values again and again end where `recomputed` says.
     """
 
     def transform_module(self, mod: tvm.IRModule, _: PassContext) -> tvm.IRModule:
         """Return the module with fused functions, ``main`` calling them."""
+        mod = with_stops(mod)
         # What is computed twice counts as its first Var.
         unfused: dict[tuple[Any, ...], Value] = {}
         first: dict[Value, Value] = {}
@@ -70,6 +73,9 @@ class FuseLayers:
                 origins[binding.var] = unfused.get(key)
                 if origins[binding.var] is not None:
                     layers += _names(origins[binding.var])
+            if is_stop(binding.value):
+                values[binding.var] = substitute(binding.value.args[0], values)
+                continue
             name = ir.JOINED.join(dict.fromkeys(layers)) or binding.var.name
             values[binding.var] = emitter.emit(substitute(binding.value, values), name)
         outputs = [values.get(field, field) for field in output_fields(main)]

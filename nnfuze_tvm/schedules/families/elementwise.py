@@ -27,14 +27,19 @@ _UNROLLED_SEGMENTS = 16
 
 
 def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
-    """Schedule a kernel of spatial blocks with one result; see `Rule` for the contract."""
+    """Schedule a kernel of spatial blocks with one result, or of parts of one; see `Rule` for the contract."""
     everything = blocks(sch)
     if not everything or any(set(iter_kinds(sch, block)) != {"S"} for block in everything):
         return False
-    if not has_one_output(sch):
+    parts = len(everything) > 1 and _are_parts(sch, everything)
+    if not parts and not has_one_output(sch):
         return False
     if any(len(sch.get_loops(block)) != len(iter_kinds(sch, block)) for block in everything):
         return False
+    if parts:
+        for block in everything:
+            _schedule(sch, block, hw, tunable=False)
+        return True
     for block in everything[:-1]:
         try:
             sch.compute_inline(block)
@@ -43,6 +48,18 @@ def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
     for block in blocks(sch):
         _schedule(sch, block, hw, tunable)
     return True
+
+
+def _are_parts(sch: s_tir.Schedule, everything: list[SBlockRV]) -> bool:
+    """Tell whether every block writes a part of the only result, and reads no other's."""
+    result = sch.mod["main"].params[-1]
+    nodes = [sch.get(block) for block in everything]
+    return all(
+        len(node.writes) == 1
+        and node.writes[0].source.same_as(result)
+        and not any(region.source.same_as(result) for region in node.reads)
+        for node in nodes
+    )
 
 
 def _schedule(sch: s_tir.Schedule, block: SBlockRV, hw: Hardware, tunable: bool) -> None:

@@ -22,19 +22,27 @@ _TILES = "nnfuze.peel"
 _FIRST = "nnfuze.peel_first"
 _REST = "nnfuze.peel_rest"
 _INSIDE = "nnfuze.peel_inside"
+_KEEPS = "nnfuze.peel_keeps"
 
 
 def mark(
-    sch: s_tir.Schedule, tiles: LoopRV, name: str, inside: Sequence[LoopRV] = (), rest: int = 0, first: bool = False
+    sch: s_tir.Schedule,
+    tiles: LoopRV,
+    name: str,
+    inside: Sequence[LoopRV] = (),
+    rest: int = 0,
+    first: bool = False,
+    keeps: bool = False,
 ) -> None:
     """Mark the loop over the tiles of an axis, which ``name`` tells from other axes.
 
     Of the loops ``inside``, the last tile has ``rest`` iterations, or all of them if that is 0. The ``first`` tile
-    stays in the loop if it is not said to be different.
+    stays in the loop if it is not said to be different. A loop ``keeps`` what the next tile goes on with: sums.
     """
     sch.annotate(tiles, _TILES, name)
     sch.annotate(tiles, _FIRST, int(first))
     sch.annotate(tiles, _REST, rest)
+    sch.annotate(tiles, _KEEPS, int(keeps))
     for loop in inside:
         sch.annotate(loop, _INSIDE, name)
 
@@ -47,7 +55,7 @@ def peel_loops(func: tirx.PrimFunc) -> tirx.PrimFunc:
         return _peel(loop, added) if _TILES in loop.annotations else loop
 
     body = tvm_ffi.structural_map(func.body, (tirx.For, visit))
-    if not added:
+    if body.same_as(func.body):
         return func
     return with_buffers(func, body, added)
 
@@ -56,7 +64,8 @@ def _peel(loop: tirx.For, added: list[tirx.Var]) -> tirx.Stmt:
     """Return the loop in up to three parts; new buffers go to ``added``."""
     name, first, rest = str(loop.annotations[_TILES]), int(loop.annotations[_FIRST]), int(loop.annotations[_REST])
     dtype, count = loop.loop_var.ty.dtype, int(loop.extent)
-    annotations = {key: value for key, value in loop.annotations.items() if key not in (_TILES, _FIRST, _REST)}
+    marks = (_TILES, _FIRST, _REST, _KEEPS)
+    annotations = {key: value for key, value in loop.annotations.items() if key not in marks}
     if count == 1:
         return _copy(loop, name, rest, tirx.IntImm(dtype, 0), added)
     start = 1 if first else 0
@@ -90,7 +99,7 @@ def _copy(loop: tirx.For, name: str, rest: int, place: tirx.Expr, added: list[ti
             (tirx.BufferStore, lambda store: written.append(store.buffer)),
         ],
     )
-    for buffer in written:
+    for buffer in written if not int(loop.annotations[_KEEPS]) else ():
         if buffer in read and buffer not in values:
             values[buffer] = tirx.Var(buffer.name, buffer.ty)
             added.append(values[buffer])

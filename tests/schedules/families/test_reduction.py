@@ -26,6 +26,12 @@ OPERATORS = {
     "max": lambda x: relax.op.max(x, -1),
     "argmax": lambda x: relax.op.argmax(x, -1),
     "variance": lambda x: relax.op.variance(x, -1),
+    "last_two": lambda x: relax.op.sum(x, [-2, -1]),
+    "apart": lambda x: relax.op.mean(x, [0, -1]),
+    "apart_kept": lambda x: relax.op.min(x, [0, -1], True),
+    "squares_of_all": lambda x: relax.op.sum(relax.op.multiply(x, x)),
+    "max_of_all": relax.op.max,
+    "mean_of_all": lambda x: relax.op.mean(x, None, True),
 }
 
 

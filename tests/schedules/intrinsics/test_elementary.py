@@ -15,6 +15,7 @@ from tests.schedules import kernels
 
 FUNCTIONS = {
     "exp": (relax.op.exp, np.exp, 0.0, 2.5e-7),
+    "log": (lambda x: relax.op.log(relax.op.abs(x)), lambda x: np.log(np.abs(x)), 1e-9, 2.5e-7),
     "erf": (relax.op.erf, np.vectorize(math.erf), 7e-7, 1e-6),
     "tanh": (relax.op.tanh, np.tanh, 2.5e-7, 0.0),
     "sigmoid": (relax.op.sigmoid, lambda x: 1 / (1 + np.exp(-x)), 1e-37, 5e-7),
@@ -55,6 +56,21 @@ def test_beyond_all_bounds(name, limits):
     large = evaluate(name, np.array([1e30, -1e30] * 8, "float32"))
     np.testing.assert_array_equal(large, infinite)
     assert np.isnan(evaluate(name, np.full(16, np.nan, "float32"))).all()
+
+
+def test_logarithms():
+    x = np.concatenate([np.geomspace(1e-45, 3e38, 977), 1 + np.linspace(-0.3, 0.4, 1001)]).astype("float32")
+    np.testing.assert_allclose(evaluate("log", x), np.log(x.astype("float64")), rtol=2.5e-7, atol=1e-9)
+
+
+def test_logarithms_of_what_has_none():
+    x = np.array([0, -0.0, -1, -np.inf, np.inf, np.nan, 1, -1e-40] * 2, "float32")
+    mod = kernels.single_function(
+        {"x": ((16,), "float32")}, lambda builder, variables: builder.emit(relax.op.log(variables[0]))
+    )
+    with np.errstate(divide="ignore", invalid="ignore"):
+        want = np.log(x)
+    np.testing.assert_allclose(kernels.schedule_and_run(mod, resolve("host"), {"x": x}).outputs[0], want, rtol=2.5e-7)
 
 
 def test_large_exponentials_are_finite_up_to_the_largest_float():
