@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SPEECH := examples/speech
 
-# A virtual environment or module path of the caller must not reach into ours.
-unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME
+# A virtual environment or module path of the caller must not reach into ours. Tests start some hundred processes, which
+# would each compile the whole package.
+unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-arm test-all lint format clean
 

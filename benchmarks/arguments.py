@@ -10,6 +10,14 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 
 
+def parser_of(program: str, about: str | None) -> argparse.ArgumentParser:
+    """Return the parser of a module's command line, which its docstring describes: the rest of it stands at the end."""
+    assert about
+    summary, _, more = about.partition("\n\n")
+    form = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(program, description=summary, epilog=more, formatter_class=form)
+
+
 def names(known: Sequence[str] = ()) -> Callable[[str], list[str]]:
     """Return a parser of ``a,b,c``, names that must be among ``known`` if that is given."""
 

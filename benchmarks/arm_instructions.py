@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import networks, plots
-from benchmarks.arguments import names, output_console
+from benchmarks.arguments import names, output_console, parser_of
 from benchmarks.arm import engines
 from benchmarks.arm.counting import Count
 from benchmarks.arm.engines import CPUS, Measured
@@ -267,12 +267,7 @@ def draw(path: Path, results: Sequence[Result]) -> None:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    assert __doc__
-    summary, _, more = __doc__.partition("\n\n")
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        "benchmarks.arm_instructions", description=summary, epilog=more, formatter_class=form
-    )
+    parser = parser_of("benchmarks.arm_instructions", __doc__)
 
     def choice(option: str, known: Sequence[str], default: Sequence[str]) -> None:
         parser.add_argument(

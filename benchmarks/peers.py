@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import engines, networks, plots
-from benchmarks.arguments import at_least, names, output_console
+from benchmarks.arguments import at_least, names, output_console, parser_of
 from benchmarks.engines import nnfuze, tvm
 from benchmarks.engines.base import Engine, Unavailable, relative_error
 from benchmarks.engines.onnxruntime import reference
@@ -297,10 +297,7 @@ def as_json(results: Sequence[Result]) -> dict[str, Any]:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    assert __doc__
-    summary, _, more = __doc__.partition("\n\n")
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("benchmarks.peers", description=summary, epilog=more, formatter_class=form)
+    parser = parser_of("benchmarks.peers", __doc__)
     parser.add_argument(
         "--networks", type=names(), default=list(networks.NAMES), metavar="A,B,…", help="names, files, a+b"
     )

@@ -31,7 +31,7 @@ from tvm.s_tir import meta_schedule as ms
 from tvm.s_tir.transform import RemoveWeightLayoutRewriteBlock
 
 from benchmarks import plots
-from benchmarks.arguments import at_least, output_console
+from benchmarks.arguments import at_least, output_console, parser_of
 from benchmarks.engines import versions
 from benchmarks.engines.base import quiet
 from benchmarks.engines.nnfuze import source_digest
@@ -299,10 +299,7 @@ def summary(document: dict[str, Any]) -> str:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    assert __doc__
-    head, _, more = __doc__.partition("\n\n")
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("benchmarks.tuning_curve", description=head, epilog=more, formatter_class=form)
+    parser = parser_of("benchmarks.tuning_curve", __doc__)
     parser.add_argument("--network", default="resnet18", help="a name, a file or a+b; resnet18 by default")
     parser.add_argument("--kernels", type=at_least(1), default=4, help="how many, the most expensive ones; 4")
     parser.add_argument("--trials", type=at_least(1), default=32, help="ours, per kernel; 32")

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from benchmarks.arguments import at_least, names, output_console
+from benchmarks.arguments import at_least, names, output_console, parser_of
 from benchmarks.engines import nnfuze, onnxruntime, openvino
 from benchmarks.engines.base import Engine, Unavailable, relative_error
 from benchmarks.interleaved import interleaved
@@ -307,10 +307,7 @@ def _source(shipped: Shipped) -> dict[str, str]:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    assert __doc__
-    about, _, more = __doc__.partition("\n\n")
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("benchmarks.zoo", description=about, epilog=more, formatter_class=form)
+    parser = parser_of("benchmarks.zoo", __doc__)
     parser.add_argument(
         "--networks", type=names(tuple(NETWORKS)), default=list(NETWORKS), metavar="A,B,…", help=", ".join(NETWORKS)
     )

@@ -16,6 +16,7 @@ settings.register_profile(
     max_examples=20,
     suppress_health_check=[HealthCheck.too_slow],
 )
+settings.register_profile("thorough", settings.get_profile("repeatable"), max_examples=100)
 settings.load_profile("repeatable")
 
 # A shell's background jobs ignore interrupts, and whatever they start does, too; some tests interrupt what they start.
@@ -28,6 +29,11 @@ for name in ("COLUMNS", "FORCE_COLOR", "LINES", "NO_COLOR", "OMP_NUM_THREADS", "
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all", action="store_true", help="also the tests that are slow and find little more")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--all"):
+        settings.load_profile("thorough")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -6,11 +6,17 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import tvm
+from hypothesis import settings
 from tvm import relax
 
 from nnfuze_tvm.devices.targets import resolve
 from nnfuze_tvm.devices.toolchain import linker_for
 from nnfuze_tvm.graph import evaluate
+
+
+def few(examples: int) -> settings:
+    """Return Hypothesis's settings where each example is compiled: so many examples, five times as many with --all."""
+    return settings(max_examples=examples * settings().max_examples // 20)
 
 
 def evaluate_module(mod: tvm.IRModule, inputs: Mapping[str, np.ndarray], function: str = "main") -> list[np.ndarray]:

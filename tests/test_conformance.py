@@ -66,9 +66,9 @@ def _network(family: str, precision: str):
     return calls(named, _codes, _codes) if named else None
 
 
-def _run(mod: tvm.IRModule, data: dict[str, np.ndarray]) -> list[np.ndarray]:
-    machine = relax.VirtualMachine(build.build(mod, HOST), tvm.cpu())
-    given = (tvm.runtime.tensor(data[param.name]) for param in mod["main"].params)
+def _run(lowered: tvm.IRModule, data: dict[str, np.ndarray]) -> list[np.ndarray]:
+    machine = relax.VirtualMachine(build.generate(lowered, HOST), tvm.cpu())
+    given = (tvm.runtime.tensor(data[param.name]) for param in lowered["main"].params)
     return [output.numpy() for output in machine["main"](*given)]
 
 
@@ -99,8 +99,9 @@ def test_kernels_equal_their_reference(family, precision):
     if network is None:
         pytest.skip("declares none")
     mod, data = network
-    _check_rules(mod, build.lower(mod, HOST))
-    got = _run(mod, data)
+    lowered = build.lower(mod, HOST)
+    _check_rules(mod, lowered)
+    got = _run(lowered, data)
     if precision == "int8":
         integer = tvm.transform.Sequential([pipeline.layout_phase(), RealizeInteger()])(mod)
         assert not integer.attrs["nnfuze.float_layers"]

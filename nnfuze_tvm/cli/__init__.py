@@ -32,7 +32,11 @@ _USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]
 
 def main() -> None:
     """Entry point of the command ``nnfuze``."""
-    sys.exit(run())
+    code = run()
+    # Under `-m`, Python ends by SIGINT, whatever the code, where Ctrl-C came while text was being run, as happens in
+    # imports that make data classes. To run another text is what makes it forget that.
+    exec("")
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -111,6 +112,9 @@ def test_the_guide(tmp_path: Path) -> None:
         if keep := os.environ.get("NNFUZE_KEEP_GUIDE"):
             Path(keep).write_text("\n".join(done), encoding="utf-8")
     assert (board / "run").exists()
+    # The weights are in the library: nothing else went to the board with it.
+    weights = json.loads((board / "out/manifest.json").read_text())["metrics"]["parameter_bytes"]
+    assert (board / "out/lib.so").stat().st_size > weights
 
 
 def wait_for(log: Path, process: subprocess.Popen) -> None:

@@ -372,3 +372,12 @@ def test_interrupt(models: list[str], out: Path, tmp_path: Path, moment: str, ho
     assert stdout == ""
     assert list(scratch.iterdir()) == []
     assert not list(out.parent.glob(f".{out.name}-*"))
+
+
+def test_interrupt_while_text_is_being_run(tmp_path: Path) -> None:
+    """Python remembers such a Ctrl-C, and would end by it although it was caught."""
+    lines = ["from nnfuze_tvm import cli", "cli._run = lambda _: exec('raise KeyboardInterrupt')", "cli.main()"]
+    (tmp_path / "stopped.py").write_text("\n".join(lines))
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.getcwd()])}
+    done = subprocess.run([sys.executable, "-m", "stopped"], env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, one_line(done.stderr)) == (2, "interrupted")

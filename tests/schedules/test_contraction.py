@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from tvm import relax, s_tir
 
@@ -15,6 +15,7 @@ from nnfuze_tvm.devices.hardware import Hardware
 from nnfuze_tvm.devices.targets import resolve
 from nnfuze_tvm.schedules import contraction
 from nnfuze_tvm.schedules.register_tile import Work, tiles
+from tests.helpers import few
 from tests.schedules.kernels import assembly_of, fused_kernels, schedule_and_run, single_function
 
 HOST = resolve("host")
@@ -75,7 +76,7 @@ def reference_conv(data, weights, bias, stride, padding, groups, dilation=1):
     return result + bias
 
 
-@settings(max_examples=15, deadline=None)
+@few(10)
 @given(
     seed=st.integers(0, 10_000),
     size=st.tuples(st.integers(3, 14), st.integers(3, 17)),
@@ -187,7 +188,7 @@ def test_product_of_two_activations_needs_no_constant(shapes):
     np.testing.assert_allclose(got.outputs[0], left @ right, atol=1e-4)
 
 
-@settings(max_examples=15, deadline=None)
+@few(8)
 @given(
     heads=st.integers(1, 5),
     rows=st.sampled_from([1, 3, 13, 64]),

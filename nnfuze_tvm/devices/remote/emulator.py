@@ -118,7 +118,7 @@ def python(cpu: str, at: Path, *paths: str | os.PathLike[str]) -> tuple[list[str
     """
     root = at / "root"
     search = [str(at / "site"), *(os.fspath(path) for path in paths)]
-    inner = {"PYTHONHOME": str(root / "usr"), "PYTHONPATH": os.pathsep.join(search), "PYTHONDONTWRITEBYTECODE": "1"}
+    inner = {"PYTHONHOME": str(root / "usr"), "PYTHONPATH": os.pathsep.join(search)}
     # The emulator hands its environment on; of this machine's Python and libraries, nothing may reach into the other.
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "LD_", "TVM_LIBRARY_PATH"))}
     return [TOOLS["qemu-user"], "-cpu", cpu, "-L", str(root), str(root / f"usr/bin/python{_PYTHON}")], kept | inner

@@ -1,13 +1,15 @@
-"""What the instruction sets share: what a dot product computes, and how its TVMScript is read quickly."""
+"""What the instruction sets share: what a dot product computes.
+
+Written with TVM's IR builder: TVMScript would take its parser 20 ms a function, in each process that imports this.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tvm import tirx
-from tvm.script import tirx as T
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as B
 
@@ -89,74 +91,39 @@ def steps_desc(dot: Dot) -> tirx.PrimFunc:
     return builder.get()
 
 
-def dot4_desc(lanes: int, dtype: str) -> tirx.PrimFunc:
-    """Return what a dot4 intrinsic computes: data (4,), weights (lanes, 4) int8, accumulators (lanes,) int32."""
+@contextmanager
+def sums_of_products(lanes: int, depth: int, data: str, weights: str) -> Iterator[tuple[tirx.Buffer, ...]]:
+    """Describe what adds ``depth`` products to each sum, around its body.
 
-    @T.prim_func(s_tir=True)
-    def desc(
-        A: T.Buffer((4,), dtype, offset_factor=1),
-        B: T.Buffer((lanes, 4), "int8", offset_factor=1),
-        C: T.Buffer((lanes,), "int32", offset_factor=1),
-    ) -> None:
-        with T.sblock("root"):
-            T.reads(C[0:lanes], A[0:4], B[0:lanes, 0:4])
-            T.writes(C[0:lanes])
-            for i in T.serial(0, lanes):
-                for k in T.serial(0, 4):
-                    with T.sblock("update"):
-                        vi, vk = T.axis.remap("SR", [i, k])
-                        C[vi] = C[vi] + T.cast(A[vk], "int32") * T.cast(B[vi, vk], "int32")
-
-    return desc
-
-
-def dot2_desc(lanes: int) -> tirx.PrimFunc:
-    """Return what a dot2 intrinsic computes: int8 data (2,) widened to int16, weights (lanes, 2) int8, int32 sums."""
-
-    @T.prim_func(s_tir=True)
-    def desc(
-        A: T.Buffer((2,), "int16", offset_factor=1),
-        B: T.Buffer((lanes, 2), "int8", offset_factor=1),
-        C: T.Buffer((lanes,), "int32", offset_factor=1),
-    ) -> None:
-        with T.sblock("root"):
-            T.reads(C[0:lanes], A[0:2], B[0:lanes, 0:2])
-            T.writes(C[0:lanes])
-            for i in T.serial(0, lanes):
-                for k in T.serial(0, 2):
-                    with T.sblock("update"):
-                        vi, vk = T.axis.remap("SR", [i, k])
-                        C[vi] = C[vi] + T.cast(T.cast(A[vk], "int8"), "int32") * T.cast(B[vi, vk], "int32")
-
-    return desc
-
-
-def words_desc(lanes: int) -> tirx.PrimFunc:
-    """Return what a pair of int16 products computes: data (2,), weights (lanes, 2), accumulators (lanes,) int32."""
-
-    @T.prim_func(s_tir=True)
-    def desc(
-        A: T.Buffer((2,), "int16", offset_factor=1),
-        B: T.Buffer((lanes, 2), "int16", offset_factor=1),
-        C: T.Buffer((lanes,), "int32", offset_factor=1),
-    ) -> None:
-        with T.sblock("root"):
-            T.reads(C[0:lanes], A[0:2], B[0:lanes, 0:2])
-            T.writes(C[0:lanes])
-            for i in T.serial(0, lanes):
-                for k in T.serial(0, 2):
-                    with T.sblock("update"):
-                        vi, vk = T.axis.remap("SR", [i, k])
-                        C[vi] = C[vi] + T.cast(A[vk], "int32") * T.cast(B[vi, vk], "int32")
-
-    return desc
-
-
-def with_short_stack(function: Callable[[], None]) -> None:
-    """Call ``function`` in a thread of its own and wait for it.
-
-    TVMScript's parser inspects every frame of the call stack for every function it reads. Below a dozen nested
-    imports that takes seconds, in a new thread some milliseconds.
+    Yields
+    ------
+    tuple of tvm.tirx.Buffer
+        The data (depth,), the weights (lanes, depth) and the sums (lanes,) in int32.
     """
-    with ThreadPoolExecutor(1) as executor:
-        executor.submit(function).result()
+    with B.prim_func(s_tir=True):
+        a, b, c = (B.arg(name, B.handle()) for name in "abc")
+        factors = B.match_buffer(a, (depth,), data, offset_factor=1)
+        packed = B.match_buffer(b, (lanes, depth), weights, offset_factor=1)
+        sums = B.match_buffer(c, (lanes,), "int32", offset_factor=1)
+        with B.sblock("root"):
+            B.reads(sums[0:lanes], factors[0:depth], packed[0:lanes, 0:depth])
+            B.writes(sums[0:lanes])
+            yield factors, packed, sums
+
+
+def products_desc(lanes: int, depth: int, data: str, weights: str, narrow: str | None = None) -> tirx.PrimFunc:
+    """Return what an intrinsic of one step computes: data (depth,), weights (lanes, depth), int32 sums (lanes,).
+
+    ``narrow`` is the dtype that holds the data's values, where they are given in a wider one.
+    """
+    with IRBuilder() as builder:
+        with (
+            sums_of_products(lanes, depth, data, weights) as (factors, packed, sums),
+            B.serial(0, lanes) as lane,
+            B.serial(0, depth) as product,
+            B.sblock("update"),
+        ):
+            i, k = B.axis.spatial(lanes, lane), B.axis.reduce(depth, product)
+            factor = B.cast(factors[k], narrow) if narrow else factors[k]
+            B.buffer_store(sums, sums[i] + B.cast(factor, "int32") * B.cast(packed[i, k], "int32"), [i])
+    return builder.get()

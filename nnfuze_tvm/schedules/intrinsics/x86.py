@@ -2,95 +2,65 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from tvm import tirx
 from tvm.s_tir import TensorIntrin
-from tvm.script import tirx as T
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
 
-from nnfuze_tvm.schedules.intrinsics.description import dot2_desc, dot4_desc, with_short_stack, words_desc
+from nnfuze_tvm.schedules.intrinsics.description import products_desc, sums_of_products
+
+# An expression of TVM's of several lanes.
+Vector = Any
+
+
+def _implementation(
+    lanes: int, depth: int, data: str, weights: str, total: Callable[[Vector, Vector, Vector], Vector]
+) -> tirx.PrimFunc:
+    """Return what computes ``total`` of the sums, the data in 32 bits for every lane, and the weights."""
+    with IRBuilder() as builder:
+        with sums_of_products(lanes, depth, data, weights) as (factors, packed, sums):
+            word = T.reinterpret("int32", factors.vload([0], f"{data}x{depth}"))
+            loaded = packed.vload([0, 0], f"{weights}x{lanes * depth}")
+            new = total(sums.vload([0], f"int32x{lanes}"), T.broadcast(word, lanes), loaded)
+            T.buffer_store(sums, new, [T.ramp(T.int32(0), 1, lanes)])
+    return builder.get()
+
+
+def _call(name: str, dtype: str, *args: Vector) -> Vector:
+    return T.call_llvm_pure_intrin(dtype, f"llvm.x86.{name}", *args)
 
 
 def _maddubs(lanes: int, maddubs: str, maddwd: str) -> tirx.PrimFunc:
     """Data uint8 (0..127): pairs to int16 without saturation (2 · 127 · 127 < 2^15), then to int32."""
-    n8, n16 = lanes * 4, lanes * 2
-    bytes_type, words_type, sums_type = f"int8x{n8}", f"int16x{n16}", f"int32x{lanes}"
 
-    @T.prim_func(s_tir=True)
-    def impl(
-        A: T.Buffer((4,), "uint8", offset_factor=1),
-        B: T.Buffer((lanes, 4), "int8", offset_factor=1),
-        C: T.Buffer((lanes,), "int32", offset_factor=1),
-    ) -> None:
-        with T.sblock("root"):
-            T.reads(C[0:lanes], A[0:4], B[0:lanes, 0:4])
-            T.writes(C[0:lanes])
-            C[T.ramp(T.int32(0), 1, lanes)] = C.vload([0], dtype=sums_type) + T.call_llvm_pure_intrin(
-                T.llvm_lookup_intrinsic_id(maddwd),
-                T.call_llvm_pure_intrin(
-                    T.llvm_lookup_intrinsic_id(maddubs),
-                    T.reinterpret(
-                        T.broadcast(T.reinterpret(A.vload([0], "uint8x4"), dtype="int32"), lanes),
-                        dtype=bytes_type,
-                    ),
-                    B.vload([0, 0], dtype=bytes_type),
-                    dtype=words_type,
-                ),
-                T.broadcast(T.int16(1), n16),
-                dtype=sums_type,
-            )
+    def total(sums: Vector, data: Vector, weights: Vector) -> Vector:
+        words = _call(maddubs, f"int16x{lanes * 2}", T.reinterpret(f"int8x{lanes * 4}", data), weights)
+        return sums + _call(maddwd, f"int32x{lanes}", words, T.broadcast(T.int16(1), lanes * 2))
 
-    return impl
+    return _implementation(lanes, 4, "uint8", "int8", total)
 
 
-def _maddwd(lanes: int, weights: str, maddwd: str) -> tirx.PrimFunc:
+def _maddwd(lanes: int, weights_type: str, maddwd: str) -> tirx.PrimFunc:
     """Data of int16, or int8 already widened to it, on AVX2 and AVX-512: pairs of products, exact in int32."""
-    n16 = lanes * 2
-    loaded_type, words_type, sums_type = f"{weights}x{n16}", f"int16x{n16}", f"int32x{lanes}"
+    words = f"int16x{lanes * 2}"
 
-    @T.prim_func(s_tir=True)
-    def impl(
-        A: T.Buffer((2,), "int16", offset_factor=1),
-        B: T.Buffer((lanes, 2), weights, offset_factor=1),
-        C: T.Buffer((lanes,), "int32", offset_factor=1),
-    ) -> None:
-        with T.sblock("root"):
-            T.reads(C[0:lanes], A[0:2], B[0:lanes, 0:2])
-            T.writes(C[0:lanes])
-            C[T.ramp(T.int32(0), 1, lanes)] = C.vload([0], dtype=sums_type) + T.call_llvm_pure_intrin(
-                T.llvm_lookup_intrinsic_id(maddwd),
-                T.reinterpret(
-                    T.broadcast(T.reinterpret(A.vload([0], "int16x2"), dtype="int32"), lanes), dtype=words_type
-                ),
-                T.cast(B.vload([0, 0], dtype=loaded_type), words_type),
-                dtype=sums_type,
-            )
+    def total(sums: Vector, data: Vector, weights: Vector) -> Vector:
+        return sums + _call(maddwd, f"int32x{lanes}", T.reinterpret(words, data), T.cast(weights, words))
 
-    return impl
+    return _implementation(lanes, 2, "int16", weights_type, total)
 
 
 def _vpdpbusd(lanes: int) -> tirx.PrimFunc:
     """Data uint8 on AVX-512 VNNI. LLVM types the byte operands as int8."""
-    intrinsic, sums_type, bytes_type = f"llvm.x86.avx512.vpdpbusd.{32 * lanes}", f"int32x{lanes}", f"int8x{4 * lanes}"
 
-    @T.prim_func(s_tir=True)
-    def impl(
-        A: T.Buffer((4,), "uint8", offset_factor=1),
-        B: T.Buffer((lanes, 4), "int8", offset_factor=1),
-        C: T.Buffer((lanes,), "int32", offset_factor=1),
-    ) -> None:
-        with T.sblock("root"):
-            T.reads(C[0:lanes], A[0:4], B[0:lanes, 0:4])
-            T.writes(C[0:lanes])
-            C[T.ramp(T.int32(0), 1, lanes)] = T.call_llvm_pure_intrin(
-                T.llvm_lookup_intrinsic_id(intrinsic),
-                C.vload([0], dtype=sums_type),
-                T.reinterpret(
-                    T.broadcast(T.reinterpret(A.vload([0], "uint8x4"), dtype="int32"), lanes), dtype=bytes_type
-                ),
-                B.vload([0, 0], dtype=bytes_type),
-                dtype=sums_type,
-            )
+    def total(sums: Vector, data: Vector, weights: Vector) -> Vector:
+        name = f"avx512.vpdpbusd.{32 * lanes}"
+        return _call(name, f"int32x{lanes}", sums, T.reinterpret(f"int8x{lanes * 4}", data), weights)
 
-    return impl
+    return _implementation(lanes, 4, "uint8", "int8", total)
 
 
 # (feature, dtype of the data, name, lanes, depth, multiplications, dtype of the widened data), best first. Signed data
@@ -117,22 +87,32 @@ WORDS = (
 
 
 def _register() -> None:
-    TensorIntrin.register("nnfuze_dot4_vnni_u8", dot4_desc(16, "uint8"), _vpdpbusd(16))
-    TensorIntrin.register("nnfuze_dot4_vnni256_u8", dot4_desc(8, "uint8"), _vpdpbusd(8))
+    TensorIntrin.register("nnfuze_dot4_vnni_u8", products_desc(16, 4, "uint8", "int8"), _vpdpbusd(16))
+    TensorIntrin.register("nnfuze_dot4_vnni256_u8", products_desc(8, 4, "uint8", "int8"), _vpdpbusd(8))
     TensorIntrin.register(
         "nnfuze_dot4_avx512_u8",
-        dot4_desc(16, "uint8"),
-        _maddubs(16, "llvm.x86.avx512.pmaddubs.w.512", "llvm.x86.avx512.pmaddw.d.512"),
+        products_desc(16, 4, "uint8", "int8"),
+        _maddubs(16, "avx512.pmaddubs.w.512", "avx512.pmaddw.d.512"),
     )
     TensorIntrin.register(
         "nnfuze_dot4_avx2_u8",
-        dot4_desc(8, "uint8"),
-        _maddubs(8, "llvm.x86.avx2.pmadd.ub.sw", "llvm.x86.avx2.pmadd.wd"),
+        products_desc(8, 4, "uint8", "int8"),
+        _maddubs(8, "avx2.pmadd.ub.sw", "avx2.pmadd.wd"),
     )
-    TensorIntrin.register("nnfuze_dot2_avx2_i8", dot2_desc(8), _maddwd(8, "int8", "llvm.x86.avx2.pmadd.wd"))
-    TensorIntrin.register("nnfuze_dot2_avx512_i8", dot2_desc(16), _maddwd(16, "int8", "llvm.x86.avx512.pmaddw.d.512"))
-    TensorIntrin.register("nnfuze_dot16_avx2", words_desc(8), _maddwd(8, "int16", "llvm.x86.avx2.pmadd.wd"))
-    TensorIntrin.register("nnfuze_dot16_avx512", words_desc(16), _maddwd(16, "int16", "llvm.x86.avx512.pmaddw.d.512"))
+    TensorIntrin.register(
+        "nnfuze_dot2_avx2_i8", products_desc(8, 2, "int16", "int8", narrow="int8"), _maddwd(8, "int8", "avx2.pmadd.wd")
+    )
+    TensorIntrin.register(
+        "nnfuze_dot2_avx512_i8",
+        products_desc(16, 2, "int16", "int8", narrow="int8"),
+        _maddwd(16, "int8", "avx512.pmaddw.d.512"),
+    )
+    TensorIntrin.register(
+        "nnfuze_dot16_avx2", products_desc(8, 2, "int16", "int16"), _maddwd(8, "int16", "avx2.pmadd.wd")
+    )
+    TensorIntrin.register(
+        "nnfuze_dot16_avx512", products_desc(16, 2, "int16", "int16"), _maddwd(16, "int16", "avx512.pmaddw.d.512")
+    )
 
 
-with_short_stack(_register)
+_register()

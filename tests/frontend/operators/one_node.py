@@ -1,60 +1,133 @@
-"""Networks of one node, against ONNX Runtime or ONNX's reference."""
+"""Networks of one node, computed with NumPy or by their kernels, against ONNX Runtime or ONNX's reference."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import tvm
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from nnfuze_tvm.errors import ModelError
 from nnfuze_tvm.frontend import load
+from nnfuze_tvm.passes import pipeline
 from tests.helpers import evaluate_module, run_module
 
-Arrays = Sequence[np.ndarray | None]
+# Nodes that it computes although a type is not in the specification make it write warnings.
+onnxruntime.set_default_logger_severity(4)
+
+
+def numbers(*shape: int, seed: int = 0, dtype: str = "float32") -> np.ndarray:
+    """Return normally distributed numbers."""
+    return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(dtype)
 
 
 def one_node(
-    operator: str, inputs: Arrays, outputs: int = 1, known: Sequence[int] = (), opset: int = 17, **attributes: object
+    operator: str,
+    operands: Sequence[Any],
+    known: Iterable[int] = (),
+    *,
+    opset: int = 19,
+    outputs: int | Sequence[str] = 1,
+    **attributes: Any,
 ) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
-    """Return a network of ``domain.operator``, whose ``known`` inputs are weights, and what it is fed with."""
+    """Return a network of one node, ``node``, and data for its inputs ``x0``, ``x1``, ….
+
+    Parameters
+    ----------
+    operator
+        Its type, behind its domain and a dot where that isn't ONNX's own.
+    operands
+        Arrays, or None for one that is left out.
+    known
+        The numbers of those that are weights.
+    outputs
+        How many, or their names.
+    """
     domain, _, name = operator.rpartition(".")
-    names = [f"x{n}" if value is not None else "" for n, value in enumerate(inputs)]
-    given = {names[n]: value for n, value in enumerate(inputs) if value is not None}
-    weights = [numpy_helper.from_array(given.pop(names[n]), names[n]) for n in known]
-    infos = [
-        helper.make_tensor_value_info(key, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
-        for key, value in given.items()
-    ]
-    results = [f"y{n}" for n in range(outputs)]
-    node = helper.make_node(name, names, results, name="node", domain=domain, **attributes)
-    graph = helper.make_graph([node], "net", infos, list(map(helper.make_empty_tensor_value_info, results)), weights)
+    known = set(known)
+    arrays = {n: np.asarray(each) for n, each in enumerate(operands) if each is not None}
+    names = [f"x{n}" if n in arrays else "" for n in range(len(operands))]
+    feeds = {names[n]: value for n, value in arrays.items() if n not in known}
+    results = [f"y{n}" for n in range(outputs)] if isinstance(outputs, int) else list(outputs)
+    graph = helper.make_graph(
+        [helper.make_node(name, names, results, name="node", domain=domain, **attributes)],
+        "net",
+        [
+            helper.make_tensor_value_info(key, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
+            for key, value in feeds.items()
+        ],
+        [helper.make_empty_tensor_value_info(key) for key in results if key],
+        [numpy_helper.from_array(value, names[n]) for n, value in arrays.items() if n in known],
+    )
     opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=8), given
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10), feeds
+
+
+def imported(network: onnx.ModelProto) -> tvm.IRModule:
+    """Return a network as a merged module."""
+    return tvm.transform.Sequential(pipeline.merge_phases(None))(load([network], ["net"]))
+
+
+def check_network(
+    network: onnx.ModelProto,
+    feeds: Mapping[str, np.ndarray],
+    *,
+    kernels: bool = False,
+    reference: bool = False,
+    want: Sequence[np.ndarray] | None = None,
+    tolerance: float | None = None,
+) -> None:
+    """Check values, types and shapes of all outputs.
+
+    Parameters
+    ----------
+    kernels
+        Compute them by compiled kernels, not with NumPy.
+    reference
+        Compare with ONNX's reference, not with ONNX Runtime.
+    want
+        Compare with these.
+    tolerance
+        How far floats may be off, in parts of the largest one: 1e-5, of float16 1e-2.
+    """
+    if want is None and reference:
+        want = [np.asarray(each) for each in ReferenceEvaluator(network).run(None, dict(feeds))]
+    elif want is None:
+        session = onnxruntime.InferenceSession(network.SerializeToString(), providers=["CPUExecutionProvider"])
+        want = session.run(None, dict(feeds))
+    mod = load([network], ["net"])
+    got = run_module(mod, feeds, "net", level=0) if kernels else evaluate_module(mod, feeds, "net")
+    for mine, theirs in zip(got, want, strict=True):
+        assert mine.dtype == theirs.dtype and mine.shape == theirs.shape
+        if theirs.dtype.kind != "f":
+            np.testing.assert_array_equal(mine, theirs)
+            continue
+        near = tolerance or (1e-2 if theirs.dtype == "float16" else 1e-5)
+        wide = theirs.astype("float64")
+        span = np.abs(wide[np.isfinite(wide)]).max(initial=1e-30)
+        np.testing.assert_allclose(mine.astype("float64"), wide, rtol=0, atol=near * span)
 
 
 def check(
-    network: onnx.ModelProto,
-    feeds: Mapping[str, np.ndarray],
-    tolerance: float = 1e-5,
-    build: bool = False,
+    operator: str,
+    operands: Sequence[Any],
+    known: Iterable[int] = (),
+    *,
+    kernels: bool = False,
     reference: bool = False,
+    want: Sequence[np.ndarray] | None = None,
+    tolerance: float | None = None,
+    **node: Any,
 ) -> None:
-    """Compare all outputs: shapes, types, and values relative to their range."""
-    if reference:
-        expected = ReferenceEvaluator(network).run(None, dict(feeds))
-    else:
-        expected = onnxruntime.InferenceSession(network.SerializeToString()).run(None, dict(feeds))
-    actual = (run_module if build else evaluate_module)(load([network], ["net"]), feeds, "net")
-    for one, other in zip(actual, expected, strict=True):
-        assert one.dtype == other.dtype and one.shape == other.shape
-        finite = other[np.isfinite(other)].astype("float64")
-        span = max(np.ptp(finite), 1e-3) if finite.size else 1.0
-        np.testing.assert_allclose(one.astype("float64"), other.astype("float64"), rtol=0, atol=tolerance * span)
+    """Check a network of one node: `one_node`, then `check_network`."""
+    network, feeds = one_node(operator, operands, known, **node)
+    check_network(network, feeds, kernels=kernels, reference=reference, want=want, tolerance=tolerance)
 
 
 def refusal(network: onnx.ModelProto) -> str:

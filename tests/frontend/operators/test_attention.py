@@ -51,15 +51,14 @@ def test_attention(data):
     attributes |= {"is_causal": pick(0, 1), "softcap": cap, "qk_matmul_output_mode": pick(1 if cap else 0, 1, 2, 3)}
     attributes |= pick({}, {"scale": 0.3})
     known = [n for n in range(3, len(inputs)) if inputs[n] is not None and pick(True, False)]
-    network, feeds = one_node("Attention", inputs, 4, known, opset, **attributes)
-    check(network, feeds, reference=True)
+    check("Attention", inputs, known, outputs=4, opset=opset, reference=True, **attributes)
 
 
 def test_half_floats_with_a_softmax_in_whole_ones():
     values, _ = operands(False, 2, 2, 3, 5, 0, "float16")
     precision = onnx.TensorProto.FLOAT
-    network, feeds = one_node("Attention", values, opset=23, softmax_precision=precision, is_causal=1)
-    check(network, feeds, 5e-3, reference=True)
+    options = {"opset": 23, "softmax_precision": precision, "is_causal": 1}
+    check("Attention", values, reference=True, tolerance=5e-3, **options)
 
 
 def test_attention_as_kernels():
@@ -67,8 +66,8 @@ def test_attention_as_kernels():
     mask = np.random.default_rng(3).random((3, 7)) > 0.4
     mask[1] = False
     inputs = [*values, mask, *before]
-    network, feeds = one_node("Attention", inputs, 3, opset=23, q_num_heads=4, kv_num_heads=2)
-    check(network, feeds, build=True, reference=True)
+    options = {"outputs": 3, "opset": 23, "q_num_heads": 4, "kv_num_heads": 2}
+    check("Attention", inputs, kernels=True, reference=True, **options)
 
 
 @settings(max_examples=20, deadline=None)
@@ -84,8 +83,7 @@ def test_rotary_embedding(data):
     attributes |= {"rotary_embedding_dim": 4} if partial else {}
     inputs = [random(*shape), *tables, places]
     known = [n for n in (1, 2, 3) if inputs[n] is not None and pick(True, False)]
-    network, feeds = one_node("RotaryEmbedding", inputs, known=known, opset=23, **attributes)
-    check(network, feeds, reference=True)
+    check("RotaryEmbedding", inputs, known, opset=23, reference=True, **attributes)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from tests.frontend.operators.one_node import check, one_node, refusal
+from tests.frontend.operators.one_node import check, check_network, one_node, refusal
 
 
 def random(*shape, dtype="float32", seed=0):
@@ -40,10 +40,8 @@ def test_dft(size, length, parts, inverse, onesided, axis, opset, dtype):
     else:
         inputs, attributes = [random(*shape, dtype=dtype), given_length], {"axis": axis}
         known = [1] if length is not None else []
-    network, feeds = one_node(
-        "DFT", inputs, known=known, opset=opset, inverse=int(inverse), onesided=int(onesided), **attributes
-    )
-    check(network, feeds, reference=True)
+    attributes |= {"inverse": int(inverse), "onesided": int(onesided)}
+    check("DFT", inputs, known, opset=opset, reference=True, **attributes)
 
 
 @settings(max_examples=15, deadline=None)
@@ -60,15 +58,12 @@ def test_stft(length, step, more, windowed, onesided, trailing):
     window = random(length, seed=1) if windowed else None
     inputs = [signal, np.array(step), window, np.array(length)]
     known = [n for n in (1, 2, 3) if inputs[n] is not None]
-    network, feeds = one_node("STFT", inputs, known=known, onesided=int(onesided and trailing != (2,)))
-    check(network, feeds)
+    check("STFT", inputs, known, onesided=int(onesided and trailing != (2,)))
 
 
 def test_spectra_as_kernels():
-    network, feeds = one_node("STFT", [random(1, 400), np.array(50), np.hanning(100).astype("float32")], known=[1, 2])
-    check(network, feeds, build=True)
-    network, feeds = one_node("DFT", [random(1, 3, 64, 1), None, np.array(2)], known=[2], opset=20, onesided=1)
-    check(network, feeds, build=True)
+    check("STFT", [random(1, 400), np.array(50), np.hanning(100).astype("float32")], [1, 2], kernels=True)
+    check("DFT", [random(1, 3, 64, 1), None, np.array(2)], [2], opset=20, onesided=1, kernels=True)
 
 
 @pytest.mark.parametrize("periodic", [0, 1])
@@ -92,7 +87,7 @@ def test_windows_and_filter_banks_are_made_by_the_import(periodic):
     infos += [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
     graph = helper.make_graph(nodes, "net", infos[:1], infos[1:], weights)
     network = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    check(network, {"x": random(1, 320)})
+    check_network(network, {"x": random(1, 320)})
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 from nnfuze_tvm.errors import ModelError
 from nnfuze_tvm.frontend import load, onnx_import
 from nnfuze_tvm.graph import dataflow
-from tests.helpers import evaluate_module, run_module
+from tests.frontend.operators.one_node import check_network, refusal
+from tests.helpers import evaluate_module
 
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 
@@ -40,23 +40,6 @@ def node(op, inputs, outputs, **attributes):
     return helper.make_node(op, inputs.split(), outputs.split(), name=f"{op}_{outputs.split()[0]}", **attributes)
 
 
-def check(network, feeds, build=False):
-    """Compare with ONNX Runtime: values, shapes and types."""
-    expected = onnxruntime.InferenceSession(network.SerializeToString()).run(None, feeds)
-    run = run_module if build else evaluate_module
-    actual = run(load([network], ["net"]), feeds, "net")
-    for one, other in zip(actual, expected, strict=True):
-        assert one.dtype == other.dtype and one.shape == other.shape
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
-
-
-def refusal(network):
-    with pytest.raises(ModelError) as caught:
-        load([network], ["net"])
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
 def random(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype("float32")
 
@@ -71,7 +54,7 @@ def test_computed_condition_chooses(flag, shape):
     then = graph([node("Mul", "x w", "t")], (), ["t"], {"w": random(4)})
     other = graph([node("Sqrt", "x", "e")], (), ["e"])  # NaN where x is negative
     network = model([branches(then, other)], [info("x", [3, 4]), info("flag", shape, BOOL)], ["y"])
-    check(network, {"x": random(3, 4), "flag": np.full(shape, flag)})
+    check_network(network, {"x": random(3, 4), "flag": np.full(shape, flag)})
 
 
 def test_known_condition_keeps_one_branch_whatever_the_other_holds():
@@ -131,7 +114,7 @@ def test_a_division_outside_of_the_branches_is_no_matter():
     other = graph([node("Identity", "q", "same")], (), [info("same", [2], INT64)])
     nodes = [node("Div", "n k", "q"), node("If", "flag", "y", then_branch=then, else_branch=other)]
     network = model(nodes, inputs, [info("y", [2], INT64)])
-    check(network, {"flag": np.array(True), "n": np.array([7, -7]), "k": np.array([2, 3])})
+    check_network(network, {"flag": np.array(True), "n": np.array([7, -7]), "k": np.array([2, 3])})
 
 
 def sums(steps, condition="", inner=()):
@@ -156,7 +139,7 @@ def sums(steps, condition="", inner=()):
 
 @pytest.mark.parametrize(("steps", "condition"), [(5, ""), (1, ""), (0, ""), (3, "no")])
 def test_loop_with_a_known_count(steps, condition):
-    check(sums(steps, condition), {"x": random(2)})
+    check_network(sums(steps, condition), {"x": random(2)})
 
 
 def test_loop_that_ends_itself_shadows_names_and_grows():
@@ -176,7 +159,7 @@ def test_loop_that_ends_itself_shadows_names_and_grows():
         {"v": np.float32(0.5), "one": np.array(1)},
     )
     loop = helper.make_node("Loop", ["", "", "x"], ["y"], name="loop", body=body)
-    check(model([loop], [info("x", [2])], ["y"], {"three": np.array(3)}), {"x": random(2)})
+    check_network(model([loop], [info("x", [2])], ["y"], {"three": np.array(3)}), {"x": random(2)})
 
 
 def test_loops_without_a_known_end_are_refused(monkeypatch):
@@ -226,14 +209,14 @@ def scan(opset=17, back=(0, 0), axes=(0, 0), out_axis=0, out_back=0):
 )
 def test_scan_in_any_direction_over_any_axis(back, axes, out_axis, out_back):
     network, feeds = scan(17, back, axes, out_axis, out_back)
-    check(network, feeds)
+    check_network(network, feeds)
 
 
 @pytest.mark.parametrize("back", [(0, 0), (1, 0)])
 def test_scan_with_a_batch(back):
     network, feeds = scan(8, back)
     network.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.full(3, 2, "float32"), "outer"))
-    check(network, feeds)
+    check_network(network, feeds)
 
 
 def test_sequences_are_gone_after_the_import():
@@ -252,7 +235,7 @@ def test_sequences_are_gone_after_the_import():
         ["y", "z", info("count", [], INT64)],
         {"two": np.array(2), "last": np.array(-1), "zero": np.array(0)},
     )
-    check(network, {"x": random(2, 5)})
+    check_network(network, {"x": random(2, 5)})
 
 
 def test_sequence_that_a_loop_fills():
@@ -272,7 +255,7 @@ def test_sequence_that_a_loop_fills():
         helper.make_node("Loop", ["n", "", "none"], ["rows"], name="loop", body=body),
         node("ConcatFromSequence", "rows", "y", axis=0),
     ]
-    check(model(nodes, [info("x", [3, 2])], ["y"], {"n": np.array(3)}), {"x": random(3, 2)})
+    check_network(model(nodes, [info("x", [3, 2])], ["y"], {"n": np.array(3)}), {"x": random(3, 2)})
 
 
 def test_sequences_where_they_can_not_be_are_refused():
@@ -293,7 +276,7 @@ def test_a_loop_and_a_choice_as_kernels():
     network.graph.node.extend([node("Equal", "rate high", "flag"), branches(then, other)])
     network.graph.output.append(info("y"))
     for rate in (8000, 16000):
-        check(network, {"x": random(2), "rate": np.array(rate)}, build=True)
+        check_network(network, {"x": random(2), "rate": np.array(rate)}, kernels=True)
 
 
 def test_weights_of_a_body_are_there_once():

@@ -7,7 +7,7 @@ import pytest
 
 from nnfuze_tvm.errors import ModelError
 from nnfuze_tvm.graph.dataflow import bindings, op_name
-from tests.frontend.operators.single_node import check, imported, model
+from tests.frontend.operators.one_node import check, imported, one_node
 
 RNG = np.random.default_rng(0)
 CASES = [
@@ -24,17 +24,17 @@ CASES = [
 @pytest.mark.parametrize("dtype", ["float32", "int32"])
 def test_sums_are_those_of_numpy(equation, shapes, dtype):
     operands = [(RNG.standard_normal(shape) * 5).astype(dtype) for shape in shapes]
-    check("Einsum", *operands, equation=equation, reference=True)
+    check("Einsum", [*operands], equation=equation, reference=True)
 
 
 def test_a_contraction_is_a_matrix_product():
-    network, _ = model("Einsum", np.ones((2, 3, 4)), np.ones((2, 5, 4)), equation="bid,bjd->bij")
+    network, _ = one_node("Einsum", [np.ones((2, 3, 4)), np.ones((2, 5, 4))], equation="bid,bjd->bij")
     names = [op_name(binding.value) for binding in bindings(imported(network)["main"])]
     assert "matmul" in names and "einsum" not in names
 
 
 @pytest.mark.parametrize("equation", ["ij,jk->ik", "ijk->i", "ij->k"])
 def test_equations_that_do_not_fit_are_refused(equation):
-    network, _ = model("Einsum", np.ones((2, 3)), equation=equation)
-    with pytest.raises(ModelError, match="node 'Einsum_0' \\(Einsum\\): equation"):
+    network, _ = one_node("Einsum", [np.ones((2, 3))], equation=equation)
+    with pytest.raises(ModelError, match="node 'node' \\(Einsum\\): equation"):
         imported(network)

@@ -12,7 +12,7 @@ from nnfuze_tvm.deploy.runner import Runner, signature
 from nnfuze_tvm.devices.targets import resolve
 from nnfuze_tvm.frontend import load, onnx_import
 from nnfuze_tvm.passes import pipeline
-from tests.frontend.operators.single_node import model
+from tests.frontend.operators.one_node import one_node
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def powers(monkeypatch):
 def test_kernels_and_tasks_may_have_the_same_names(powers):
     data = np.arange(6.0, dtype="float32")
     tasks = {"a": 13, "a_scaled": 14, "b": 13}
-    networks = [model("Relu", data, opset=opset)[0] for opset in tasks.values()]
+    networks = [one_node("Relu", [data], opset=opset)[0] for opset in tasks.values()]
     mod = tvm.transform.Sequential(pipeline.merge_phases(None))(load(networks, list(tasks)))
     runner = Runner(build.build(mod, resolve("host")), *signature(mod))
     answers = runner.run({value.name: data for value in runner.inputs})

@@ -10,7 +10,7 @@ import pytest
 
 from nnfuze_tvm.frontend import load
 from nnfuze_tvm.graph import dataflow
-from tests.frontend.operators.one_node import check, one_node, refusal
+from tests.frontend.operators.one_node import check_network, one_node, refusal
 
 
 def random(*shape, seed=0):
@@ -26,7 +26,7 @@ def ints(*values):
 
 
 def microsoft(operator, inputs, outputs=1, known=(), **attributes):
-    network, feeds = one_node(f"com.microsoft.{operator}", inputs, outputs, known, **attributes)
+    network, feeds = one_node(f"com.microsoft.{operator}", inputs, known, outputs=outputs, **attributes)
     for each in network.graph.output:
         if operator == "MultiHeadAttention":
             each.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
@@ -53,11 +53,11 @@ DATA = random(2, 3, 8)
 )
 def test_activations_and_normalization(operator, inputs, attributes):
     network, feeds = microsoft(operator, inputs, **attributes)
-    check(network, feeds)
+    check_network(network, feeds)
     if operator.startswith("Skip"):
         network.graph.node[0].output.extend(["", "", "sum"])
         network.graph.output.append(onnx.helper.make_empty_tensor_value_info("sum"))
-        check(network, feeds)
+        check_network(network, feeds)
 
 
 @pytest.mark.parametrize("left_out", [(), (7,), (1, 4, 7)])
@@ -67,7 +67,7 @@ def test_embeddings(left_out, places):
     tables = [random(10, 8), random(6, 8), random(2, 8)]
     inputs = [words, segments, *tables, random(8), random(8, seed=1), ints([1, 1, 0], [1, 1, 1]), places]
     inputs = [None if n in left_out else value for n, value in enumerate(inputs)]
-    check(*microsoft("EmbedLayerNormalization", inputs, 2, known=[2, 3]))
+    check_network(*microsoft("EmbedLayerNormalization", inputs, 2, known=[2, 3]))
 
 
 @pytest.mark.parametrize("swaps", list(itertools.product((0, 1), repeat=4)))
@@ -79,7 +79,7 @@ def test_products_of_swapped_matrices(swaps):
         shapes.append((first, 2, 4, last) if batch else (2, 4, first, last))
     attributes = {"transA": left, "transB": right, "transBatchA": batch_left, "transBatchB": batch_right}
     network, feeds = microsoft("FusedMatMul", list(itertools.starmap(random, shapes)), alpha=0.5, **attributes)
-    check(network, feeds)
+    check_network(network, feeds)
 
 
 @pytest.mark.parametrize("residual", [None, random(1, 3, 5, 5, seed=1)])
@@ -92,7 +92,7 @@ def test_fused_convolution(activation, numbers, residual):
     attributes = {"activation": activation} if activation else {}
     attributes |= {"activation_params": numbers} if numbers else {}
     network, feeds = microsoft("FusedConv", inputs, known=[1, 2], pads=[1, 1, 1, 1], **attributes)
-    check(network, feeds)
+    check_network(network, feeds)
     assert any(b.var.name == "net/node" for b in dataflow.bindings(load([network], ["net"])["net"]))
 
 
@@ -100,7 +100,7 @@ def test_fused_convolution(activation, numbers, residual):
 def test_fused_product(activation, numbers):
     inputs = [random(2, 4), random(3, 4), random(3)]
     attributes = {"activation": activation, "transB": 1, "alpha": 0.5, **numbers}
-    check(*microsoft("FusedGemm", inputs, known=[1, 2], **attributes))
+    check_network(*microsoft("FusedGemm", inputs, known=[1, 2], **attributes))
 
 
 HIDDEN, WEIGHTS, BIAS = random(2, 5, 8), random(8, 24), random(24)
@@ -124,12 +124,12 @@ PAST = random(2, 2, 2, 3, 4)
 def test_attention_with_a_projection(mask, past, more, unidirectional):
     inputs = [HIDDEN, WEIGHTS, BIAS, mask, past, more]
     outputs = 1 if past is None else 2
-    check(*microsoft("Attention", inputs, outputs, [1, 2], num_heads=2, unidirectional=unidirectional))
+    check_network(*microsoft("Attention", inputs, outputs, [1, 2], num_heads=2, unidirectional=unidirectional))
 
 
 def test_attention_in_other_sizes():
     inputs = [HIDDEN, random(8, 28), random(28)]
-    check(*microsoft("Attention", inputs, num_heads=2, qkv_hidden_sizes=[8, 8, 12], scale=0.3))
+    check_network(*microsoft("Attention", inputs, num_heads=2, qkv_hidden_sizes=[8, 8, 12], scale=0.3))
 
 
 QUERY, KEY, VALUE, OLD = random(2, 5, 8), random(2, 6, 8), random(2, 6, 12), random(2, 2, 3, 4)
@@ -151,7 +151,7 @@ QUERY, KEY, VALUE, OLD = random(2, 5, 8), random(2, 6, 8), random(2, 6, 12), ran
 @pytest.mark.parametrize("known", [False, True])
 def test_attention_of_several_heads(inputs, outputs, attributes, known):
     weights = [3] if known and len(inputs) > 3 and inputs[3] is not None else []
-    check(*microsoft("MultiHeadAttention", inputs, outputs, weights, num_heads=2, **attributes))
+    check_network(*microsoft("MultiHeadAttention", inputs, outputs, weights, num_heads=2, **attributes))
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_attention_of_groups(steps, past, packed, attributes):
         kv_num_heads=shared,
         **attributes,
     )
-    check(network, feeds)
+    check_network(network, feeds)
 
 
 @pytest.mark.parametrize("interleaved", [0, 1])
@@ -194,7 +194,7 @@ def test_rotary_embedding(shape, size, places, known, interleaved):
     tables = [random(16, size // 2, seed=n) for n in (1, 2)]
     attributes = {"num_heads": 2, "rotary_embedding_dim": size} if size == 4 else {}
     inputs = [random(*shape), places.astype("int64"), *tables]
-    check(*microsoft("RotaryEmbedding", inputs, known=known, interleaved=interleaved, **attributes))
+    check_network(*microsoft("RotaryEmbedding", inputs, known=known, interleaved=interleaved, **attributes))
 
 
 @pytest.mark.parametrize(

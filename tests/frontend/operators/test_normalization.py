@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.frontend.operators.against_onnxruntime import check, numbers, refusal
+from tests.frontend.operators.one_node import check, numbers, one_node, refusal
 
 DATA = numbers(2, 6, 4, 5) * 2 + 3
 
@@ -54,9 +54,9 @@ def test_kernels_that_reduce_all_axes():
 @pytest.mark.parametrize("outputs", [("y",), ("y", "", "", "total")])
 def test_sums_that_are_normalized(summand, outputs):
     data, skip, gamma, beta = numbers(2, 3, 5), numbers(2, 3, 5, seed=1), numbers(5), numbers(5, seed=1)
-    node = {"domain": "com.microsoft", "outputs": outputs, "epsilon": 1e-5}
-    check("SkipLayerNormalization", [data, skip, gamma, beta, summand], [2, 3, 4], **node)
-    check("SkipSimplifiedLayerNormalization", [data, skip, gamma, summand], [2, 3], **node)
+    node = {"outputs": outputs, "epsilon": 1e-5}
+    check("com.microsoft.SkipLayerNormalization", [data, skip, gamma, beta, summand], [2, 3, 4], **node)
+    check("com.microsoft.SkipSimplifiedLayerNormalization", [data, skip, gamma, summand], [2, 3], **node)
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
@@ -108,5 +108,5 @@ def test_norms(p, axis):
     ],
 )
 def test_refusals(op, shapes, node, reason):
-    message = refusal(op, [numbers(*shape) for shape in shapes], **node)
+    message = refusal(one_node(op, [numbers(*shape) for shape in shapes], **node)[0])
     assert f"({op})" in message and reason in message

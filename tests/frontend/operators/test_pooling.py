@@ -13,7 +13,7 @@ from nnfuze_tvm.deploy.runner import Runner, signature
 from nnfuze_tvm.devices.targets import resolve
 from nnfuze_tvm.frontend import load
 from nnfuze_tvm.passes import pipeline
-from tests.frontend.operators.against_onnxruntime import check, node_model, numbers, refusal
+from tests.frontend.operators.one_node import check, numbers, one_node, refusal
 
 
 @st.composite
@@ -78,7 +78,7 @@ def test_values_return_to_where_they_were():
     check("MaxUnpool", [data, indices], kernels=True, **window)
     # The indices are those of the image that was pooled, not of the larger one.
     larger = np.pad(whole, [(0, 0), (0, 0), (0, 1), (0, 2)])
-    check("MaxUnpool", [data, indices, np.array(larger.shape)], constants=[2], want=[larger], kernels=True, **window)
+    check("MaxUnpool", [data, indices, np.array(larger.shape)], [2], want=[larger], kernels=True, **window)
 
 
 @pytest.mark.parametrize("mode", ["SAME_UPPER", "SAME_LOWER"])
@@ -102,7 +102,7 @@ def test_kernels_see_what_padding_is_implied(mode):
     ],
 )
 def test_refusals(attributes, reason):
-    message = refusal("MaxPool", [numbers(1, 1, 6, 6)], kernel_shape=[3, 3], **attributes)
+    message = refusal(one_node("MaxPool", [numbers(1, 1, 6, 6)], kernel_shape=[3, 3], **attributes)[0])
     assert "(MaxPool)" in message and reason in message
 
 
@@ -117,7 +117,7 @@ def test_what_is_no_number_counts_as_nothing(rank, kernels):
     if not kernels:
         check("MaxPool", [data], want=[want], kernel_shape=[3] * rank)
         return
-    model, feeds = node_model("MaxPool", [data], kernel_shape=[3] * rank)
+    model, feeds = one_node("MaxPool", [data], kernel_shape=[3] * rank)
     mod = tvm.transform.Sequential(pipeline.merge_phases(None))(load([model], tasks=["net"]))
     (got,) = Runner(build.build(mod, resolve("host")), *signature(mod)).run(feeds).values()
     np.testing.assert_array_equal(got, want)

@@ -8,41 +8,28 @@ import pytest
 import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import helper, numpy_helper
+from onnx import helper
 
-from nnfuze_tvm.errors import ModelError
 from nnfuze_tvm.frontend import load
 from nnfuze_tvm.graph import ir
 from nnfuze_tvm.graph.dataflow import bindings, op_name
 from nnfuze_tvm.passes import pipeline
 from nnfuze_tvm.passes.lower.integer.realize_integer import RealizeInteger
+from tests.frontend.operators.one_node import one_node, refusal
 from tests.helpers import evaluate_module
 
 STEP = np.float32(0.02)
 
 
 def single(operator, arrays, feeds=(0,), domain="", opset=13, **attributes):
-    """A model of one node; operands are constants but for those at ``feeds``, None for one that is left out."""
-    names = [f"i{k}" if array is not None else "" for k, array in enumerate(arrays)]
-    node = helper.make_node(operator, names, ["y"], domain=domain, **attributes)
-    known = [
-        numpy_helper.from_array(np.asarray(a), n)
-        for k, (a, n) in enumerate(zip(arrays, names, strict=True))
-        if n and k not in feeds
-    ]
-    inputs = [
-        helper.make_tensor_value_info(names[k], helper.np_dtype_to_tensor_dtype(arrays[k].dtype), arrays[k].shape)
-        for k in feeds
-    ]
-    graph = helper.make_graph([node], "t", inputs, [helper.make_empty_tensor_value_info("y")], known)
-    sets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
-    return helper.make_model(graph, opset_imports=sets, ir_version=8)
+    """A model of one node whose operands are constants but for those at ``feeds``, and what those are."""
+    known = set(range(len(arrays))) - set(feeds)
+    return one_node(f"{domain}.{operator}" if domain else operator, arrays, known, opset=opset, **attributes)
 
 
 def check(operator, arrays, feeds=(0,), *, step=1, floats=False, **options):
     """Compare the QDQ form and the integer one, which may have ``floats`` in it, with ONNX Runtime."""
-    model = single(operator, arrays, feeds, **options)
-    given = {f"i{k}": arrays[k] for k in feeds}
+    model, given = single(operator, arrays, feeds, **options)
     (expected,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, given)
     loaded = load([model], ["t"])
     merged = tvm.transform.Sequential(pipeline.merge_phases(None))(loaded)
@@ -202,11 +189,11 @@ def test_products_with_dynamic_scales():
 
 
 def test_a_tensor_of_zeros_has_a_scale():
-    model = single("DynamicQuantizeLinear", [np.zeros(4, "f4")])
+    model, given = single("DynamicQuantizeLinear", [np.zeros(4, "f4")])
     model.graph.node[0].output.extend(["scale", "zero"])
     model.graph.output.extend(map(helper.make_empty_tensor_value_info, ["scale", "zero"]))
-    got = evaluate_module(load([model], ["t"]), {"i0": np.zeros(4, "f4")}, "t")
-    expected = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"i0": np.zeros(4, "f4")})
+    got = evaluate_module(load([model], ["t"]), given, "t")
+    expected = onnxruntime.InferenceSession(model.SerializeToString()).run(None, given)
     for ours, theirs in zip(got, expected, strict=True):
         assert ours.dtype == theirs.dtype
         np.testing.assert_array_equal(ours, theirs)
@@ -217,14 +204,14 @@ def test_a_tensor_of_zeros_has_a_scale():
 def test_quantizing_per_channel_and_back(axis, dtype):
     data = np.random.default_rng(0).standard_normal((3, 3, 5)).astype("float32")
     scale, zero = np.linspace(0.01, 0.05, data.shape[axis], dtype="f4"), np.arange(data.shape[axis]).astype(dtype)
-    quantized = single("QuantizeLinear", [data, scale, zero], opset=21, axis=axis)
-    (expected,) = onnxruntime.InferenceSession(quantized.SerializeToString()).run(None, {"i0": data})
-    (got,) = evaluate_module(load([quantized], ["t"]), {"i0": data}, "t")
+    quantized, given = single("QuantizeLinear", [data, scale, zero], opset=21, axis=axis)
+    (expected,) = onnxruntime.InferenceSession(quantized.SerializeToString()).run(None, given)
+    (got,) = evaluate_module(load([quantized], ["t"]), given, "t")
     assert got.dtype == expected.dtype
     np.testing.assert_array_equal(got, expected)
-    back = single("DequantizeLinear", [got, scale, zero], opset=21, axis=axis)
-    (expected,) = onnxruntime.InferenceSession(back.SerializeToString()).run(None, {"i0": got})
-    np.testing.assert_array_equal(evaluate_module(load([back], ["t"]), {"i0": got}, "t")[0], expected)
+    back, given = single("DequantizeLinear", [got, scale, zero], opset=21, axis=axis)
+    (expected,) = onnxruntime.InferenceSession(back.SerializeToString()).run(None, given)
+    np.testing.assert_array_equal(evaluate_module(load([back], ["t"]), given, "t")[0], expected)
 
 
 @pytest.mark.parametrize("axis", [0, 1, -1])
@@ -234,18 +221,16 @@ def test_blocks(axis, feeds):
     shape = (2, 6) if axis == 0 else (4, 3)
     scale = np.random.default_rng(1).uniform(0.01, 0.05, shape).astype("float32")
     operands = [data, scale, codes("uint8", *shape)]
-    quantized = single("QuantizeLinear", operands, feeds, opset=21, axis=axis, block_size=2)
-    given = {f"i{k}": operands[k] for k in feeds}
+    quantized, given = single("QuantizeLinear", operands, feeds, opset=21, axis=axis, block_size=2)
     (expected,) = onnxruntime.InferenceSession(quantized.SerializeToString()).run(None, given)
     (got,) = evaluate_module(load([quantized], ["t"]), given, "t")
     np.testing.assert_array_equal(got, expected)
-    back = single("DequantizeLinear", [got, *operands[1:]], feeds, opset=21, axis=axis, block_size=2)
-    given["i0"] = got
+    back, given = single("DequantizeLinear", [got, *operands[1:]], feeds, opset=21, axis=axis, block_size=2)
     (expected,) = onnxruntime.InferenceSession(back.SerializeToString()).run(None, given)
     np.testing.assert_allclose(evaluate_module(load([back], ["t"]), given, "t")[0], expected, rtol=1e-6)
 
 
 def test_blocks_of_another_shape_are_refused():
-    model = single("QuantizeLinear", [np.zeros((4, 4), "f4"), np.ones((3, 4), "f4")], opset=21, axis=0, block_size=2)
-    with pytest.raises(ModelError, match=r"QuantizeLinear.*scale of shape \[3, 4\]"):
-        load([model], ["t"])
+    operands = [np.zeros((4, 4), "f4"), np.ones((3, 4), "f4")]
+    message = refusal(single("QuantizeLinear", operands, opset=21, axis=0, block_size=2)[0])
+    assert "(QuantizeLinear)" in message and "scale of shape [3, 4]" in message

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnfuze_tvm.frontend.operators import interpolation
-from tests.frontend.operators.against_onnxruntime import check, numbers, refusal
+from tests.frontend.operators.one_node import check, numbers, one_node, refusal
 
 MODES = ["half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel", "half_pixel_symmetric"]
 ROUNDINGS = ["round_prefer_floor", "round_prefer_ceil", "floor", "ceil"]
@@ -149,13 +149,13 @@ def test_taps_of_a_row():
     ],
 )
 def test_refusals(operands, node, reason):
-    message = refusal("Resize", [numbers(1, 2, 5), *operands], range(1, 4), **node)
+    message = refusal(one_node("Resize", [numbers(1, 2, 5), *operands], range(1, 4), **node)[0])
     assert "(Resize)" in message and reason in message
 
 
 def test_what_depends_on_data_is_refused():
-    message = refusal("Resize", [numbers(1, 2, 5), None, np.array([1, 1, 2], "float32")])
+    message = refusal(one_node("Resize", [numbers(1, 2, 5), None, np.array([1, 1, 2], "float32")])[0])
     assert "scales computed from data are not supported" in message
     integers = np.arange(10, dtype="uint8").reshape(1, 2, 5)
-    message = refusal("Resize", [integers, None, np.array([1, 1, 2], "float32")], [2], mode="linear")
+    message = refusal(one_node("Resize", [integers, None, np.array([1, 1, 2], "float32")], [2], mode="linear")[0])
     assert "interpolation of uint8 is not supported" in message

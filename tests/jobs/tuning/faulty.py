@@ -6,16 +6,18 @@ As a program: ``python -m tests.jobs.tuning.faulty WORK_DIR TRACKER KEY SPACE TR
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import tvm
 from tvm import relax, s_tir, tirx
 from tvm.s_tir import TensorIntrin
-from tvm.script import tirx as T
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
 from tvm.target import Target
 
 from nnfuze_tvm.devices import targets
 from nnfuze_tvm.jobs import tuning
-from nnfuze_tvm.schedules.intrinsics.description import with_short_stack
 from tests.jobs.tuning.standin import choose, fused
 
 LANES = 16
@@ -35,74 +37,72 @@ def kernels() -> tvm.IRModule:
     return fused(builder.get())
 
 
+@contextmanager
+def _function() -> Iterator[tuple[tirx.Buffer, tirx.Buffer]]:
+    """Read and write a row of numbers."""
+    with T.prim_func(s_tir=True):
+        x, y = T.arg("x", T.handle()), T.arg("y", T.handle())
+        a = T.match_buffer(x, (LANES,), "float32", offset_factor=1)
+        b = T.match_buffer(y, (LANES,), "float32", offset_factor=1)
+        with T.sblock("root"):
+            T.reads(a[0:LANES])
+            T.writes(b[0:LANES])
+            yield a, b
+
+
+def _kernel(body: Callable[[tirx.Buffer, tirx.Buffer], None]) -> tirx.PrimFunc:
+    # Every process of a job reads this file, and TVMScript's parser would take half a second.
+    with IRBuilder() as builder:
+        with _function() as (a, b):
+            body(a, b)
+    return builder.get()
+
+
+def _description(a: tirx.Buffer, b: tirx.Buffer) -> None:
+    with T.serial(LANES) as i, T.sblock("add"):
+        vi = T.axis.spatial(LANES, i)
+        T.buffer_store(b, a[vi] + T.float32(1.0), [vi])
+
+
+def _call(name: str, *args: object) -> tirx.PrimExpr:
+    return T.call_extern("int32", name, *args)
+
+
 def nap(microseconds: int) -> tirx.PrimFunc:
     """Sleep first."""
 
-    @T.prim_func(s_tir=True)
-    def implementation(x: T.handle, y: T.handle) -> None:
-        a = T.match_buffer(x, (LANES,), "float32", offset_factor=1)
-        b = T.match_buffer(y, (LANES,), "float32", offset_factor=1)
-        with T.sblock("root"):
-            T.reads(a[0:LANES])
-            T.writes(b[0:LANES])
-            T.evaluate(T.call_extern("int32", "usleep", microseconds))
-            for i in range(LANES):
-                b[i] = a[i] + T.float32(1.0)
+    def body(a: tirx.Buffer, b: tirx.Buffer) -> None:
+        T.evaluate(_call("usleep", microseconds))
+        with T.serial(LANES) as i:
+            T.buffer_store(b, a[i] + T.float32(1.0), [i])
 
-    return implementation
+    return _kernel(body)
+
+
+def _segfault(a: tirx.Buffer, b: tirx.Buffer) -> None:
+    T.buffer_store(b, a[0], [T.int64(1 << 44)])
+
+
+def _endless(a: tirx.Buffer, b: tirx.Buffer) -> None:
+    with T.serial(T.int64(1 << 62)):
+        T.buffer_store(b, b[0] * T.float32(0.5) + a[0], [0])
+
+
+def _murder(a: tirx.Buffer, b: tirx.Buffer) -> None:
+    T.evaluate(_call("kill", _call("getppid"), 9))
+    T.evaluate(_call("usleep", 1_000_000))
+    T.buffer_store(b, a[0], [0])
 
 
 def _register() -> None:
-    @T.prim_func(s_tir=True)
-    def description(x: T.handle, y: T.handle) -> None:
-        a = T.match_buffer(x, (LANES,), "float32", offset_factor=1)
-        b = T.match_buffer(y, (LANES,), "float32", offset_factor=1)
-        with T.sblock("root"):
-            T.reads(a[0:LANES])
-            T.writes(b[0:LANES])
-            for i in range(LANES):
-                with T.sblock("add"):
-                    vi = T.axis.remap("S", [i])
-                    b[vi] = a[vi] + T.float32(1.0)
-
-    @T.prim_func(s_tir=True)
-    def segfault(x: T.handle, y: T.handle) -> None:
-        a = T.match_buffer(x, (LANES,), "float32", offset_factor=1)
-        b = T.match_buffer(y, (LANES,), "float32", offset_factor=1)
-        with T.sblock("root"):
-            T.reads(a[0:LANES])
-            T.writes(b[0:LANES])
-            b[T.int64(1 << 44)] = a[0]
-
-    @T.prim_func(s_tir=True)
-    def endless(x: T.handle, y: T.handle) -> None:
-        a = T.match_buffer(x, (LANES,), "float32", offset_factor=1)
-        b = T.match_buffer(y, (LANES,), "float32", offset_factor=1)
-        with T.sblock("root"):
-            T.reads(a[0:LANES])
-            T.writes(b[0:LANES])
-            for _ in range(T.int64(1 << 62)):
-                b[0] = b[0] * T.float32(0.5) + a[0]
-
-    @T.prim_func(s_tir=True)
-    def murder(x: T.handle, y: T.handle) -> None:
-        a = T.match_buffer(x, (LANES,), "float32", offset_factor=1)
-        b = T.match_buffer(y, (LANES,), "float32", offset_factor=1)
-        with T.sblock("root"):
-            T.reads(a[0:LANES])
-            T.writes(b[0:LANES])
-            T.evaluate(T.call_extern("int32", "kill", T.call_extern("int32", "getppid"), 9))
-            T.evaluate(T.call_extern("int32", "usleep", 1_000_000))
-            b[0] = a[0]
-
+    candidates = {f"nap{length}": nap(length) for length in NAPS}
+    candidates |= {body.__name__[1:]: _kernel(body) for body in (_segfault, _endless, _murder)}
     # Registered anew where this file is the program and a module, too.
-    for length in NAPS:
-        TensorIntrin.register(f"faulty.nap{length}", description, nap(length), override=True)
-    for name, func in {"segfault": segfault, "endless": endless, "murder": murder}.items():
-        TensorIntrin.register(f"faulty.{name}", description, func, override=True)
+    for name, func in candidates.items():
+        TensorIntrin.register(f"faulty.{name}", _kernel(_description), func, override=True)
 
 
-with_short_stack(_register)
+_register()
 
 
 def _intrinsic(sch: s_tir.Schedule, names: tuple[str, ...], tunable: bool) -> str:

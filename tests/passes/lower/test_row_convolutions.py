@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tvm
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tvm import relax
 from tvm.relax import op
@@ -12,6 +12,7 @@ from nnfuze_tvm.devices.targets import resolve
 from nnfuze_tvm.graph.dataflow import bindings, op_name
 from nnfuze_tvm.passes.lower.row_convolutions import RowConvolutions
 from tests import integer_reference as reference
+from tests.helpers import few
 from tests.schedules import kernels
 
 
@@ -47,7 +48,7 @@ def expected(data, weights, strides, padding, dilation):
     return reference.requantize(total, 1.0, 0, -127, 127).codes.transpose(0, 2, 3, 1)
 
 
-@settings(max_examples=25, deadline=None)
+@few(10)
 @given(
     size=st.tuples(st.integers(5, 20), st.integers(5, 37)),
     channels=st.sampled_from([1, 2, 3, 5, 6, 10]),

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from tvm import relax
 
 from nnfuze_tvm.devices.hardware import Hardware
 from nnfuze_tvm.devices.targets import resolve
 from nnfuze_tvm.schedules.families import depthwise
+from tests.helpers import evaluate_module, few
 from tests.schedules import kernels
 
 
@@ -68,7 +69,7 @@ def check(mod, inputs, rule="depthwise", tunable=False, seed=1):
     target = resolve("host")
     got = kernels.schedule_and_run(mod, target, inputs, tunable=tunable, seed=seed)
     assert set(got.rules.values()) == {rule}
-    expected = kernels.run(mod, target, inputs)
+    expected = evaluate_module(mod, inputs)
     for ours, reference in zip(got.outputs, expected, strict=True):
         if reference.dtype.kind == "f":
             np.testing.assert_allclose(ours, reference, rtol=1e-5, atol=1e-5)
@@ -76,7 +77,7 @@ def check(mod, inputs, rule="depthwise", tunable=False, seed=1):
             np.testing.assert_array_equal(ours, reference)
 
 
-@settings(max_examples=10, deadline=None)
+@few(8)
 @given(
     height=st.sampled_from([3, 5, 8, 13]),
     width=st.sampled_from([3, 7, 12, 17, 37]),
@@ -164,7 +165,7 @@ def rows_module(width: int, channels: int, taps: int, padding: tuple[int, int], 
     return kernels.single_function({"x": (shape, dtype)}, body), {"x": x.astype(dtype)}
 
 
-@settings(max_examples=10, deadline=None)
+@few(8)
 @given(
     width=st.integers(16, 90),
     channels=st.integers(2, 20),
@@ -189,5 +190,5 @@ def test_a_row_channels_first_is_one_kernel_without_transposes():
     got = kernels.schedule_and_run(mod, resolve("host"), inputs)
     assert list(got.rules.values()) == ["depthwise"]
     wide, _ = rows_module(50, 8, 5, (2, 2), 1, "float32", 0)
-    (want,) = kernels.run(wide, resolve("host"), {"x": inputs["x"].astype("float32")})
+    (want,) = evaluate_module(wide, {"x": inputs["x"].astype("float32")})
     np.testing.assert_allclose(got.outputs[0], want, rtol=1e-2, atol=1e-2 * np.ptp(want))

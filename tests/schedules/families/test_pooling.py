@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tvm import relax
 
 from nnfuze_tvm.devices.targets import resolve
+from tests.helpers import evaluate_module, few
 from tests.schedules import kernels
 
 
@@ -21,14 +22,14 @@ def check(mod, inputs, tunable=False, seed=1):
     target = resolve("host")
     got = kernels.schedule_and_run(mod, target, inputs, tunable=tunable, seed=seed)
     assert "pooling" in got.rules.values() and set(got.rules.values()) <= {"pooling", "elementwise"}
-    for ours, reference in zip(got.outputs, kernels.run(mod, target, inputs), strict=True):
+    for ours, reference in zip(got.outputs, evaluate_module(mod, inputs), strict=True):
         if reference.dtype.kind == "f":
             np.testing.assert_allclose(ours, reference, rtol=1e-5, atol=1e-6)
         else:
             np.testing.assert_array_equal(ours, reference)
 
 
-@settings(max_examples=10, deadline=None)
+@few(8)
 @given(
     operator=st.sampled_from(["max_pool2d", "avg_pool2d"]),
     dtype=st.sampled_from(["float32", "int8", "uint8"]),

@@ -15,6 +15,7 @@ from nnfuze_tvm.graph.recurrent.cell import GATES, Activation, Cell
 from nnfuze_tvm.graph.recurrent.form import Form, Sizes, operand_shapes
 from nnfuze_tvm.schedules.families.recurrence import best_tile
 from tests.graph.calls import module
+from tests.helpers import evaluate_module
 from tests.schedules import kernels
 
 TARGETS = ("x86-64-v3", "x86-64-v4", "aarch64", "armv7", '{"kind": "llvm", "mcpu": "x86-64-v2"}')
@@ -65,7 +66,7 @@ def test_constant_weights_are_packed_at_compile_time(constant):
 
     mod = kernels.single_function(params, body)
     feeds = {name: data[name] for name in params}
-    (want,) = kernels.run(mod, resolve("host"), feeds)
+    (want,) = evaluate_module(mod, feeds)
     got = kernels.schedule_and_run(mod, resolve("host"), feeds)
     assert set(got.rules.values()) == {"recurrence"}
     np.testing.assert_allclose(got.outputs[0], want, atol=1e-6)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tvm
 import tvm_ffi
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tvm import relax, s_tir, tirx
 
@@ -18,6 +18,7 @@ from nnfuze_tvm.devices.targets import resolve
 from nnfuze_tvm.passes.lower.winograd import winograd_kernel
 from nnfuze_tvm.passes.lower.winograd.winograd import Winograd
 from nnfuze_tvm.passes.lower.winograd.winograd_kernel import Shape, transform_weights
+from tests.helpers import few
 from tests.schedules.kernels import fused_kernels, schedule_and_run, single_function
 
 HOST = resolve("host")
@@ -47,7 +48,7 @@ def residual_module(rng, shape: Shape):
     return mod, {"x": data, "r": residual}, want
 
 
-@settings(max_examples=20, deadline=None)
+@few(8)
 @given(
     seed=st.integers(1, 10_000),
     m=st.sampled_from([2, 4]),
@@ -66,7 +67,7 @@ def test_values(seed, m, n, size, pad, channels, outputs, tunable):
     assert np.abs(result.outputs[0] - want).max() <= 2e-5 * np.abs(want).max()
 
 
-@settings(max_examples=10, deadline=None)
+@few(5)
 @given(
     seed=st.integers(1, 10_000),
     size=st.tuples(st.integers(3, 19), st.integers(3, 19)),
@@ -150,7 +151,7 @@ def integer_module(rng, shape: Shape):
     return mod, {"x": data}, want
 
 
-@settings(max_examples=15, deadline=None)
+@few(8)
 @given(
     seed=st.integers(1, 10_000),
     dtype=st.sampled_from(["int8", "uint8"]),

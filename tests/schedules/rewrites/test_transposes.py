@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tvm import relax, s_tir
 from tvm.relax import op
 
 from nnfuze_tvm import schedules
 from nnfuze_tvm.devices.targets import resolve
+from tests.helpers import few
 from tests.schedules.kernels import fused_kernels, schedule_and_run, single_function
 
 HOST = resolve("host")
@@ -28,7 +29,7 @@ def network(shape, axes, dtype, epilogue=False):
     return single_function({"x": (shape, dtype)}, body)
 
 
-@settings(max_examples=15, deadline=None)
+@few(8)
 @given(
     images=st.integers(1, 2),
     rows=st.integers(1, 45),
