@@ -20,7 +20,7 @@ def host_executor(mod: tvm.IRModule) -> Run:
     names = [param.name for param in mod["main"].params]
 
     def run(inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        outputs = machine["main"](*(tvm.runtime.tensor(np.ascontiguousarray(inputs[name])) for name in names))
+        outputs = machine["main"](*(tvm.runtime.tensor(np.asarray(inputs[name], order="C")) for name in names))
         return [output.numpy() for output in outputs]
 
     return run

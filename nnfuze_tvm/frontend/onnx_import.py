@@ -19,7 +19,8 @@ from tvm.relax.frontend.onnx import onnx_frontend
 from nnfuze_tvm.errors import ModelError
 from nnfuze_tvm.frontend.onnx_file import TYPES, Shape, Source, first_line, type_name
 from nnfuze_tvm.frontend.operators import CONVERTERS, sequences
-from nnfuze_tvm.frontend.operators.node import FailedInside, Node, Operands, Tensors, known, tensors_of
+from nnfuze_tvm.frontend.operators.node import FailedInside, Impossible, Node, Operands, Tensors, known, tensors_of
+from nnfuze_tvm.frontend.validity import contradicts
 from nnfuze_tvm.graph import dataflow, ir, ops
 from nnfuze_tvm.graph.constants import constant
 from nnfuze_tvm.graph.dataflow import Value
@@ -108,6 +109,8 @@ class _Importer:
         # Weights of subgraphs, which may be imported many times; the graph is kept so that its id stays its own.
         self._weights: dict[int, tuple[onnx.GraphProto, dict[str, Value | None]]] = {}
         self._unrolled = 0
+        # Those of the errors that are no fault of ours.
+        self._impossible: set[str] = set()
         self._unsupported: dict[str, dict[str, None]] = {}
 
     def unsupported(self) -> list[str]:
@@ -186,6 +189,19 @@ class _Importer:
             raise FailedInside
         return results
 
+    def _branch(self, graph: onnx.GraphProto) -> list[Value]:
+        """Import a subgraph that may never be computed; see `Node.branch`."""
+        before, unsupported = len(self.errors), {name: dict(nodes) for name, nodes in self._unsupported.items()}
+        try:
+            return self._body(graph, [])
+        except FailedInside:
+            errors = self.errors[before:]
+            if not errors or not self._impossible.issuperset(errors):
+                raise
+            del self.errors[before:]
+            self._unsupported = unsupported
+            raise Impossible(errors[0]) from None
+
     def _node(self, proto: onnx.NodeProto) -> None:
         operands = onnx_frontend.onnx_input(self._values[name] if name else None for name in proto.input)
         # What depends on a node that failed isn't tried: one line per cause.
@@ -201,6 +217,8 @@ class _Importer:
                 pass
             except Exception as error:
                 self.errors.append(f"node {proto.name!r} ({_operator(proto)}): {first_line(error)}")
+                if isinstance(error, Impossible) or contradicts(proto, operands, self._source.opset):
+                    self._impossible.add(self.errors[-1])
         for name, value in zip(proto.output, results, strict=False):
             for tensor in tensors_of([value]):
                 self._note_layers(tensor, proto.name)
@@ -213,7 +231,7 @@ class _Importer:
         if folded is not None:
             return folded
         attributes = onnx_frontend.ONNXGraphImporter._parse_attr(self, proto.attribute)
-        node = Node(proto, attributes, opset, self._builder, self._body, self._values)
+        node = Node(proto, attributes, opset, self._builder, self._body, self._branch, self._values)
         operator = _operator(proto)
         if any(isinstance(value, Tensors) for value in operands):
             if operator == "Identity":

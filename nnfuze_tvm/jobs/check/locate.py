@@ -117,7 +117,7 @@ def first_kernel(fused: tvm.IRModule, lowered: tvm.IRModule, target: Target, sam
     references = _with_outputs(fused, [twin for _, twin in pairs])
     wide = _with_outputs(lowered, [var for var, _ in pairs])
     machine = relax.VirtualMachine(build.generate(wide, target), tvm.cpu())
-    given = [tvm.runtime.tensor(np.ascontiguousarray(sample[param.name])) for param in wide["main"].params]
+    given = [tvm.runtime.tensor(np.asarray(sample[param.name], order="C")) for param in wide["main"].params]
     answers = [field.numpy() for field in machine["main"](*given)]
     apart = list(map(_apart, answers, evaluate.executor(references)(sample)))
     # Integers that come from floats may be a step off; what is wrong is further off, or is all integers.
