@@ -192,7 +192,7 @@ def test_200_steps_one_by_one_are_200_steps_at_once(operator):
 @pytest.mark.parametrize("each", [False, True], ids=["per layer", "per channel"])
 @pytest.mark.parametrize("direction", ["forward", "bidirectional"])
 def test_weights_of_8_bits(each, direction):
-    """ONNX Runtime quantizes the activations of each step, too; so the two differ by that."""
+    """What is multiplied is quantized in each step, as ONNX Runtime does it."""
     model, feeds = recurrent("LSTM", (4, 1, 12, 8), "bhcp", direction=direction)
     (node,) = model.graph.node
     node.op_type, node.domain = "DynamicQuantizeLSTM", "com.microsoft"
@@ -207,7 +207,7 @@ def test_weights_of_8_bits(each, direction):
         for name, array in (("scale", scale.astype("float32")), ("zero", np.zeros(scale.shape, "int8"))):
             model.graph.initializer.append(numpy_helper.from_array(array, f"{tensor.name}_{name}"))
     node.input.extend(f"{name}_{part}" for name in "wr" for part in ("scale", "zero"))
-    assert_equal(evaluate_module(load([model]), feeds, "main"), session(model).run(None, feeds), 0.03)
+    assert_equal(evaluate_module(load([model]), feeds, "main"), session(model).run(None, feeds))
 
 
 def test_not_a_number_stays_one():
