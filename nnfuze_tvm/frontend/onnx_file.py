@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import checker, external_data_helper
@@ -140,12 +142,13 @@ def checked_sources(
     Raises
     ------
     InputError, ModelError
-        See :func:`sources`, :func:`check_shape_names`, :func:`check_edges`, :func:`input_shapes`.
+        See :func:`sources`, :func:`check_shape_names`, :func:`store_dense`, :func:`check_edges`, :func:`input_shapes`.
     """
     found = sources(models, tasks)
     check_shape_names(found, shapes)
     for source in found:
         name_nodes(source)
+        store_dense(source)
         check_edges(source)
         drop_unused_outputs(source)
     return found, {source.task: input_shapes(source, shapes) for source in found}
@@ -185,6 +188,64 @@ def name_nodes(source: Source) -> None:
         taken.add(node.name)
 
 
+def attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    """Return a node's attributes by name: numbers, bytes, tuples of them, and protos.
+
+    Raises
+    ------
+    ValueError
+        If one is that of a function, which nobody has given.
+    """
+    found = {}
+    for attribute in node.attribute:
+        if attribute.ref_attr_name:
+            raise ValueError(f"its attribute {attribute.name!r} has no value")
+        value = onnx.helper.get_attribute_value(attribute)
+        several = attribute.type in _SEVERAL
+        found[attribute.name] = tuple(value) if several else value
+    return found
+
+
+_SEVERAL = frozenset(
+    getattr(onnx.AttributeProto, kind) for kind in ("FLOATS", "INTS", "STRINGS", "TENSORS", "GRAPHS", "TYPE_PROTOS")
+)
+
+
+def store_dense(source: Source) -> None:
+    """Make ordinary tensors of sparse ones.
+
+    Raises
+    ------
+    ModelError
+        If one does not fit its shape.
+    """
+    graph = source.model.graph
+    everything = list(nodes(graph))
+    for body in [graph, *(body for node in everything for body in subgraphs(node))]:
+        for tensor in body.sparse_initializer:
+            body.initializer.append(_dense(source, tensor))
+        del body.sparse_initializer[:]
+    for node in everything:
+        for attribute in node.attribute:
+            if attribute.HasField("sparse_tensor"):
+                tensor = _dense(source, attribute.sparse_tensor)
+                attribute.CopyFrom(onnx.helper.make_attribute(attribute.name.removeprefix("sparse_"), tensor))
+
+
+def _dense(source: Source, tensor: onnx.SparseTensorProto) -> onnx.TensorProto:
+    try:
+        values = onnx.numpy_helper.to_array(tensor.values)
+        places = onnx.numpy_helper.to_array(tensor.indices)
+        result = np.zeros(tuple(tensor.dims), values.dtype)
+        if places.ndim == 1:
+            result.reshape(-1)[places] = values
+        else:
+            result[tuple(places.T)] = values
+    except (ValueError, IndexError, TypeError) as error:
+        raise ModelError(f"{source.label}: sparse tensor {tensor.values.name!r}: {first_line(error)}") from None
+    return onnx.numpy_helper.from_array(result, tensor.values.name)
+
+
 def drop_unused_outputs(source: Source) -> None:
     """Take the names from outputs that nothing reads: they need not be computed."""
     graph = source.model.graph
@@ -212,8 +273,6 @@ def check_edges(source: Source) -> None:
 
 
 def _check_edges(source: Source, graph: onnx.GraphProto, outside: set[str]) -> None:
-    if graph.sparse_initializer:
-        raise ModelError(f"{source.label}: sparse initializers are not supported: store the weights dense")
     known = outside | {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer} | {""}
     for node in graph.node:
         for name in node.input:

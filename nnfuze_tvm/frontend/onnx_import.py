@@ -17,17 +17,16 @@ from tvm.ir import Call, GenericConst
 from tvm.relax.frontend.onnx import onnx_frontend
 
 from nnfuze_tvm.errors import ModelError
+from nnfuze_tvm.frontend import onnx_file
 from nnfuze_tvm.frontend.onnx_file import TYPES, Shape, Source, first_line, type_name
 from nnfuze_tvm.frontend.operators import CONVERTERS, sequences
 from nnfuze_tvm.frontend.operators.node import FailedInside, Impossible, Node, Operands, Tensors, known, tensors_of
-from nnfuze_tvm.frontend.validity import contradicts
+from nnfuze_tvm.frontend.validity import contradiction
 from nnfuze_tvm.graph import dataflow, ir, ops
 from nnfuze_tvm.graph.constants import constant
 from nnfuze_tvm.graph.dataflow import Value
 from nnfuze_tvm.graph.evaluate import call_of_constants
 
-# What may be missing has no place in a function with static shapes.
-_REFUSED = frozenset("Optional OptionalHasElement OptionalGetElement".split())
 # What TVM's importer means by these is Microsoft's operator, not that of ONNX.
 _MICROSOFT = frozenset("BiasGelu FastGelu SkipLayerNormalization EmbedLayerNormalization MatMulInteger16".split())
 # What it does with Microsoft's operators of these names is right.
@@ -54,7 +53,7 @@ def is_supported(node: onnx.NodeProto) -> bool:
         return True
     if node.domain == "com.microsoft":
         return node.op_type in _RIGHT
-    if node.domain not in ("", "ai.onnx") or operator in _REFUSED | _MICROSOFT:
+    if node.domain not in ("", "ai.onnx") or operator in _MICROSOFT:
         return False
     return operator in onnx_frontend._get_convert_map()
 
@@ -216,8 +215,10 @@ class _Importer:
             except FailedInside:
                 pass
             except Exception as error:
-                self.errors.append(f"node {proto.name!r} ({_operator(proto)}): {first_line(error)}")
-                if isinstance(error, Impossible) or contradicts(proto, operands, self._source.opset):
+                why = contradiction(proto, operands, self._source.opset)
+                reason = first_line(error) if _is_ours(error) or not why else why
+                self.errors.append(f"node {proto.name!r} ({_operator(proto)}): {reason}")
+                if isinstance(error, Impossible) or why:
                     self._impossible.add(self.errors[-1])
         for name, value in zip(proto.output, results, strict=False):
             for tensor in tensors_of([value]):
@@ -230,8 +231,7 @@ class _Importer:
         folded = self._folded(proto, operands, opset)
         if folded is not None:
             return folded
-        attributes = onnx_frontend.ONNXGraphImporter._parse_attr(self, proto.attribute)
-        node = Node(proto, attributes, opset, self._builder, self._body, self._branch, self._values)
+        node = Node(proto, onnx_file.attributes(proto), opset, self._builder, self._body, self._branch, self._values)
         operator = _operator(proto)
         if any(isinstance(value, Tensors) for value in operands):
             if operator == "Identity":
@@ -325,6 +325,14 @@ class _Importer:
             pending.extend(dataflow.operands(bound))
         for var in reversed(found):
             self.layers[var] = ir.clean_name(f"{self._source.task}/{name}")
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Return whether this package raised an error; what TVM says of its own calls tells nobody what is in the file."""
+    where = error.__traceback__
+    while where is not None and where.tb_next is not None:
+        where = where.tb_next
+    return where is not None and str(where.tb_frame.f_globals.get("__name__")).startswith("nnfuze_tvm")
 
 
 def _settled(value: Value) -> Value:

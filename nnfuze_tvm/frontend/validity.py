@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper, shape_inference
+from onnx import defs, helper, numpy_helper, shape_inference
 
+from nnfuze_tvm.frontend.onnx_file import first_line
 from nnfuze_tvm.frontend.operators.node import Operands, Tensors, known
 from nnfuze_tvm.graph import ir
 
@@ -13,8 +16,8 @@ from nnfuze_tvm.graph import ir
 _MOST_VALUES = 1024
 
 
-def contradicts(node: onnx.NodeProto, operands: Operands, opset: int) -> bool:
-    """Return whether ONNX itself says that a node can't take these operands.
+def contradiction(node: onnx.NodeProto, operands: Operands, opset: int) -> str:
+    """Return why a node can't take these operands, as ONNX itself says it; an empty string if it says nothing.
 
     Parameters
     ----------
@@ -27,9 +30,13 @@ def contradicts(node: onnx.NodeProto, operands: Operands, opset: int) -> bool:
         Version of the operator set.
     """
     if node.domain not in ("", "ai.onnx") or any(attribute.HasField("g") for attribute in node.attribute):
-        return False
+        return ""
     if any(isinstance(value, Tensors) for value in operands):
-        return False
+        return ""
+    with contextlib.suppress(defs.SchemaError):
+        fewest = defs.get_schema(node.op_type, opset).min_input
+        if len(operands) < fewest:
+            return f"it has {len(operands)} inputs, {fewest} are needed"
     alone = onnx.NodeProto()
     alone.CopyFrom(node)
     names = ["" if value is None else f"in{place}" for place, value in enumerate(operands)]
@@ -49,6 +56,7 @@ def contradicts(node: onnx.NodeProto, operands: Operands, opset: int) -> bool:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
     try:
         shape_inference.infer_shapes(model, strict_mode=True)
-    except shape_inference.InferenceError:
-        return True
-    return False
+    except shape_inference.InferenceError as error:
+        # "[ShapeInferenceError] Inference error(s): (op_type:Add, node name: n): [ShapeInferenceError] the reason"
+        return first_line(error).rpartition("]")[2].strip() or "its operands don't fit it"
+    return ""
