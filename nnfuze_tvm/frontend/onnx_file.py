@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import checker, external_data_helper
 from onnx.inliner import inline_local_functions
 
 from nnfuze_tvm.errors import InputError, ModelError
+from nnfuze_tvm.frontend.onnx_tensors import bodies, first_line, nodes, plain_tensors, subgraphs
 
 Shape = tuple[int, ...]
 
@@ -51,12 +51,6 @@ class Source:
         """Version of the default operator set."""
         versions = [entry.version for entry in self.model.opset_import if entry.domain in ("", "ai.onnx")]
         return versions[0] if versions else 1
-
-
-def first_line(error: object) -> str:
-    """Return the first non-empty line of an error's text."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def read(path: str | Path) -> onnx.ModelProto:
@@ -142,13 +136,13 @@ def checked_sources(
     Raises
     ------
     InputError, ModelError
-        See :func:`sources`, :func:`check_shape_names`, :func:`store_dense`, :func:`check_edges`, :func:`input_shapes`.
+        See :func:`sources`, :func:`check_shape_names`, :func:`check_edges`, :func:`input_shapes`.
     """
     found = sources(models, tasks)
     check_shape_names(found, shapes)
     for source in found:
         name_nodes(source)
-        store_dense(source)
+        plain_tensors(source.model.graph, source.label)
         check_edges(source)
         drop_unused_outputs(source)
     return found, {source.task: input_shapes(source, shapes) for source in found}
@@ -161,22 +155,6 @@ def _named(model: str | Path | onnx.ModelProto, index: int) -> tuple[str, Path |
     if equals and not Path(model).exists():
         return name, Path(path)
     return Path(model).stem, Path(model)
-
-
-def nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """Give the nodes of a graph and of its subgraphs, in order."""
-    for node in graph.node:
-        yield node
-        for inner in subgraphs(node):
-            yield from nodes(inner)
-
-
-def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """Give the bodies and branches of a node."""
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
 
 
 def name_nodes(source: Source) -> None:
@@ -211,48 +189,12 @@ _SEVERAL = frozenset(
 )
 
 
-def store_dense(source: Source) -> None:
-    """Make ordinary tensors of sparse ones.
-
-    Raises
-    ------
-    ModelError
-        If one does not fit its shape.
-    """
-    graph = source.model.graph
-    everything = list(nodes(graph))
-    for body in [graph, *(body for node in everything for body in subgraphs(node))]:
-        for tensor in body.sparse_initializer:
-            body.initializer.append(_dense(source, tensor))
-        del body.sparse_initializer[:]
-    for node in everything:
-        for attribute in node.attribute:
-            if attribute.HasField("sparse_tensor"):
-                tensor = _dense(source, attribute.sparse_tensor)
-                attribute.CopyFrom(onnx.helper.make_attribute(attribute.name.removeprefix("sparse_"), tensor))
-
-
-def _dense(source: Source, tensor: onnx.SparseTensorProto) -> onnx.TensorProto:
-    try:
-        values = onnx.numpy_helper.to_array(tensor.values)
-        places = onnx.numpy_helper.to_array(tensor.indices)
-        result = np.zeros(tuple(tensor.dims), values.dtype)
-        if places.ndim == 1:
-            result.reshape(-1)[places] = values
-        else:
-            result[tuple(places.T)] = values
-    except (ValueError, IndexError, TypeError) as error:
-        raise ModelError(f"{source.label}: sparse tensor {tensor.values.name!r}: {first_line(error)}") from None
-    return onnx.numpy_helper.from_array(result, tensor.values.name)
-
-
 def drop_unused_outputs(source: Source) -> None:
     """Take the names from outputs that nothing reads: they need not be computed."""
     graph = source.model.graph
     everything = list(nodes(graph))
-    bodies = [graph, *(body for node in everything for body in subgraphs(node))]
     read = {name for node in everything for name in node.input}
-    read |= {value.name for body in bodies for value in body.output}
+    read |= {value.name for body in bodies(graph) for value in body.output}
     for node in everything:
         for index, name in enumerate(node.output):
             if name not in read:

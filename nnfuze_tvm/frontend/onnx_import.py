@@ -18,7 +18,8 @@ from tvm.relax.frontend.onnx import onnx_frontend
 
 from nnfuze_tvm.errors import ModelError
 from nnfuze_tvm.frontend import onnx_file
-from nnfuze_tvm.frontend.onnx_file import TYPES, Shape, Source, first_line, type_name
+from nnfuze_tvm.frontend.onnx_file import TYPES, Shape, Source, type_name
+from nnfuze_tvm.frontend.onnx_tensors import first_line
 from nnfuze_tvm.frontend.operators import CONVERTERS, sequences
 from nnfuze_tvm.frontend.operators.node import FailedInside, Impossible, Node, Operands, Tensors, known, tensors_of
 from nnfuze_tvm.frontend.validity import contradiction

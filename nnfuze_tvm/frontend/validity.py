@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import defs, helper, numpy_helper, shape_inference
 
-from nnfuze_tvm.frontend.onnx_file import first_line
+from nnfuze_tvm.frontend.onnx_tensors import first_line
 from nnfuze_tvm.frontend.operators.node import Operands, Tensors, known
 from nnfuze_tvm.graph import ir
 

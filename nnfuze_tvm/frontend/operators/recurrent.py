@@ -26,6 +26,8 @@ _DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False,
 _USUAL = {"lstm": ("Sigmoid", "Tanh", "Tanh"), "gru": ("Sigmoid", "Tanh"), "rnn": ("Tanh",)}
 # So few steps are written out: their products are layers like any other.
 _WRITTEN_OUT = 2
+# As many steps that quantize their states by their ranges take a minute to compile.
+_MOST_QUANTIZED = 64
 
 
 def _convert(kind: Kind, node: Node, inputs: Operands) -> list[Value | None]:
@@ -262,6 +264,11 @@ class _QuantizedLayer(_Layer):
         super().__init__("lstm", node, [inputs[0], *weights, *(inputs[n] for n in range(3, 8))])
         if self.lengths is not None and self.batch > 1:
             raise ValueError("sequences of several lengths, which are quantized together, are not supported")
+        if self.steps * len(self.reverse) > _MOST_QUANTIZED:
+            raise ValueError(
+                f"{self.steps * len(self.reverse)} steps, each of which quantizes its state anew, are more than the "
+                f"{_MOST_QUANTIZED} that are supported"
+            )
         self.codes = {
             which: [_Codes(inputs[place], inputs[scale], inputs[scale + 1], n) for n in range(len(self.reverse))]
             for which, place, scale in (("input", 1, 8), ("hidden", 2, 10))
