@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
@@ -13,6 +14,7 @@ from onnx.inliner import inline_local_functions
 
 from nnfuze_tvm.errors import InputError, ModelError
 from nnfuze_tvm.frontend import exported_program
+from nnfuze_tvm.frontend.onnx_tensors import bodies, first_line, nodes, plain_tensors, subgraphs
 
 Shape = tuple[int, ...]
 
@@ -53,12 +55,6 @@ class Source:
         """Version of the default operator set."""
         versions = [entry.version for entry in self.model.opset_import if entry.domain in ("", "ai.onnx")]
         return versions[0] if versions else 1
-
-
-def first_line(error: object) -> str:
-    """Return the first non-empty line of an error's text."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def read(path: str | Path) -> onnx.ModelProto:
@@ -156,6 +152,7 @@ def checked_sources(
     check_shape_names(found, shapes)
     for source in found:
         name_nodes(source)
+        plain_tensors(source.model.graph, source.label)
         check_edges(source)
         drop_unused_outputs(source)
     return found, {source.task: input_shapes(source, shapes) for source in found}
@@ -170,22 +167,6 @@ def _named(model: str | Path | onnx.ModelProto, index: int) -> tuple[str, Path |
     return Path(model).stem, Path(model)
 
 
-def nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """Give the nodes of a graph and of its subgraphs, in order."""
-    for node in graph.node:
-        yield node
-        for inner in subgraphs(node):
-            yield from nodes(inner)
-
-
-def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """Give the bodies and branches of a node."""
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
-
-
 def name_nodes(source: Source) -> None:
     """Give every node a name of its own: ``<op_type>_<index>`` where it has none."""
     taken: set[str] = set()
@@ -195,13 +176,35 @@ def name_nodes(source: Source) -> None:
         taken.add(node.name)
 
 
+def attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    """Return a node's attributes by name: numbers, bytes, tuples of them, and protos.
+
+    Raises
+    ------
+    ValueError
+        If one is that of a function, which nobody has given.
+    """
+    found = {}
+    for attribute in node.attribute:
+        if attribute.ref_attr_name:
+            raise ValueError(f"its attribute {attribute.name!r} has no value")
+        value = onnx.helper.get_attribute_value(attribute)
+        several = attribute.type in _SEVERAL
+        found[attribute.name] = tuple(value) if several else value
+    return found
+
+
+_SEVERAL = frozenset(
+    getattr(onnx.AttributeProto, kind) for kind in ("FLOATS", "INTS", "STRINGS", "TENSORS", "GRAPHS", "TYPE_PROTOS")
+)
+
+
 def drop_unused_outputs(source: Source) -> None:
     """Take the names from outputs that nothing reads: they need not be computed."""
     graph = source.model.graph
     everything = list(nodes(graph))
-    bodies = [graph, *(body for node in everything for body in subgraphs(node))]
     read = {name for node in everything for name in node.input}
-    read |= {value.name for body in bodies for value in body.output}
+    read |= {value.name for body in bodies(graph) for value in body.output}
     for node in everything:
         for index, name in enumerate(node.output):
             if name not in read:
@@ -222,8 +225,6 @@ def check_edges(source: Source) -> None:
 
 
 def _check_edges(source: Source, graph: onnx.GraphProto, outside: set[str]) -> None:
-    if graph.sparse_initializer:
-        raise ModelError(f"{source.label}: sparse initializers are not supported: store the weights dense")
     known = outside | {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer} | {""}
     for node in graph.node:
         for name in node.input:

@@ -17,16 +17,17 @@ from tvm.ir import Call, GenericConst
 from tvm.relax.frontend.onnx import onnx_frontend
 
 from nnfuze_tvm.errors import ModelError
-from nnfuze_tvm.frontend.onnx_file import TYPES, Shape, Source, first_line, type_name
+from nnfuze_tvm.frontend import onnx_file
+from nnfuze_tvm.frontend.onnx_file import TYPES, Shape, Source, type_name
+from nnfuze_tvm.frontend.onnx_tensors import first_line
 from nnfuze_tvm.frontend.operators import CONVERTERS, sequences
-from nnfuze_tvm.frontend.operators.node import FailedInside, Node, Operands, Tensors, known, tensors_of
+from nnfuze_tvm.frontend.operators.node import FailedInside, Impossible, Node, Operands, Tensors, known, tensors_of
+from nnfuze_tvm.frontend.validity import contradiction
 from nnfuze_tvm.graph import dataflow, ir, ops
 from nnfuze_tvm.graph.constants import constant
 from nnfuze_tvm.graph.dataflow import Value
 from nnfuze_tvm.graph.evaluate import call_of_constants
 
-# What may be missing has no place in a function with static shapes.
-_REFUSED = frozenset("Optional OptionalHasElement OptionalGetElement".split())
 # What TVM's importer means by these is Microsoft's operator, not that of ONNX.
 _MICROSOFT = frozenset("BiasGelu FastGelu SkipLayerNormalization EmbedLayerNormalization MatMulInteger16".split())
 # What it does with Microsoft's operators of these names is right.
@@ -53,7 +54,7 @@ def is_supported(node: onnx.NodeProto) -> bool:
         return True
     if node.domain == "com.microsoft":
         return node.op_type in _RIGHT
-    if node.domain not in ("", "ai.onnx") or operator in _REFUSED | _MICROSOFT:
+    if node.domain not in ("", "ai.onnx") or operator in _MICROSOFT:
         return False
     return operator in onnx_frontend._get_convert_map()
 
@@ -108,6 +109,8 @@ class _Importer:
         # Weights of subgraphs, which may be imported many times; the graph is kept so that its id stays its own.
         self._weights: dict[int, tuple[onnx.GraphProto, dict[str, Value | None]]] = {}
         self._unrolled = 0
+        # Those of the errors that are no fault of ours.
+        self._impossible: set[str] = set()
         self._unsupported: dict[str, dict[str, None]] = {}
 
     def unsupported(self) -> list[str]:
@@ -186,6 +189,19 @@ class _Importer:
             raise FailedInside
         return results
 
+    def _branch(self, graph: onnx.GraphProto) -> list[Value]:
+        """Import a subgraph that may never be computed; see `Node.branch`."""
+        before, unsupported = len(self.errors), {name: dict(nodes) for name, nodes in self._unsupported.items()}
+        try:
+            return self._body(graph, [])
+        except FailedInside:
+            errors = self.errors[before:]
+            if not errors or not self._impossible.issuperset(errors):
+                raise
+            del self.errors[before:]
+            self._unsupported = unsupported
+            raise Impossible(errors[0]) from None
+
     def _node(self, proto: onnx.NodeProto) -> None:
         operands = onnx_frontend.onnx_input(self._values[name] if name else None for name in proto.input)
         # What depends on a node that failed isn't tried: one line per cause.
@@ -200,7 +216,11 @@ class _Importer:
             except FailedInside:
                 pass
             except Exception as error:
-                self.errors.append(f"node {proto.name!r} ({_operator(proto)}): {first_line(error)}")
+                why = contradiction(proto, operands, self._source.opset)
+                reason = first_line(error) if _is_ours(error) or not why else why
+                self.errors.append(f"node {proto.name!r} ({_operator(proto)}): {reason}")
+                if isinstance(error, Impossible) or why:
+                    self._impossible.add(self.errors[-1])
         for name, value in zip(proto.output, results, strict=False):
             for tensor in tensors_of([value]):
                 self._note_layers(tensor, proto.name)
@@ -212,8 +232,7 @@ class _Importer:
         folded = self._folded(proto, operands, opset)
         if folded is not None:
             return folded
-        attributes = onnx_frontend.ONNXGraphImporter._parse_attr(self, proto.attribute)
-        node = Node(proto, attributes, opset, self._builder, self._body, self._values)
+        node = Node(proto, onnx_file.attributes(proto), opset, self._builder, self._body, self._branch, self._values)
         operator = _operator(proto)
         if any(isinstance(value, Tensors) for value in operands):
             if operator == "Identity":
@@ -307,6 +326,14 @@ class _Importer:
             pending.extend(dataflow.operands(bound))
         for var in reversed(found):
             self.layers[var] = ir.clean_name(f"{self._source.task}/{name}")
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Return whether this package raised an error; what TVM says of its own calls tells nobody what is in the file."""
+    where = error.__traceback__
+    while where is not None and where.tb_next is not None:
+        where = where.tb_next
+    return where is not None and str(where.tb_frame.f_globals.get("__name__")).startswith("nnfuze_tvm")
 
 
 def _settled(value: Value) -> Value:

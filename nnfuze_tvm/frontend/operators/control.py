@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from tvm.ir import GenericConst
 from nnfuze_tvm.frontend.operators.node import (
     Converter,
     FailedInside,
+    Impossible,
     Node,
     Operands,
     Tensors,
@@ -30,23 +30,43 @@ _PICKS = frozenset({"take", "gather_elements", "gather_nd", "scatter_elements", 
 
 
 def _if(node: Node, inputs: Operands) -> Any:
-    """Return the branch that a known condition chooses; else compute both, and choose by the condition."""
+    """Return the branch that a known condition chooses; else compute both, and choose by the condition.
+
+    A branch that nobody can compute with the given shapes gives NaN where it is chosen.
+    """
     branches = [node.attributes["then_branch"], node.attributes["else_branch"]]
     condition = known(inputs[0])
     if condition is not None:
         return node.body(branches[0] if condition.item() else branches[1], [])
     outside = set(tensors_of(node.names.values()))
-    both = []
+    both: list[list[Value]] = []
+    failed, reasons = False, []
     for branch in branches:
         # What can't be converted is named for both.
-        with contextlib.suppress(FailedInside):
-            both.append(node.body(branch, []))
-    if len(both) < len(branches):
+        try:
+            both.append(node.branch(branch))
+        except FailedInside:
+            failed = True
+        except Impossible as error:
+            reasons.append(str(error))
+            both.append([])
+    if failed:
         raise FailedInside
+    if len(reasons) == len(both):
+        raise Impossible(f"no branch can be computed with these shapes: {'; '.join(reasons)}")
+    if reasons:
+        both = [results or _nothing(other, reasons[0]) for results, other in (both, both[::-1])]
     for results in both:
         _check_harmless(node, results, outside)
     chosen = node.emit(relax.op.reshape(inputs[0], [])) if ir.static_shape(inputs[0]) else inputs[0]
     return [_choice(chosen, then, other, name) for then, other, name in zip(*both, node.proto.output, strict=True)]
+
+
+def _nothing(results: Sequence[Value], reason: str) -> list[Value]:
+    """Return NaN in the place of results: what a branch gives that ends in an error wherever it is taken."""
+    if any(isinstance(each, Tensors) or not str(each.ty.dtype).startswith("float") for each in results):
+        raise ValueError(f"its condition is computed, and a branch can't be computed with these shapes: {reason}")
+    return [constant(np.full(ir.static_shape(each), np.nan, str(each.ty.dtype))) for each in results]
 
 
 def _choice(condition: Value, then: Value, other: Value, name: str) -> Value:

@@ -23,6 +23,10 @@ class FailedInside(Exception):
     """A subgraph has nodes that failed; their errors are noted."""
 
 
+class Impossible(ValueError):
+    """What a file asks for has no meaning with these shapes: nobody can compute it."""
+
+
 Operands = list[Any]
 """A node's inputs, None for one that is left out; an index behind the last one gives None, too."""
 
@@ -45,6 +49,9 @@ class Node:
     body : callable
         ``(graph, operands) -> results``: imports a subgraph in place, its inputs bound to operands. It sees the names
         around it. Raises `FailedInside`.
+    branch : callable
+        The same for a subgraph without inputs that may never be computed. Raises `Impossible`, and nothing is noted, if
+        nobody can compute it with these shapes.
     names : mapping
         What is computed so far, by name: None where that failed.
     """
@@ -54,6 +61,7 @@ class Node:
     opset: int
     builder: relax.BlockBuilder
     body: Callable[[onnx.GraphProto, Sequence[Value]], list[Value]]
+    branch: Callable[[onnx.GraphProto], list[Value]]
     names: Mapping[str, Value | None]
 
     @property

@@ -114,8 +114,12 @@ def _dequantize(node: Node, inputs: Operands) -> Any:
 
 
 def _dynamic_quantize(node: Node, inputs: Operands) -> Any:
-    """Quantize by the range of the data, zero included."""
-    data, zero = inputs[0], relax.const(0.0, "float32")
+    return dynamically_quantized(node, inputs[0])
+
+
+def dynamically_quantized(node: Node, data: Value) -> list[Value]:
+    """Quantize by the range of the data, zero included; return codes in uint8, their scale and their zero point."""
+    zero = relax.const(0.0, "float32")
     high = node.emit(relax.op.maximum(relax.op.max(data), zero))
     low = node.emit(relax.op.minimum(relax.op.min(data), zero))
     span = node.emit(relax.op.divide(relax.op.subtract(high, low), relax.const(255.0, "float32")))
@@ -228,7 +232,7 @@ def _where(node: Node, inputs: Operands) -> Any:
     return expansion.codes(expansion.add("Where", condition, *sides), inputs[7], inputs[8])
 
 
-def _shifted(node: Node, codes: Value, zero: Value | None, shape: Sequence[int] | None = None) -> Value:
+def without_zero(node: Node, codes: Value, zero: Value | None, shape: Sequence[int] | None = None) -> Value:
     """Return codes without their zero point, in int16: exact, and what CPUs multiply by pairs."""
     number, point = known(codes), None if zero is None else known(zero)
     if zero is not None and shape is not None:
@@ -247,7 +251,9 @@ def _matmul_integer(node: Node, inputs: Operands) -> Any:
     """Return the exact int32 sums."""
     left, right, left_zero, right_zero = (inputs[k] for k in range(4))
     rows = None if left_zero is None or len(ir.static_shape(left_zero)) != 1 else [-1, 1]
-    return relax.op.matmul(_shifted(node, left, left_zero, rows), _shifted(node, right, right_zero), out_dtype="int32")
+    return relax.op.matmul(
+        without_zero(node, left, left_zero, rows), without_zero(node, right, right_zero), out_dtype="int32"
+    )
 
 
 def _conv_integer(node: Node, inputs: Operands) -> Any:
@@ -256,8 +262,8 @@ def _conv_integer(node: Node, inputs: Operands) -> Any:
     rank = len(ir.static_shape(weight))
     per_channel = weight_zero is not None and np.prod(ir.static_shape(weight_zero)) != 1
     operands = [
-        _shifted(node, data, zero, [1] * rank),
-        _shifted(node, weight, weight_zero, [-1] + [1] * (rank - 1) if per_channel else [1] * rank),
+        without_zero(node, data, zero, [1] * rank),
+        without_zero(node, weight, weight_zero, [-1] + [1] * (rank - 1) if per_channel else [1] * rank),
     ]
     expansion = Expansion(node, f"{node.proto.name}/int32")
     wide = [expansion.add("Cast", expansion.operand(value), to=onnx.TensorProto.INT32) for value in operands]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ from tvm.ir import Call
 from tvm.relax import op
 
 from nnfuze_tvm.frontend.operators.node import Converter, Node, Operands, known
+from nnfuze_tvm.frontend.operators.quantized import dynamically_quantized, without_zero
 from nnfuze_tvm.frontend.operators.recurrent_steps import run_steps
+from nnfuze_tvm.frontend.operators.values import fixed, required
 from nnfuze_tvm.graph.constants import constant
 from nnfuze_tvm.graph.dataflow import Value
 from nnfuze_tvm.graph.ir import static_shape
@@ -23,6 +26,8 @@ _DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False,
 _USUAL = {"lstm": ("Sigmoid", "Tanh", "Tanh"), "gru": ("Sigmoid", "Tanh"), "rnn": ("Tanh",)}
 # So few steps are written out: their products are layers like any other.
 _WRITTEN_OUT = 2
+# As many steps that quantize their states by their ranges take a minute to compile.
+_MOST_QUANTIZED = 64
 
 
 def _convert(kind: Kind, node: Node, inputs: Operands) -> list[Value | None]:
@@ -234,23 +239,65 @@ def _rnn(node: Node, inputs: Operands) -> Sequence[Value | None]:
     return _convert("rnn", node, inputs)
 
 
-def _quantized_lstm(node: Node, inputs: Operands) -> Sequence[Value | None]:
-    """Convert Microsoft's LSTM of 8-bit weights to one of the numbers that they stand for.
+class _Codes:
+    """Weights of one direction that are 8-bit codes: without their zero point, and what one unit stands for."""
 
-    Activations stay what they are, where ONNX Runtime quantizes them. The weights are ``[D, I, 4·H]`` and
-    ``[D, H, 4·H]``, scales and zero points ``[D]`` or ``[D, 4·H]``.
+    def __init__(self, codes: Value, scale: Value, zero: Value | None, direction: int) -> None:
+        point = fixed(zero, "zero points")
+        below = np.int16(0) if point is None else point[direction].astype("int16")
+        # Made once: every step reads them.
+        self.matrix = constant(required(codes, "constant weights")[direction].astype("int16") - below)
+        self.scale = constant(required(scale, "constant scale of weights")[direction])
+
+
+class _QuantizedLayer(_Layer):
+    """Microsoft's LSTM of 8-bit weights, all steps written out.
+
+    As in ONNX Runtime on one thread, the input of all steps is quantized by its range, and in each step the hidden
+    states of all sequences are by theirs. Weights are ``[D, I, 4·H]`` and ``[D, H, 4·H]``, their scales and zero points
+    ``[D]`` or ``[D, 4·H]``.
     """
-    weights = []
-    for which, parameters in ((1, (8, 9)), (2, (10, 11))):
-        codes, scale, zero = (known(inputs[n]) for n in (which, *parameters))
-        if codes is None or scale is None:
-            raise ValueError("weights that are no constants are not supported")
-        wide = codes.astype("float32")
-        if zero is not None:
-            wide = wide - zero.astype("float32").reshape(len(zero), 1, -1)
-        numbers = (wide * scale.reshape(len(scale), 1, -1)).astype("float32")
-        weights.append(constant(numbers.transpose(0, 2, 1)))
-    return _convert("lstm", node, [inputs[0], *weights, *(inputs[n] for n in range(3, 8))])
+
+    def __init__(self, node: Node, inputs: Operands) -> None:
+        # As if they were floats: shapes are what is asked of them.
+        weights = [constant(required(inputs[n], "constant weights").transpose(0, 2, 1)) for n in (1, 2)]
+        super().__init__("lstm", node, [inputs[0], *weights, *(inputs[n] for n in range(3, 8))])
+        if self.lengths is not None and self.batch > 1:
+            raise ValueError("sequences of several lengths, which are quantized together, are not supported")
+        if self.steps * len(self.reverse) > _MOST_QUANTIZED:
+            raise ValueError(
+                f"{self.steps * len(self.reverse)} steps, each of which quantizes its state anew, are more than the "
+                f"{_MOST_QUANTIZED} that are supported"
+            )
+        self.codes = {
+            which: [_Codes(inputs[place], inputs[scale], inputs[scale + 1], n) for n in range(len(self.reverse))]
+            for which, place, scale in (("input", 1, 8), ("hidden", 2, 10))
+        }
+
+    def _product(self, which: str, value: Value, direction: int) -> Value:
+        """Return the product of what is quantized now and the weights of a direction, ``[…, 4·H]``."""
+        emit, weights = self.node.emit, self.codes[which][direction]
+        codes, scale, zero = map(emit, dynamically_quantized(self.node, value))
+        sums = emit(op.matmul(without_zero(self.node, codes, zero), weights.matrix, out_dtype="int32"))
+        return op.multiply(op.astype(sums, "float32"), emit(op.multiply(scale, weights.scale)))
+
+    def _projection(self) -> Value:
+        data = self.node.emit(op.reshape(self.data, [self.steps * self.batch, self.width]))
+        parts = [self.node.emit(self._product("input", data, n)) for n in range(len(self.reverse))]
+        product = parts[0] if len(parts) == 1 else self.node.emit(op.concat(parts, 1))
+        if self.bias is None:
+            return product
+        biases = required(self.bias, "constant biases").reshape(len(self.reverse), 2, -1)
+        return self.node.emit(op.add(product, constant(biases.sum(1).reshape(-1))))
+
+    def _run(self, projection: Value, hidden: Value, cell: Value | None = None) -> list[Value]:
+        operands = {"projection": projection, "hidden": hidden, "cell": cell, "peepholes": self.peepholes}
+        given = {name: each for name, each in operands.items() if each is not None}
+        return run_steps(self.node, self.form, given, partial(self._product, "hidden"))
+
+
+def _quantized_lstm(node: Node, inputs: Operands) -> Sequence[Value | None]:
+    return _QuantizedLayer(node, inputs).results()
 
 
 CONVERTERS: dict[str, Converter] = {

@@ -1,4 +1,6 @@
-"""Sequences of tensors: they are gone when a network is imported, so all that is asked of them must be known then."""
+"""Sequences of tensors, and what may be missing: they are gone when a network is imported, so all that is asked of them
+must be known then.
+"""
 
 from __future__ import annotations
 
@@ -96,6 +98,16 @@ def _map(node: Node, inputs: Operands) -> Any:
     return [Tensors(each) for each in zip(*results, strict=True)] if results else [Tensors() for _ in body.output]
 
 
+def _optional(node: Node, inputs: Operands) -> Any:
+    if inputs[0] is None:
+        raise ValueError("an optional value that is not there is not supported")
+    return inputs[0]
+
+
+def _has_element(node: Node, inputs: Operands) -> Any:
+    return constant(np.array(inputs[0] is not None))
+
+
 CONVERTERS: dict[str, Converter] = {
     "SequenceConstruct": _construct,
     "SequenceEmpty": _empty,
@@ -106,8 +118,11 @@ CONVERTERS: dict[str, Converter] = {
     "SequenceMap": _map,
     "SplitToSequence": _split,
     "ConcatFromSequence": _join,
+    "Optional": _optional,
+    "OptionalHasElement": _has_element,
+    "OptionalGetElement": _optional,
 }
 
 TAKING = frozenset({"SequenceAt", "SequenceInsert", "SequenceErase", "SequenceLength", "SequenceMap",
-                    "ConcatFromSequence", "Loop"})  # fmt: skip
+                    "ConcatFromSequence", "Loop", "Optional", "OptionalHasElement", "OptionalGetElement"})  # fmt: skip
 """Operators whose inputs may be sequences."""

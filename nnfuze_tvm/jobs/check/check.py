@@ -12,7 +12,7 @@ import tvm
 from nnfuze_tvm.analysis import metrics
 from nnfuze_tvm.deploy.runner import Runner, signature
 from nnfuze_tvm.errors import CheckError
-from nnfuze_tvm.frontend.onnx_file import first_line
+from nnfuze_tvm.frontend.onnx_tensors import first_line
 from nnfuze_tvm.graph import evaluate, ir
 from nnfuze_tvm.graph.dataflow import bindings, op_name
 from nnfuze_tvm.jobs.build_stages import Builder, Built

@@ -11,6 +11,7 @@ import onnx
 
 from nnfuze_tvm.frontend import onnx_file
 from nnfuze_tvm.frontend.onnx_file import Source
+from nnfuze_tvm.frontend.onnx_tensors import nodes
 from nnfuze_tvm.graph.wiring import Run, Wiring
 from nnfuze_tvm.jobs.data import Arrays
 
@@ -92,7 +93,7 @@ class Originals:
     @property
     def recurrent(self) -> bool:
         """Whether small differences may go round in a loop."""
-        return any(node.op_type in _RECURRENT for s in self.sources for node in onnx_file.nodes(s.model.graph))
+        return any(node.op_type in _RECURRENT for s in self.sources for node in nodes(s.model.graph))
 
 
 def with_all_tensors(source: Source) -> tuple[Source, list[tuple[str, str]]]:

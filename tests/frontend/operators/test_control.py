@@ -108,6 +108,42 @@ def test_what_can_not_be_chosen_is_refused(then, other, reason):
     assert reason in refusal(network)
 
 
+_NO_LSTM = [
+    node("Constant", "", "axes", value_ints=[0]),
+    node("Unsqueeze", "x axes", "long"),
+    node("LSTM", "long wx wh", "t", hidden_size=2),
+]
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        [node("MatMul", "x x", "t")],
+        [node("MatMul", "x x", "m"), node("Missing", "m", "m2"), node("Relu", "m2", "t")],
+        [node("If", "flag", "t", then_branch=graph([node("MatMul", "x x", "a")], (), ["a"]),
+              else_branch=graph([node("Concat", "x w", "b", axis=1)], (), ["b"]))],
+        _NO_LSTM,
+    ],
+)  # fmt: skip
+def test_a_branch_that_has_no_meaning_with_these_shapes_gives_nan(nodes):
+    then, other = graph(nodes, (), ["t"]), graph([node("Relu", "x", "e")], (), ["e"])
+    weights = {"w": random(5, 5), "wx": random(1, 8, 4), "wh": random(1, 8, 2)}
+    inputs = [info("x", [2, 3, 4]), info("flag", [], BOOL)]
+    mod = load([model([branches(then, other)], inputs, ["y"], weights)], ["net"])
+    x = random(2, 3, 4)
+    np.testing.assert_array_equal(evaluate_module(mod, {"x": x, "flag": np.array(False)}, "net")[0], np.maximum(x, 0))
+    assert np.isnan(evaluate_module(mod, {"x": x, "flag": np.array(True)}, "net")[0]).all()
+    # Nobody takes it now.
+    assert "node 'If_y' (If): no branch can be computed with these shapes: node" in refusal(
+        model([branches(then, graph(nodes, (), ["t"], name="again"))], inputs, ["y"], weights)
+    )
+    # Whole numbers have no NaN.
+    then = graph([*nodes, node("ArgMax", "t", "n")], (), ["n"])
+    other = graph([node("ArgMax", "x", "k")], (), ["k"])
+    text = refusal(model([branches(then, other)], inputs, [info("y", None, INT64)], weights))
+    assert "a branch can't be computed with these shapes: node" in text
+
+
 def test_a_division_outside_of_the_branches_is_no_matter():
     inputs = [info("flag", [], BOOL), info("n", [2], INT64), info("k", [2], INT64)]
     then = graph([node("Neg", "q", "t")], (), [info("t", [2], INT64)])

@@ -125,6 +125,18 @@ def test_both_executors_run_the_network():
             np.testing.assert_allclose(result, wanted)
 
 
+@pytest.mark.parametrize("executor", [evaluate.executor, host_executor])
+def test_both_executors_take_single_numbers(executor):
+    builder = relax.BlockBuilder()
+    x, n = relax.Var("x", relax.TensorType((4,), "float32")), relax.Var("n", relax.TensorType((), "float32"))
+    with builder.function("main", [x, n]):
+        with builder.dataflow():
+            result = builder.emit_output(relax.Tuple([builder.emit(relax.op.multiply(x, n))]))
+        builder.emit_func_output(result)
+    (found,) = executor(builder.get())({"x": np.arange(4, dtype="float32"), "n": np.array(2, "float32")})
+    np.testing.assert_array_equal(found, [0, 2, 4, 6])
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=6), st.integers(0, 2**32 - 1))
 def test_a_range_forgets_the_order_but_no_number(reaches, seed):
