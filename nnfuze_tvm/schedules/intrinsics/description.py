@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from tvm import tirx
 from tvm.script import tirx as T
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as B
+
+
+Step = Callable[..., Any]
+"""``(sums, data, packed weights, step) ->`` the sums after one step of an intrinsic, of vectors."""
 
 
 @dataclass(frozen=True)

@@ -2,95 +2,69 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tvm import tirx
 from tvm.s_tir import TensorIntrin
-from tvm.script import tirx as T
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
 
-from nnfuze_tvm.schedules.intrinsics.description import dot2_desc, dot4_desc, with_short_stack, words_desc
+from nnfuze_tvm.schedules.intrinsics.description import Step, dot2_desc, dot4_desc, with_short_stack, words_desc
 
 
-def _maddubs(lanes: int, maddubs: str, maddwd: str) -> tirx.PrimFunc:
+def _wide(data: Any, lanes: int, dtype: str) -> Any:
+    """Return four bytes of data in every lane of 32 bits."""
+    return T.reinterpret(T.broadcast(T.reinterpret(data, dtype="int32"), lanes), dtype=dtype)
+
+
+def maddubs(lanes: int, bytes_name: str, words_name: str) -> Step:
     """Data uint8 (0..127): pairs to int16 without saturation (2 · 127 · 127 < 2^15), then to int32."""
-    n8, n16 = lanes * 4, lanes * 2
-    bytes_type, words_type, sums_type = f"int8x{n8}", f"int16x{n16}", f"int32x{lanes}"
+    bytes_type, words_type, sums_type = f"int8x{4 * lanes}", f"int16x{2 * lanes}", f"int32x{lanes}"
 
-    @T.prim_func(s_tir=True)
-    def impl(
-        A: T.Buffer((4,), "uint8", offset_factor=1),
-        B: T.Buffer((lanes, 4), "int8", offset_factor=1),
-        C: T.Buffer((lanes,), "int32", offset_factor=1),
-    ) -> None:
-        with T.sblock("root"):
-            T.reads(C[0:lanes], A[0:4], B[0:lanes, 0:4])
-            T.writes(C[0:lanes])
-            C[T.ramp(T.int32(0), 1, lanes)] = C.vload([0], dtype=sums_type) + T.call_llvm_pure_intrin(
-                T.llvm_lookup_intrinsic_id(maddwd),
-                T.call_llvm_pure_intrin(
-                    T.llvm_lookup_intrinsic_id(maddubs),
-                    T.reinterpret(
-                        T.broadcast(T.reinterpret(A.vload([0], "uint8x4"), dtype="int32"), lanes),
-                        dtype=bytes_type,
-                    ),
-                    B.vload([0, 0], dtype=bytes_type),
-                    dtype=words_type,
-                ),
-                T.broadcast(T.int16(1), n16),
-                dtype=sums_type,
-            )
+    def step(total: Any, data: Any, weights: Any, _: int = 0) -> Any:
+        pairs = T.call_llvm_pure_intrin(words_type, bytes_name, _wide(data, lanes, bytes_type), weights)
+        ones = T.broadcast(T.int16(1), 2 * lanes)
+        return total + T.call_llvm_pure_intrin(sums_type, words_name, pairs, ones)
 
-    return impl
+    return step
 
 
-def _maddwd(lanes: int, weights: str, maddwd: str) -> tirx.PrimFunc:
+def maddwd(lanes: int, name: str) -> Step:
     """Data of int16, or int8 already widened to it, on AVX2 and AVX-512: pairs of products, exact in int32."""
-    n16 = lanes * 2
-    loaded_type, words_type, sums_type = f"{weights}x{n16}", f"int16x{n16}", f"int32x{lanes}"
+    words_type, sums_type = f"int16x{2 * lanes}", f"int32x{lanes}"
 
-    @T.prim_func(s_tir=True)
-    def impl(
-        A: T.Buffer((2,), "int16", offset_factor=1),
-        B: T.Buffer((lanes, 2), weights, offset_factor=1),
-        C: T.Buffer((lanes,), "int32", offset_factor=1),
-    ) -> None:
-        with T.sblock("root"):
-            T.reads(C[0:lanes], A[0:2], B[0:lanes, 0:2])
-            T.writes(C[0:lanes])
-            C[T.ramp(T.int32(0), 1, lanes)] = C.vload([0], dtype=sums_type) + T.call_llvm_pure_intrin(
-                T.llvm_lookup_intrinsic_id(maddwd),
-                T.reinterpret(
-                    T.broadcast(T.reinterpret(A.vload([0], "int16x2"), dtype="int32"), lanes), dtype=words_type
-                ),
-                T.cast(B.vload([0, 0], dtype=loaded_type), words_type),
-                dtype=sums_type,
-            )
+    def step(total: Any, data: Any, weights: Any, _: int = 0) -> Any:
+        wide = T.cast(weights, words_type)
+        return total + T.call_llvm_pure_intrin(sums_type, name, _wide(data, lanes, words_type), wide)
 
-    return impl
+    return step
 
 
-def _vpdpbusd(lanes: int) -> tirx.PrimFunc:
-    """Data uint8 on AVX-512 VNNI. LLVM types the byte operands as int8."""
-    intrinsic, sums_type, bytes_type = f"llvm.x86.avx512.vpdpbusd.{32 * lanes}", f"int32x{lanes}", f"int8x{4 * lanes}"
+def vpdpbusd(lanes: int) -> Step:
+    """Data uint8 on AVX-512 VNNI, exact for all of them. LLVM types the byte operands as int8."""
+    name, sums_type, bytes_type = f"llvm.x86.avx512.vpdpbusd.{32 * lanes}", f"int32x{lanes}", f"int8x{4 * lanes}"
 
-    @T.prim_func(s_tir=True)
-    def impl(
-        A: T.Buffer((4,), "uint8", offset_factor=1),
-        B: T.Buffer((lanes, 4), "int8", offset_factor=1),
-        C: T.Buffer((lanes,), "int32", offset_factor=1),
-    ) -> None:
-        with T.sblock("root"):
-            T.reads(C[0:lanes], A[0:4], B[0:lanes, 0:4])
-            T.writes(C[0:lanes])
-            C[T.ramp(T.int32(0), 1, lanes)] = T.call_llvm_pure_intrin(
-                T.llvm_lookup_intrinsic_id(intrinsic),
-                C.vload([0], dtype=sums_type),
-                T.reinterpret(
-                    T.broadcast(T.reinterpret(A.vload([0], "uint8x4"), dtype="int32"), lanes), dtype=bytes_type
-                ),
-                B.vload([0, 0], dtype=bytes_type),
-                dtype=sums_type,
-            )
+    def step(total: Any, data: Any, weights: Any, _: int = 0) -> Any:
+        return T.call_llvm_pure_intrin(sums_type, name, total, _wide(data, lanes, bytes_type), weights)
 
-    return impl
+    return step
+
+
+def _implementation(step: Step, lanes: int, depth: int, data: str, weights: str) -> tirx.PrimFunc:
+    """Return the implementation of an intrinsic of one step: data (depth,), weights (lanes, depth), sums (lanes,)."""
+    with IRBuilder() as builder:
+        with T.prim_func(s_tir=True):
+            a, b, c = (T.arg(name, T.handle()) for name in "abc")
+            own = T.match_buffer(a, (depth,), data, offset_factor=1)
+            matrix = T.match_buffer(b, (lanes, depth), weights, offset_factor=1)
+            sums = T.match_buffer(c, (lanes,), "int32", offset_factor=1)
+            with T.sblock("root"):
+                T.reads(sums[0:lanes], own[0:depth], matrix[0:lanes, 0:depth])
+                T.writes(sums[0:lanes])
+                numbers = (own.vload([0], f"{data}x{depth}"), matrix.vload([0, 0], f"{weights}x{lanes * depth}"))
+                total = step(sums.vload([0], f"int32x{lanes}"), *numbers)
+                T.buffer_store(sums, total, [T.ramp(T.int32(0), 1, lanes)])
+    return builder.get()
 
 
 # (feature, dtype of the data, name, lanes, depth, multiplications, dtype of the widened data), best first. Signed data
@@ -113,23 +87,26 @@ WORDS = (
 )
 
 
+_MADDWD = {8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}
+STEPS: dict[str, Step] = {
+    "nnfuze_dot4_vnni_u8": vpdpbusd(16),
+    "nnfuze_dot4_vnni256_u8": vpdpbusd(8),
+    "nnfuze_dot4_avx512_u8": maddubs(16, "llvm.x86.avx512.pmaddubs.w.512", _MADDWD[16]),
+    "nnfuze_dot4_avx2_u8": maddubs(8, "llvm.x86.avx2.pmadd.ub.sw", _MADDWD[8]),
+    "nnfuze_dot2_avx512_i8": maddwd(16, _MADDWD[16]),
+    "nnfuze_dot2_avx2_i8": maddwd(8, _MADDWD[8]),
+    "nnfuze_dot16_avx512": maddwd(16, _MADDWD[16]),
+    "nnfuze_dot16_avx2": maddwd(8, _MADDWD[8]),
+}
+"""What each intrinsic adds to its sums: of data of as many numbers as it has products per lane, and packed weights."""
+
+
 def _register() -> None:
-    TensorIntrin.register("nnfuze_dot4_vnni_u8", dot4_desc(16, "uint8"), _vpdpbusd(16))
-    TensorIntrin.register("nnfuze_dot4_vnni256_u8", dot4_desc(8, "uint8"), _vpdpbusd(8))
-    TensorIntrin.register(
-        "nnfuze_dot4_avx512_u8",
-        dot4_desc(16, "uint8"),
-        _maddubs(16, "llvm.x86.avx512.pmaddubs.w.512", "llvm.x86.avx512.pmaddw.d.512"),
-    )
-    TensorIntrin.register(
-        "nnfuze_dot4_avx2_u8",
-        dot4_desc(8, "uint8"),
-        _maddubs(8, "llvm.x86.avx2.pmadd.ub.sw", "llvm.x86.avx2.pmadd.wd"),
-    )
-    TensorIntrin.register("nnfuze_dot2_avx2_i8", dot2_desc(8), _maddwd(8, "int8", "llvm.x86.avx2.pmadd.wd"))
-    TensorIntrin.register("nnfuze_dot2_avx512_i8", dot2_desc(16), _maddwd(16, "int8", "llvm.x86.avx512.pmaddw.d.512"))
-    TensorIntrin.register("nnfuze_dot16_avx2", words_desc(8), _maddwd(8, "int16", "llvm.x86.avx2.pmadd.wd"))
-    TensorIntrin.register("nnfuze_dot16_avx512", words_desc(16), _maddwd(16, "int16", "llvm.x86.avx512.pmaddw.d.512"))
+    for _, dtype, name, lanes, depth, _, taken_as in DOTS:
+        desc = dot4_desc(lanes, dtype) if depth == 4 else dot2_desc(lanes)
+        TensorIntrin.register(name, desc, _implementation(STEPS[name], lanes, depth, taken_as, "int8"))
+    for _, name, lanes in WORDS:
+        TensorIntrin.register(name, words_desc(lanes), _implementation(STEPS[name], lanes, 2, "int16", "int16"))
 
 
 with_short_stack(_register)
