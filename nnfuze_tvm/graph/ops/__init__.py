@@ -15,7 +15,7 @@ from types import MappingProxyType
 from tvm.ir import GenericConst
 
 from nnfuze_tvm.graph.dataflow import Value, op_name
-from nnfuze_tvm.graph.ops.operator import Layer, Operator, Recurs
+from nnfuze_tvm.graph.ops.operator import Layer, Operator
 
 
 def _read() -> dict[str, Operator]:

@@ -76,7 +76,7 @@ class Recurs:
         Of a call: the states at the beginning, and the largest absolute value of those that it makes, if that is known;
         else they are what it makes.
     in_8_bits : callable
-        ``(call, limit, emit)``: the call with states of 8 bits, the largest of which is ``limit``, and dequantized weights.
+        ``(call, limit, emit)``: the call with states of 8 bits, the largest being ``limit``, and dequantized weights.
     already : callable
         Whether a call is such a one.
     """

@@ -27,7 +27,7 @@ from nnfuze_tvm.graph.ops.operator import Example, Operator, Recurs
 from nnfuze_tvm.graph.recurrent.cell import Activation, Cell, arrays
 from nnfuze_tvm.graph.recurrent.form import LEVELS, Form, Sizes, operand_shapes, operand_types
 from nnfuze_tvm.graph.recurrent.kernel import prim_func
-from nnfuze_tvm.graph.recurrent.loops import Tile
+from nnfuze_tvm.graph.recurrent.tile import Tile
 
 _NAME = "relax.nnfuze.recurrence"
 

@@ -10,7 +10,6 @@ import numpy as np
 
 from nnfuze_tvm.graph.recurrent.cell import GATES, Activation, Cell, Kind
 
-
 LEVELS = 127
 """The largest code of a state in 8 bits."""
 

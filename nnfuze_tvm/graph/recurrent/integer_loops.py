@@ -10,7 +10,8 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from nnfuze_tvm.graph.recurrent.form import Form, Sizes
-from nnfuze_tvm.graph.recurrent.loops import Held, Loops, Place, Spot, Tile, alloc
+from nnfuze_tvm.graph.recurrent.loops import Loops
+from nnfuze_tvm.graph.recurrent.tile import Held, Place, Spot, Tile
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from tvm.script.ir_builder import tirx as T
 
 from nnfuze_tvm.graph.recurrent.form import Form, Sizes, operand_shapes, operand_types
 from nnfuze_tvm.graph.recurrent.integer_loops import ONE_BY_ONE, Dots, IntegerLoops
-from nnfuze_tvm.graph.recurrent.loops import Loops, Tile
+from nnfuze_tvm.graph.recurrent.loops import Loops
+from nnfuze_tvm.graph.recurrent.tile import Tile
 
 ATTRIBUTE = "nnfuze.recurrence"
 """The attribute of the PrimFunc that has the form's attributes."""

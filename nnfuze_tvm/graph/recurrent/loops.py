@@ -8,7 +8,6 @@ so the order of tiles does not matter, and the last tile may overlap the one bef
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,43 +16,17 @@ from tvm.script.ir_builder import tirx as T
 
 from nnfuze_tvm.graph.recurrent.cell import Math, Number
 from nnfuze_tvm.graph.recurrent.form import LEVELS, Form, Sizes
+from nnfuze_tvm.graph.recurrent.tile import Held, Place, Spot, Tile
 
 # Adding it rounds a float32 to an integer, which then stands in its low bits.
 _ROUND = 12582912.0
 
 
-@dataclass(frozen=True)
-class Tile:
-    """What is computed at once.
-
-    Attributes
-    ----------
-    lanes : int
-        Hidden units in one vector.
-    vectors : int
-        Vectors of each gate.
-    rows : int
-        Sequences; a divisor of the batch.
-    unroll : int
-        Products per sum in one iteration.
-    """
-
-    lanes: int = 1
-    vectors: int = 1
-    rows: int = 1
-    unroll: int = 1
-
-    @property
-    def units(self) -> int:
-        """Hidden units."""
-        return self.lanes * self.vectors
-
-
-def alloc(shape: Sequence[int], dtype: str) -> Any:
+def _alloc(shape: Sequence[int], dtype: str) -> Any:
     return T.sblock_alloc_buffer([tirx.IntImm("int64", extent) for extent in shape], dtype, layout=None)
 
 
-def serial(extent: int) -> Any:
+def _serial(extent: int) -> Any:
     return T.serial(tirx.IntImm("int64", 0), tirx.IntImm("int64", extent))
 
 
@@ -80,22 +53,6 @@ def _vectors(dtype: str, lanes: int, keep: Callable[[Number], Number]) -> Math:
     )
 
 
-Place = Callable[[int, int, Any], Any]
-"""``(gate, vector, step of the reduction) ->`` the vector of weights there."""
-Held = tuple[Any, list[Any]]
-"""A buffer of states and its indices in front of sequence and unit."""
-
-
-@dataclass(frozen=True)
-class Spot:
-    """Where a tile is: its direction, its first sequence, its number and its first unit."""
-
-    direction: int
-    first: Any
-    block: Any
-    unit: Any
-
-
 class Loops:
     """Writes the body of one kernel."""
 
@@ -113,13 +70,13 @@ class Loops:
         """Write everything: packed weights, then direction by direction all steps of some sequences."""
         s, form = self.sizes, self.form
         # Half of the double buffer, which state, sequence, unit.
-        self.state = alloc((2, self.states, s.batch, s.hidden), s.dtype)
+        self.state = _alloc((2, self.states, s.batch, s.hidden), s.dtype)
         self.held: Any = None
         if form.scale:
-            self.held = alloc((2, s.batch, self.width), self.held_type)
+            self.held = _alloc((2, s.batch, self.width), self.held_type)
         if form.waits:
-            self.update = alloc((s.batch, s.hidden), s.dtype)
-            self.reset = alloc((s.batch, self.width), self.held_type)
+            self.update = _alloc((s.batch, s.hidden), s.dtype)
+            self.reset = _alloc((s.batch, self.width), self.held_type)
         # One buffer for each gate of each row: small ones live in registers.
         gates = 2 if form.waits else form.gates
         self.sums = self._registers(gates, s.dtype)
@@ -131,29 +88,29 @@ class Loops:
                 self._direction(direction)
 
     def _registers(self, gates: int, dtype: str) -> list[list[Any]]:
-        return [[alloc((self.tile.units,), dtype) for _ in range(gates)] for _ in range(self.tile.rows)]
+        return [[_alloc((self.tile.units,), dtype) for _ in range(gates)] for _ in range(self.tile.rows)]
 
     def _read(self) -> list[Any]:
         return list(self.buffers.values())
 
     def _direction(self, direction: int) -> None:
         s, rows = self.sizes, self.tile.rows
-        with serial(s.batch // rows) as chunk:
+        with _serial(s.batch // rows) as chunk:
             first = chunk * rows
             for row in range(rows):
                 self._begin(direction, first + row)
-            with serial(s.steps) as step:
+            with _serial(s.steps) as step:
                 self._step(direction, first, step)
             if self.form.keeps_cell:
                 for row in range(rows):
-                    with serial(s.hidden) as unit:
+                    with _serial(s.hidden) as unit:
                         last = self.state[s.steps % 2, 1, first + row, unit]
                         T.buffer_store(self.out, last, [s.steps, direction, first + row, unit])
 
     def _begin(self, direction: int, row: Any) -> None:
         names = ("hidden", "cell")[: self.states]
         for which, name in enumerate(names):
-            with serial(self.sizes.hidden) as unit:
+            with _serial(self.sizes.hidden) as unit:
                 value = self.buffers[name][direction, row, unit]
                 T.buffer_store(self.state, value, [0, which, row, unit])
                 if self.held is not None and name == "hidden":
@@ -167,7 +124,7 @@ class Loops:
         if self.form.waits:
             self._gates(direction, first, time, old)
             write = self._candidate
-        with serial(self.tiles) as block:
+        with _serial(self.tiles) as block:
             write(cell, Spot(direction, first, block, self._first_unit(block)), (time, old, new))
 
     def _first_unit(self, block: Any) -> Any:
@@ -223,7 +180,7 @@ class Loops:
         """Write all steps of a reduction, some in each iteration."""
         unroll = self.tile.unroll
         whole = count // unroll
-        with serial(whole) as block:
+        with _serial(whole) as block:
             for part in range(unroll):
                 step(block * unroll + part)
         for i in range(whole * unroll, count):
@@ -266,7 +223,7 @@ class Loops:
         if isinstance(value, tirx.Var):
             return value
         if self.used == len(self.values):
-            self.values.append(alloc((self.tile.lanes,), self.sizes.dtype))
+            self.values.append(_alloc((self.tile.lanes,), self.sizes.dtype))
         buffer, place = self.values[self.used], self._place(0)
         self.used += 1
         T.buffer_store(buffer, value, [place])
@@ -332,7 +289,7 @@ class Loops:
     def _gates(self, direction: int, first: Any, time: Any, old: Any) -> None:
         """Compute a GRU's gates, and what the reset leaves of its state."""
         cell = self.form.cells[direction]
-        with serial(self.tiles) as block:
+        with _serial(self.tiles) as block:
             spot = Spot(direction, first, block, self._first_unit(block))
             begin = partial(self._begun, spot, time)
             self._accumulate(spot, range(2), begin, self._multiplied(old))
@@ -395,7 +352,7 @@ class Loops:
     def _copied(self, shape: Sequence[int], value: Callable[..., Any]) -> Any:
         """Return the weights in another order, written by a block that is evaluated at compile time."""
         source = self.buffers["weights"]
-        copy = alloc(shape, str(source.dtype))
+        copy = _alloc(shape, str(source.dtype))
         with T.grid(*(tirx.IntImm("int64", extent) for extent in shape)) as loops, T.sblock("weights_packed"):
             place = [
                 T.axis.spatial(tirx.IntImm("int64", extent), loop, dtype="int64")

@@ -13,6 +13,7 @@ from nnfuze_tvm.graph import ops
 from nnfuze_tvm.graph.constants import array
 from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, output_fields, substitute
 from nnfuze_tvm.graph.evaluate import Executor
+from nnfuze_tvm.graph.ops.operator import Recurs
 from nnfuze_tvm.passes.compress.calibration import CalibrationMethod, collect_ranges
 
 
@@ -41,7 +42,7 @@ def quantize_states(
     executor : callable
         Runs the float function.
     """
-    layers: dict[Var, ops.Recurs] = {}
+    layers: dict[Var, Recurs] = {}
     for binding in bindings(func):
         operator = ops.of(binding.value)
         if binding.var.name in asked and operator is not None and operator.recurs is not None:
@@ -63,7 +64,7 @@ def quantize_states(
 def _limits(
     mod: tvm.IRModule,
     func: relax.Function,
-    layers: Mapping[Var, ops.Recurs],
+    layers: Mapping[Var, Recurs],
     samples: Mapping[str, np.ndarray],
     method: CalibrationMethod,
     executor: Executor,

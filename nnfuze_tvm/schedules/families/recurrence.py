@@ -13,7 +13,7 @@ from nnfuze_tvm.devices.hardware import Hardware
 from nnfuze_tvm.graph.recurrent.form import Form, Sizes
 from nnfuze_tvm.graph.recurrent.integer_loops import ONE_BY_ONE, Dots
 from nnfuze_tvm.graph.recurrent.kernel import ATTRIBUTE, prim_func
-from nnfuze_tvm.graph.recurrent.loops import Tile
+from nnfuze_tvm.graph.recurrent.tile import Tile
 from nnfuze_tvm.schedules.blocks import layout_free, root
 from nnfuze_tvm.schedules.intrinsics import bytes_are_fast, step_of
 from nnfuze_tvm.schedules.intrinsics import dots as known_dots

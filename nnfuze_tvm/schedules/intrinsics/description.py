@@ -12,7 +12,6 @@ from tvm.script import tirx as T
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as B
 
-
 Step = Callable[..., Any]
 """``(sums, data, packed weights, step) ->`` the sums after one step of an intrinsic, of vectors."""
 
