@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from tvm.ir import Call
 from tvm.relax import op
 
 from nnfuze_tvm.frontend.operators.node import Converter, Node, Operands, known
+from nnfuze_tvm.frontend.operators.quantized import dynamic_product
 from nnfuze_tvm.frontend.operators.recurrent_steps import run_steps
 from nnfuze_tvm.graph.constants import constant
 from nnfuze_tvm.graph.dataflow import Value
@@ -25,8 +27,11 @@ _USUAL = {"lstm": ("Sigmoid", "Tanh", "Tanh"), "gru": ("Sigmoid", "Tanh"), "rnn"
 _WRITTEN_OUT = 2
 
 
-def _convert(kind: Kind, node: Node, inputs: Operands) -> list[Value | None]:
-    """Convert a recurrent layer in either layout and of float16, float32 or float64."""
+def _convert(kind: Kind, node: Node, inputs: Operands, stored: Sequence[_Stored] = ()) -> list[Value | None]:
+    """Convert a recurrent layer in either layout and of float16, float32 or float64.
+
+    What its weights are in 8 bits, those of inputs and of states, is multiplied in 8 bits where steps are written out.
+    """
     dtype, rank = str(inputs[0].ty.dtype), len(static_shape(inputs[0]))
     if rank != 3:
         raise ValueError(f"its input has {rank} axes instead of 3")
@@ -40,7 +45,7 @@ def _convert(kind: Kind, node: Node, inputs: Operands) -> list[Value | None]:
         operands = [each if each is None or n == 4 else op.astype(each, "float32") for n, each in enumerate(operands)]
     if layout == 1:
         operands = [_swapped(each) if n in (0, 5, 6) and each is not None else each for n, each in enumerate(operands)]
-    layer = _Layer(kind, node, [node.emit(each) if isinstance(each, Call) else each for each in operands])
+    layer = _Layer(kind, node, [node.emit(each) if isinstance(each, Call) else each for each in operands], stored)
     results = [node.emit(each) for each in layer.results()]
     if layout == 1:
         # Directions come last of the first three axes in all steps' states, second in the last ones.
@@ -58,10 +63,36 @@ def _swapped(value: Value) -> Value:
     return op.permute_dims(value, [1, 0, 2])
 
 
+@dataclass(frozen=True)
+class _Stored:
+    """Weights in 8 bits ``[D, K, N]``, their scales and zero points ``[D]`` or ``[D, N]``."""
+
+    codes: np.ndarray
+    scale: np.ndarray
+    zero: np.ndarray | None
+
+    def numbers(self) -> np.ndarray:
+        """Return the numbers that they stand for."""
+        return (self._shifted() * self.scale.reshape(len(self.scale), 1, -1)).astype("float32")
+
+    def _shifted(self) -> np.ndarray:
+        wide = self.codes.astype("int32")
+        return wide if self.zero is None else wide - self.zero.astype("int32").reshape(len(self.zero), 1, -1)
+
+    def product(self, node: Node, data: Value, directions: Sequence[int]) -> Value:
+        """Return the product of data, quantized by their range, and the weights of directions side by side."""
+        codes, columns = self._shifted(), self.codes.shape[2]
+        scales = np.broadcast_to(self.scale.reshape(len(codes), -1), (len(codes), columns))
+        matrix, scale = (np.concatenate([each[d] for d in directions], -1) for each in (codes, scales))
+        fits = matrix.min() >= -128 and matrix.max() <= 127
+        own = (constant(matrix, "int8" if fits else "int16"), constant(scale, "float32"), None)
+        return node.emit(dynamic_product(node, data, *own)[0])
+
+
 class _Layer:
     """One recurrent layer with its sizes and operands, steps first."""
 
-    def __init__(self, kind: Kind, node: Node, operands: Operands) -> None:
+    def __init__(self, kind: Kind, node: Node, operands: Operands, stored: Sequence[_Stored]) -> None:
         self.kind, self.node = kind, node
         self.data, self.weights, self.recurrent, self.bias, lengths, self.hidden, self.cell, self.peepholes = operands
         if kind != "lstm":
@@ -76,6 +107,7 @@ class _Layer:
         self._check()
         self.lengths = self._lengths(lengths)
         self.form = Form(self._cells(), self.reverse, self.peepholes is not None)
+        self.stored = stored if self.steps <= _WRITTEN_OUT else ()
 
     def _check(self) -> None:
         count, rows = len(self.reverse), GATES[self.kind] * self.units
@@ -156,9 +188,12 @@ class _Layer:
     def _projection(self) -> Value:
         """Return what each gate of each step adds up of input and biases ``[T·B, D·G·H]``."""
         count, rows = len(self.reverse), GATES[self.kind] * self.units
-        matrix = op.permute_dims(op.reshape(self.weights, [count * rows, self.width]), [1, 0])
         flat = op.reshape(self.data, [self.steps * self.batch, self.width])
-        product = self.node.emit(op.matmul(flat, matrix))
+        if self.stored:
+            product = self.stored[0].product(self.node, self.node.emit(flat), range(count))
+        else:
+            matrix = op.permute_dims(op.reshape(self.weights, [count * rows, self.width]), [1, 0])
+            product = self.node.emit(op.matmul(flat, matrix))
         if self.bias is not None:
             inputs, hidden = (op.strided_slice(self.bias, [1], [n * rows], [(n + 1) * rows]) for n in range(2))
             if self.form.has_bias:
@@ -189,7 +224,7 @@ class _Layer:
         node, steps = self.node, static_shape(projection)[0] // static_shape(hidden)[1]
         operands = self._operands(projection, hidden, cell)
         if steps <= _WRITTEN_OUT:
-            return run_steps(node, self.form, operands)
+            return run_steps(node, self.form, operands, self._stored_product if self.stored else None)
         keeps = self.kind == "lstm" and len(node.proto.output) > 2 and bool(node.proto.output[2])
         form = Form(self.form.cells, self.form.reverse, self.form.peepholes, keeps)
         states = node.emit(recurrence(form, list(operands.values())))
@@ -200,6 +235,9 @@ class _Layer:
             row = op.strided_slice(states, [0], [steps], [steps + 1])
             results.append(op.reshape(row, static_shape(hidden)))
         return results
+
+    def _stored_product(self, hidden: Value, direction: int) -> Value:
+        return self.stored[1].product(self.node, hidden, [direction])
 
 
 def _row(states: Value, step: int, direction: int) -> Value:
@@ -235,22 +273,19 @@ def _rnn(node: Node, inputs: Operands) -> Sequence[Value | None]:
 
 
 def _quantized_lstm(node: Node, inputs: Operands) -> Sequence[Value | None]:
-    """Convert Microsoft's LSTM of 8-bit weights to one of the numbers that they stand for.
+    """Convert Microsoft's LSTM of 8-bit weights: ``[D, I, 4·H]`` and ``[D, H, 4·H]``.
 
-    Activations stay what they are, where ONNX Runtime quantizes them. The weights are ``[D, I, 4·H]`` and
-    ``[D, H, 4·H]``, scales and zero points ``[D]`` or ``[D, 4·H]``.
+    What they multiply is quantized by its range, step by step, if there are no more than are written out. Of more steps
+    it stays what it is, and the weights are the numbers that they stand for.
     """
-    weights = []
+    stored = []
     for which, parameters in ((1, (8, 9)), (2, (10, 11))):
         codes, scale, zero = (known(inputs[n]) for n in (which, *parameters))
-        if codes is None or scale is None:
+        if codes is None or scale is None or (zero is None and inputs[parameters[1]] is not None):
             raise ValueError("weights that are no constants are not supported")
-        wide = codes.astype("float32")
-        if zero is not None:
-            wide = wide - zero.astype("float32").reshape(len(zero), 1, -1)
-        numbers = (wide * scale.reshape(len(scale), 1, -1)).astype("float32")
-        weights.append(constant(numbers.transpose(0, 2, 1)))
-    return _convert("lstm", node, [inputs[0], *weights, *(inputs[n] for n in range(3, 8))])
+        stored.append(_Stored(codes, scale, zero))
+    weights = [constant(each.numbers().transpose(0, 2, 1)) for each in stored]
+    return _convert("lstm", node, [inputs[0], *weights, *(inputs[n] for n in range(3, 8))], stored)
 
 
 CONVERTERS: dict[str, Converter] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from tvm.relax import op
@@ -14,8 +14,11 @@ from nnfuze_tvm.graph.ir import static_shape
 from nnfuze_tvm.graph.recurrent.cell import Math
 from nnfuze_tvm.graph.recurrent.form import Form
 
+Product = Callable[[Value, int], Value]
+"""``(hidden state, direction) ->`` its product with that direction's weights."""
 
-def run_steps(node: Node, form: Form, operands: Mapping[str, Value]) -> list[Value]:
+
+def run_steps(node: Node, form: Form, operands: Mapping[str, Value], product: Product | None = None) -> list[Value]:
     """Return all hidden states ``[T, D, B, H]``, the last ones and, of an LSTM, the cells' last states ``[D, B, H]``.
 
     Parameters
@@ -26,12 +29,15 @@ def run_steps(node: Node, form: Form, operands: Mapping[str, Value]) -> list[Val
         What is computed.
     operands : mapping of str to Expr
         The operands that `Form` states, by name.
+    product : callable, optional
+        What becomes of an LSTM's hidden states, if not the product with its weights as they are.
     """
     _, batch, units = static_shape(operands["hidden"])
     rows, width = static_shape(operands["projection"])
     apart = node.emit(op.reshape(operands["projection"], [rows // batch, batch, width]))
     directions = [_Direction(node, form, {**operands, "projection": apart}, n) for n in range(len(form.cells))]
     for direction in directions:
+        direction.product = product
         direction.run()
     states = [[op.reshape(each, [1, 1, batch, units]) for each in direction.states] for direction in directions]
     everything = _joined([_joined(list(step), 1) for step in zip(*states, strict=True)], 0)
@@ -82,6 +88,7 @@ class _Direction:
         self.bias = self._own(operands["bias"]) if form.has_bias else None
         self.peepholes = self._pieces(self._own(operands["peepholes"]), 3) if form.peepholes else []
         self.states: list[Value] = []
+        self.product: Product | None = None
 
     def _own(self, value: Value) -> Value:
         """Return the part ``[1, …]`` of ``[D, …]``."""
@@ -122,7 +129,7 @@ class _Direction:
             self.hidden = self._waiting(inputs)
             return
         m, emit, gates = self.math, self.node.emit, self.form.gates
-        products = emit(op.matmul(self.hidden, self.weights))
+        products = self._product()
         if self.form.kind == "gru":
             own, other = self._pieces(inputs, 3), self._pieces(products, 3)
             assert self.bias is not None
@@ -136,6 +143,11 @@ class _Direction:
             self.hidden = emit(hidden)
         else:
             self.hidden = emit(self.equations.rnn(m, sums[0]))
+
+    def _product(self) -> Value:
+        if self.product is None:
+            return self.node.emit(op.matmul(self.hidden, self.weights))
+        return self.product(self.hidden, self.direction)
 
     def _waiting(self, inputs: Value) -> Value:
         """Return the state of a GRU whose gates come first."""
