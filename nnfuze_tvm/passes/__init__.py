@@ -15,6 +15,7 @@ from nnfuze_tvm.passes.lower.shuffles import Shuffles
 from nnfuze_tvm.passes.lower.strided_rows import StridedRows
 from nnfuze_tvm.passes.lower.transposed_convolutions import TransposedConvolutions
 from nnfuze_tvm.passes.lower.whole_columns import WholeColumns
+from nnfuze_tvm.passes.lower.whole_rows import WholeRows
 from nnfuze_tvm.passes.lower.winograd.winograd import Winograd
 from nnfuze_tvm.passes.merge.merge_tasks import MergeTasks
 from nnfuze_tvm.passes.merge.share_trunk import ShareTrunk
@@ -41,5 +42,6 @@ __all__ = [
     "ToNHWC",
     "TransposedConvolutions",
     "WholeColumns",
+    "WholeRows",
     "Winograd",
 ]

@@ -24,6 +24,7 @@ from nnfuze_tvm.passes.lower.skip_nan import legalizations as max_poolings
 from nnfuze_tvm.passes.lower.strided_rows import StridedRows
 from nnfuze_tvm.passes.lower.transposed_convolutions import TransposedConvolutions
 from nnfuze_tvm.passes.lower.whole_columns import WholeColumns
+from nnfuze_tvm.passes.lower.whole_rows import WholeRows
 from nnfuze_tvm.passes.lower.winograd.winograd import Winograd
 from nnfuze_tvm.passes.merge.merge_tasks import MergeTasks
 from nnfuze_tvm.passes.merge.share_trunk import ShareTrunk
@@ -100,8 +101,8 @@ def lowering_phases(machine: Machine) -> list[tvm.transform.Pass]:
         # Phase 6: quantize/dequantize islands become integer operators.
         phase("integer", RealizeInteger(), Shuffles()),
         # Phase 7: branches of one shape in one kernel, where that pays. What still is a convolution of few input
-        # channels gets reductions that dot products can take.
-        phase("batch", BatchBranches(), RowConvolutions()),
+        # channels gets reductions that dot products can take, and so does a product of few products.
+        phase("batch", BatchBranches(), RowConvolutions(), WholeRows()),
         # Phase 8: fewer multiplications, where that pays.
         phase("winograd", Winograd(machine.integer_winograd, machine.far_macs)),
         kernel_phase(machine),
