@@ -34,6 +34,8 @@ class Dots:
         The weights of one step are the first two of all lanes, then the next two, and not all of the first lane.
     add : callable
         ``(sums, codes of all steps, weights of one step, step) ->`` the sums.
+    instructions : int
+        Multiplications that it takes.
     """
 
     lanes: int
@@ -43,6 +45,7 @@ class Dots:
     shift: int
     paired: bool
     add: Callable[[Any, Any, Any, int], Any]
+    instructions: int = 1
 
     def place(self, position: Any) -> tuple[Any, Any]:
         """Return the lane and the product of a weight by its position among those of one step."""

@@ -15,7 +15,7 @@ from nnfuze_tvm.graph.recurrent.integer_loops import ONE_BY_ONE, Dots
 from nnfuze_tvm.graph.recurrent.kernel import ATTRIBUTE, prim_func
 from nnfuze_tvm.graph.recurrent.tile import Tile
 from nnfuze_tvm.schedules.blocks import layout_free, root
-from nnfuze_tvm.schedules.intrinsics import bytes_are_fast, step_of
+from nnfuze_tvm.schedules.intrinsics import bytes_are_fast, signed_dots, step_of
 from nnfuze_tvm.schedules.intrinsics import dots as known_dots
 from nnfuze_tvm.schedules.knobs import record_knobs
 from nnfuze_tvm.schedules.loops import divisors
@@ -52,17 +52,20 @@ def best_dots(sizes: Sizes, hw: Hardware) -> Dots:
     signed = hw.isa == "arm" or not bytes_are_fast(hw.features)
     # x86 multiplies bytes with a sign by bytes without one; where it adds them without saturation, those may be any.
     shift = 0 if signed else 128
-    for dot in known_dots(hw.features, "int8" if signed else "uint8", "int8"):
-        if dot.lanes <= min(sizes.hidden, hw.lanes("int32")) and dot.rows == 1:
-            return Dots(dot.lanes, dot.depth, dot.steps, dot.data, shift, dot.paired, step_of(dot))
-    return ONE_BY_ONE
+    known = known_dots(hw.features, "int8" if signed else "uint8", "int8")
+    known += signed_dots(hw.features) if signed else []
+    fit = [dot for dot in known if dot.lanes <= min(sizes.hidden, hw.lanes("int32")) and dot.rows == 1]
+    if not fit:
+        return ONE_BY_ONE
+    dot = max(fit, key=lambda dot: (dot.depth, dot.lanes))
+    return Dots(dot.lanes, dot.depth, dot.steps, dot.data, shift, dot.paired, step_of(dot), dot.multiplies)
 
 
 def best_tile(form: Form, sizes: Sizes, hw: Hardware, dots: Dots = ONE_BY_ONE) -> Tile:
     """Return the tile that takes the fewest cycles by what it loads and by how long its sums wait for each other."""
     # The sums of each pass: a candidate that waits for its gates has one of its own.
     passes = (2, 1) if form.waits else (form.gates,)
-    fused = hw.isa == "arm" or "fma" in hw.features
+    fused = (hw.isa == "arm" or "fma" in hw.features) and dots.instructions == 1
     most = hw.registers - _OTHERS[fused]
     lanes = hw.lanes(sizes.dtype)
     while lanes > sizes.hidden:

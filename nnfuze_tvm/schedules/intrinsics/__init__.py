@@ -48,6 +48,11 @@ def dots(features: frozenset[str], data: str, weights: str) -> list[Dot]:
     return found + [dot for dot in own if (dot.data, dot.weights) == (data, weights)]
 
 
+def signed_dots(features: frozenset[str]) -> list[Dot]:
+    """Return more ways to multiply int8 by int8, for kernels that read weights once; best first, for `step_of` only."""
+    return [dot for feature, dot in x86.SIGNED if feature in features]
+
+
 def step_of(dot: Dot) -> Step:
     """Return what an intrinsic adds to its sums in one step, as expressions of vectors."""
     return (x86.STEPS | arm.STEPS)[dot.name]
