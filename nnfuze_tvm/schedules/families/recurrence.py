@@ -23,6 +23,8 @@ from nnfuze_tvm.schedules.rule import Rule
 
 # Registers that hold no sums: the number that all multiply, and weights on their way, or products.
 _OTHERS = {True: 4, False: 6}
+# LLVM makes many pairs of products before it adds any.
+_OTHERS_OF_PAIRS = 22
 # Sums that a core can have on their way at once: fewer wait for each other.
 _IN_FLIGHT = 8
 # Products per sum in one iteration. Without fused multiply-adds LLVM's scheduler would spill the sums of more.
@@ -66,7 +68,7 @@ def best_tile(form: Form, sizes: Sizes, hw: Hardware, dots: Dots = ONE_BY_ONE) -
     # The sums of each pass: a candidate that waits for its gates has one of its own.
     passes = (2, 1) if form.waits else (form.gates,)
     fused = (hw.isa == "arm" or "fma" in hw.features) and dots.instructions == 1
-    most = hw.registers - _OTHERS[fused]
+    most = hw.registers - (_OTHERS_OF_PAIRS if dots.paired else _OTHERS[fused])
     lanes = hw.lanes(sizes.dtype)
     while lanes > sizes.hidden:
         lanes //= 2
