@@ -126,12 +126,12 @@ def network(layer: Layer, activations: np.dtype | None = None) -> onnx.ModelProt
     return onnx.shape_inference.infer_shapes(model)
 
 
-def ours(model: onnx.ModelProto) -> Runner:
-    """Return the network as this package builds it for this machine, untuned."""
+def ours(model: onnx.ModelProto, *compress: tvm.transform.Pass) -> Runner:
+    """Return the network as this package builds it for this machine, untuned, compressed by some passes."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "layer.onnx"
         onnx.save(model, path)
-        mod = tvm.transform.Sequential(pipeline.merge_phases())(nnfuze_tvm.load([path]))
+        mod = tvm.transform.Sequential([*pipeline.merge_phases(), *compress])(nnfuze_tvm.load([path]))
     return Runner(build.build(mod, resolve("host")), *signature(mod))
 
 

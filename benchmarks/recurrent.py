@@ -1,7 +1,7 @@
 """Recurrent layers against ONNX Runtime: one layer at a time, one thread each, in turns in one process.
 
-Both get the same ONNX network of one node. A layer of one step is as streaming networks have it: its states are inputs
-and outputs.
+Both get the same ONNX network of one node; ours also runs in 8 bits, calibrated on other random inputs. A layer of one
+step is as streaming networks have it: its states are inputs and outputs.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from time import process_time
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,8 @@ from rich.table import Table
 from benchmarks.arguments import at_least, names, output_console
 from benchmarks.interleaved import interleaved
 from benchmarks.layers import onnx_runtime, ours
+from nnfuze_tvm.passes.compress.insert_qdq import InsertQDQ
+from nnfuze_tvm.passes.compress.policy import Policy
 
 _GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 
@@ -92,9 +96,9 @@ def network(layer: Layer) -> onnx.ModelProto:
     return onnx.shape_inference.infer_shapes(model)
 
 
-def data(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+def data(model: onnx.ModelProto, seed: int = 1) -> dict[str, np.ndarray]:
     """Return random inputs of a network."""
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(seed)
     shapes = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in model.graph.input}
     return {name: rng.standard_normal(shape).astype("float32") for name, shape in shapes.items()}
 
@@ -105,15 +109,27 @@ def outputs(results: dict[str, Any]) -> list[np.ndarray]:
     return [np.asarray(each) for each in (only.values() if isinstance(only, dict) else [only])]
 
 
-def measure(layer: Layer, rounds: int) -> tuple[float, float, float]:
-    """Return our median and ONNX Runtime's in seconds, and the largest difference as a part of the range."""
+def in_8_bits(model: onnx.ModelProto) -> InsertQDQ:
+    """Return the pass that quantizes a network, calibrated on random inputs."""
+    samples = [data(model, seed) for seed in range(2, 10)]
+    return InsertQDQ(
+        {name: np.concatenate([each[name] for each in samples]) for name in samples[0]}, Policy.uniform(bits=8)
+    )
+
+
+def measure(layer: Layer, rounds: int) -> tuple[dict[str, float], list[float]]:
+    """Return the medians of all in seconds, and the largest differences from ONNX Runtime as parts of the range."""
     model = network(layer)
-    runner, session, feeds = ours(model), onnx_runtime(model), data(model)
-    pairs = zip(outputs(runner.run(feeds)), session(feeds), strict=True)
-    error = max(float(np.abs(mine - theirs).max() / np.ptp(theirs)) for mine, theirs in pairs)
-    calls: dict[str, Callable[[], object]] = {"ours": lambda: runner.run(feeds), "theirs": lambda: session(feeds)}
-    times = interleaved(calls, rounds=rounds, min_seconds=1.0)
-    return times["ours"].median, times["theirs"].median, error
+    session, feeds = onnx_runtime(model), data(model)
+    theirs = session(feeds)
+    runners = {"fp32": ours(model), "int8": ours(model, in_8_bits(model))}
+    calls: dict[str, Callable[[], object]] = {name: partial(runner.run, feeds) for name, runner in runners.items()}
+    errors = []
+    for runner in runners.values():
+        pairs = zip(outputs(runner.run(feeds)), theirs, strict=True)
+        errors.append(max(float(np.abs(mine - other).max() / np.ptp(other)) for mine, other in pairs))
+    times = interleaved(calls | {"theirs": lambda: session(feeds)}, rounds=rounds, min_seconds=1.0, clock=process_time)
+    return {name: timing.median for name, timing in times.items()}, errors
 
 
 def main() -> None:
@@ -122,17 +138,19 @@ def main() -> None:
     parser.add_argument("--operators", type=names(tuple(_GATES)), default=list(_GATES), help="which operators")
     parser.add_argument("--rounds", type=at_least(1), default=100, help="samples of each, at least")
     arguments = parser.parse_args()
-    table = Table(title="one recurrent layer in float32, one thread, median")
-    for heading in ("layer", "steps", "inputs", "units", "batch", "nnfuze", "ONNX Runtime", "ratio", "difference"):
+    table = Table(title="one recurrent layer, one thread, median of the processor's time")
+    own = ("nnfuze", "int8", "ONNX Runtime", "ratio", "int8 ratio", "difference", "int8 difference")
+    for heading in ("layer", "steps", "inputs", "units", "batch", *own):
         table.add_column(heading, justify="left" if heading == "layer" else "right")
     for layer in LAYERS:
         if layer.operator not in arguments.operators:
             continue
-        mine, theirs, error = measure(layer, arguments.rounds)
+        times, errors = measure(layer, arguments.rounds)
         kind = " ".join([layer.operator, *(f"{name}={value}" for name, value in layer.attributes.items())])
         sizes = map(str, (layer.steps, layer.inputs, layer.units, layer.batch))
-        figures = (f"{mine * 1e6:.0f} µs", f"{theirs * 1e6:.0f} µs", f"{theirs / mine:.2f}×", f"{error:.1e}")
-        table.add_row(kind, *sizes, *figures)
+        figures = [f"{seconds * 1e6:.0f} µs" for seconds in times.values()]
+        figures += [f"{times['theirs'] / times[name]:.2f}×" for name in ("fp32", "int8")]
+        table.add_row(kind, *sizes, *figures, *(f"{error:.1e}" for error in errors))
     output_console().print(table)
 
 

@@ -137,7 +137,7 @@ def layers(mod: tvm.IRModule) -> list[LayerCost]:
                         op=op_name(call),
                         macs=macs(call),
                         parameters=size + _bias_size(binding.var, call, bound, users),
-                        integer=all(_is_integer(arg, bound) for arg in call.args[:2]),
+                        integer=_is_integer_layer(call, bound),
                         tasks=tuple(tasks.get(binding.var, ())),
                         shape=_shape(binding.var),
                         depth=depth,
@@ -329,6 +329,13 @@ def _is_wrapper(value: relax.Expr) -> bool:
     """Tell whether an operator leaves numbers what they are, in another type or place."""
     operator = ops.of(value)
     return operator is not None and (operator.effect == "moves" or operator.retypes)
+
+
+def _is_integer_layer(call: Call, bound: dict) -> bool:
+    operator = ops.of(call)
+    if operator is not None and operator.recurs is not None:
+        return operator.recurs.already(call)
+    return all(_is_integer(arg, bound) for arg in call.args[:2])
 
 
 def _is_integer(expr: relax.Expr, bound: dict) -> bool:

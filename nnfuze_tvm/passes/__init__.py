@@ -20,6 +20,7 @@ from nnfuze_tvm.passes.lower.unsigned_bytes import UnsignedBytes
 from nnfuze_tvm.passes.lower.unsigned_rows import UnsignedRows
 from nnfuze_tvm.passes.lower.whole_channels import WholeChannels
 from nnfuze_tvm.passes.lower.whole_columns import WholeColumns
+from nnfuze_tvm.passes.lower.whole_rows import WholeRows
 from nnfuze_tvm.passes.lower.winograd.winograd import Winograd
 from nnfuze_tvm.passes.merge.merge_tasks import MergeTasks
 from nnfuze_tvm.passes.merge.share_trunk import ShareTrunk
@@ -51,5 +52,6 @@ __all__ = [
     "UnsignedRows",
     "WholeChannels",
     "WholeColumns",
+    "WholeRows",
     "Winograd",
 ]

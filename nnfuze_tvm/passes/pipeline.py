@@ -30,6 +30,7 @@ from nnfuze_tvm.passes.lower.unsigned_bytes import UnsignedBytes
 from nnfuze_tvm.passes.lower.unsigned_rows import UnsignedRows
 from nnfuze_tvm.passes.lower.whole_channels import Channels, WholeChannels
 from nnfuze_tvm.passes.lower.whole_columns import WholeColumns
+from nnfuze_tvm.passes.lower.whole_rows import WholeRows
 from nnfuze_tvm.passes.lower.winograd.winograd import Winograd
 from nnfuze_tvm.passes.merge.merge_tasks import MergeTasks
 from nnfuze_tvm.passes.merge.share_trunk import ShareTrunk
@@ -120,8 +121,8 @@ def lowering_phases(machine: Machine) -> list[tvm.transform.Pass]:
         # Phase 6: quantize/dequantize islands become integer operators.
         phase("integer", RealizeInteger(), Shuffles()),
         # Phase 7: branches of one shape in one kernel, where that pays. What still is a convolution of few input
-        # channels gets reductions that dot products can take.
-        phase("batch", BatchBranches(), RowConvolutions(machine.channels, machine.unsigned)),
+        # channels gets reductions that dot products can take, and so does a product of few products.
+        phase("batch", BatchBranches(), RowConvolutions(machine.channels, machine.unsigned), WholeRows()),
         # Phase 8: fewer multiplications, where that pays.
         phase("winograd", Winograd(machine.integer_winograd, machine.far_macs)),
         kernel_phase(machine),

@@ -14,6 +14,7 @@ from nnfuze_tvm.devices import toolchain
 from nnfuze_tvm.devices.boards import BOARDS
 from nnfuze_tvm.devices.targets import resolve
 from nnfuze_tvm.graph.evaluate import evaluate
+from tests.graph import recurrent
 from tests.graph.calls import calls, examples
 from tests.schedules import kernels
 
@@ -144,3 +145,11 @@ def test_recurrent_layers_equal_numpy(session: Session, board: Board, tmp_path: 
     results = run_on_board(mod, resolve("rpi5"), inputs, remote, tmp_path)
     for got, want in zip(results, evaluate(mod["main"], inputs), strict=True):
         np.testing.assert_allclose(got, want, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", ["rpi3", "rpi5"])
+def test_recurrent_layers_in_integers_equal_numpy(name: str, session: Session, board: Board, tmp_path: Path) -> None:
+    mod, inputs, want = recurrent.exact_layers()
+    remote = session(board(str(BOARDS[name].emulated)))
+    for got, expected in zip(run_on_board(mod, resolve(name), inputs, remote, tmp_path), want, strict=True):
+        np.testing.assert_array_equal(got, expected)

@@ -130,6 +130,8 @@ def dynamically_quantized(node: Node, data: Value) -> list[Value]:
     return [relax.op.quantize(data, scale, point, axis=0, out_dtype="uint8"), scale, point]
 
 
+# Products of two such numbers and any int8 fit int16, where CPUs add pairs of them.
+_LARGEST = 127
 _WINDOW = ("auto_pad", "pads", "strides", "dilations", "kernel_shape")
 
 
@@ -251,9 +253,48 @@ def _matmul_integer(node: Node, inputs: Operands) -> Any:
     """Return the exact int32 sums."""
     left, right, left_zero, right_zero = (inputs[k] for k in range(4))
     rows = None if left_zero is None or len(ir.static_shape(left_zero)) != 1 else [-1, 1]
+    weights, zero = known(right), known(right_zero)
+    if weights is not None and weights.ndim == 2 and (right_zero is None or zero is not None):
+        shifted = weights.astype("int32") - (0 if zero is None else zero.astype("int32"))
+        if np.abs(shifted).max(initial=0) <= _LARGEST:
+            return _product_of_bytes(node, left, left_zero, rows, shifted)
     return relax.op.matmul(
         without_zero(node, left, left_zero, rows), without_zero(node, right, right_zero), out_dtype="int32"
     )
+
+
+def _product_of_bytes(
+    node: Node, left: Value, zero: Value | None, rows: Sequence[int] | None, weights: np.ndarray
+) -> Any:
+    """Return the sums of data that stay 8 bits: what their zero point adds to all products of a column is subtracted.
+
+    Parameters
+    ----------
+    node : Node
+        Where calls are bound.
+    left : Value
+        uint8 or int8 ``[..., K]``.
+    zero : Value, optional
+        Its zero point, or one per row.
+    rows : sequence of int, optional
+        The shape that aligns the latter with rows.
+    weights : numpy.ndarray
+        ``[K, N]``, int32, of at most 127.
+    """
+    offset, data = 0, left
+    if str(left.ty.dtype) == "uint8":
+        offset = 128
+        wide = relax.op.subtract(relax.op.astype(left, "int16"), relax.const(np.int16(offset)))
+        data = node.emit(relax.op.astype(wide, "int8"))
+    sums = node.emit(relax.op.matmul(data, constant(weights, "int8"), out_dtype="int32"))
+    below = constant(np.asarray(-offset, "int32"))
+    if zero is not None:
+        point = known(zero)
+        own = relax.op.astype(zero, "int32") if point is None else constant(point.astype("int32"))
+        below = relax.op.add(relax.op.reshape(own, list(rows or ())), below)
+    elif not offset:
+        return sums
+    return relax.op.subtract(sums, relax.op.multiply(below, constant(weights.sum(0, dtype="int32"))))
 
 
 def _conv_integer(node: Node, inputs: Operands) -> Any:
@@ -289,12 +330,19 @@ def _matmul_to_float(node: Node, inputs: Operands) -> Any:
 
 
 def _dynamic_matmul(node: Node, inputs: Operands) -> Any:
+    return dynamic_product(node, *(inputs[k] for k in range(5)))
+
+
+def dynamic_product(
+    node: Node, data: Value, right: Value, scale: Value, zero: Value | None, bias: Value | None = None
+) -> list[Value]:
+    """Return the product of data, quantized by their range, and an 8-bit matrix of one scale, or one per column."""
     expansion = Expansion(node)
     names = ["codes", "scale", "zero"]
-    data, right, right_scale, right_zero = (expansion.operand(inputs[k]) for k in range(4))
-    expansion.extend("DynamicQuantizeLinear", [data], names)
-    sums = expansion.add("MatMulInteger", names[0], right, names[2], right_zero)
-    return _scaled_sums(expansion, sums, expansion.add("Mul", names[1], right_scale), inputs[4])
+    left, matrix, matrix_scale, matrix_zero = map(expansion.operand, (data, right, scale, zero))
+    expansion.extend("DynamicQuantizeLinear", [left], names)
+    sums = expansion.add("MatMulInteger", names[0], matrix, names[2], matrix_zero)
+    return _scaled_sums(expansion, sums, expansion.add("Mul", names[1], matrix_scale), bias)
 
 
 _MICROSOFT: dict[str, Converter] = {

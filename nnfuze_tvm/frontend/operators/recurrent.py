@@ -11,7 +11,7 @@ from tvm.ir import Call
 from tvm.relax import op
 
 from nnfuze_tvm.frontend.operators.node import Converter, Node, Operands, known
-from nnfuze_tvm.frontend.operators.quantized import dynamically_quantized, without_zero
+from nnfuze_tvm.frontend.operators.quantized import dynamic_product
 from nnfuze_tvm.frontend.operators.recurrent_steps import run_steps
 from nnfuze_tvm.frontend.operators.values import fixed, required
 from nnfuze_tvm.graph.constants import constant
@@ -245,8 +245,9 @@ class _Codes:
     def __init__(self, codes: Value, scale: Value, zero: Value | None, direction: int) -> None:
         point = fixed(zero, "zero points")
         below = np.int16(0) if point is None else point[direction].astype("int16")
+        matrix = required(codes, "constant weights")[direction].astype("int16") - below
         # Made once: every step reads them.
-        self.matrix = constant(required(codes, "constant weights")[direction].astype("int16") - below)
+        self.matrix = constant(matrix, "int8" if -128 <= matrix.min() and matrix.max() <= 127 else "int16")
         self.scale = constant(required(scale, "constant scale of weights")[direction])
 
 
@@ -276,10 +277,8 @@ class _QuantizedLayer(_Layer):
 
     def _product(self, which: str, value: Value, direction: int) -> Value:
         """Return the product of what is quantized now and the weights of a direction, ``[…, 4·H]``."""
-        emit, weights = self.node.emit, self.codes[which][direction]
-        codes, scale, zero = map(emit, dynamically_quantized(self.node, value))
-        sums = emit(op.matmul(without_zero(self.node, codes, zero), weights.matrix, out_dtype="int32"))
-        return op.multiply(op.astype(sums, "float32"), emit(op.multiply(scale, weights.scale)))
+        weights = self.codes[which][direction]
+        return self.node.emit(dynamic_product(self.node, value, weights.matrix, weights.scale, None)[0])
 
     def _projection(self) -> Value:
         data = self.node.emit(op.reshape(self.data, [self.steps * self.batch, self.width]))

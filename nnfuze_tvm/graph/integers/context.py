@@ -68,14 +68,14 @@ class Integers(SumOps):
             raise Unsupported("its input is not quantized")
         return data
 
-    def weight(self, expr: relax.Expr, axis: int) -> Constant:
-        """Return int8 weights, of one scale or one per index of ``axis``, or refuse the layer."""
+    def weight(self, expr: relax.Expr, axis: int | None) -> Constant:
+        """Return int8 weights, of one scale or one per index of ``axis``, or of any scales, or refuse the layer."""
         weight = self.value(expr)
         if not isinstance(weight, Constant) or weight.codes is None or weight.scale is None:
             raise Unsupported("its weights are not quantized")
         if weight.codes.min(initial=0) < -128 or weight.codes.max(initial=0) > 127:
             raise Unsupported("its weights have a zero point that does not fit int8")
-        if weight.scale.size not in (1, weight.scale.shape[axis]):
+        if axis is not None and weight.scale.size not in (1, weight.scale.shape[axis]):
             raise Unsupported("its weights are quantized along another axis than the output channels")
         return weight
 
@@ -140,8 +140,9 @@ class Integers(SumOps):
         return None
 
 
-IntegerForm = Callable[[Integers, Call, str], Known | None]
-"""How a call becomes an integer one, given its layer's name; None leaves it in float."""
+IntegerForm = Callable[[Integers, Call, str], Known | relax.Expr | None]
+"""How a call becomes an integer one, given its layer's name: what is known of the result, or an expression of real
+numbers; None leaves it in float."""
 
 
 def checked(value: Sum) -> Sum:

@@ -38,10 +38,14 @@ class Constant:
     scale: np.ndarray | None = None
 
     def reshape(self, shape: tuple[int, ...]) -> Constant:
-        """Return the constant in another shape; per-channel codes do not survive that."""
-        if self.codes is None or self.scale is None or self.scale.size > 1:
+        """Return the constant in another shape."""
+        if self.codes is None or self.scale is None:
             return Constant(self.values.reshape(shape))
-        return Constant(self.values.reshape(shape), self.codes.reshape(shape), self.scale.reshape((1,) * len(shape)))
+        scale = np.broadcast_to(self.scale, self.codes.shape).reshape(shape)
+        for axis in range(len(shape)):
+            first = scale.take([0], axis)
+            scale = first if np.all(scale == first) else scale
+        return Constant(self.values.reshape(shape), self.codes.reshape(shape), scale)
 
     def transpose(self, axes: tuple[int, ...]) -> Constant:
         """Return the constant with permuted axes."""

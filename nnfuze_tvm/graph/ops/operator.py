@@ -69,6 +69,26 @@ class Example:
     high: float = 1.0
 
 
+@dataclass(frozen=True)
+class Recurs:
+    """How a layer that has states of its own is held in 8 bits; what it reads and makes stays what it is.
+
+    Attributes
+    ----------
+    states : callable
+        Of a call: the states at the beginning, and the largest absolute value of those that it makes, if that is known;
+        else they are what it makes.
+    in_8_bits : callable
+        ``(call, limit, emit)``: the call with states of 8 bits, the largest being ``limit``, and dequantized weights.
+    already : callable
+        Whether a call is such a one.
+    """
+
+    states: Callable[[Call], tuple[Value, float]]
+    in_8_bits: Callable[[Call, float, Callable[[Value], Value]], Call]
+    already: Callable[[Call], bool]
+
+
 def _first(call: Call) -> Sequence[Value]:
     return call.args[:1]
 
@@ -102,6 +122,8 @@ class Operator:
 
     quantizes : bool
         A layer that may be computed in 8 bits.
+    recurs : Recurs, optional
+        A layer whose products of its own states may be; see `Recurs`.
     integer : callable, optional
         Its integer form, see `integers.context`.
     moves : callable, optional
@@ -151,6 +173,7 @@ class Operator:
     couple: Callable[[Coupling, tvm.ir.Var, Call], Labels | tuple | None] | None = None
     cut: Callable[[Removal, tvm.ir.Var, Call, list[Value]], Value] | None = None
     quantizes: bool = False
+    recurs: Recurs | None = None
     integer: IntegerForm | None = None
     moves: Callable[[Call], bool] | None = None
     nonnegative: Callable[[Call, bool], bool] | None = None

@@ -5,22 +5,29 @@ Relax has no operator for them: ``nnfuze.recurrence`` is our own, see `form.Form
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import tvm
 from tvm import relax
 from tvm.ir import Call, Op
+from tvm.relax import op
 from tvm.relax.transform.legalize_ops.common import register_legalize
 
+from nnfuze_tvm.graph.constants import array, constant
 from nnfuze_tvm.graph.dataflow import Value
+from nnfuze_tvm.graph.integers.context import Integers, Unsupported
+from nnfuze_tvm.graph.integers.values import INT32_MAX
 from nnfuze_tvm.graph.ir import static_shape
-from nnfuze_tvm.graph.ops.operator import Example, Operator
+from nnfuze_tvm.graph.ops.operator import Example, Operator, Recurs
 from nnfuze_tvm.graph.recurrent.cell import Activation, Cell, arrays
-from nnfuze_tvm.graph.recurrent.form import Form, Sizes, operand_shapes
+from nnfuze_tvm.graph.recurrent.form import LEVELS, Form, Sizes, operand_shapes, operand_types
 from nnfuze_tvm.graph.recurrent.kernel import prim_func
-from nnfuze_tvm.graph.recurrent.loops import Tile
+from nnfuze_tvm.graph.recurrent.tile import Tile
 
 _NAME = "relax.nnfuze.recurrence"
 
@@ -46,9 +53,9 @@ def _read(call: Call) -> tuple[Form, Sizes]:
 def _infer(call: Call, _: relax.BlockBuilder) -> relax.TensorType:
     form, sizes = _read(call)
     wanted = list(operand_shapes(form, sizes).values())
-    given = [static_shape(arg) for arg in call.args]
-    if given != wanted:
-        raise ValueError(f"a recurrent layer of {form.kind} reads {wanted}, not {given}")
+    given, types = [static_shape(arg) for arg in call.args], [str(arg.ty.dtype) for arg in call.args]
+    if given != wanted or types != list(operand_types(form, sizes).values()):
+        raise ValueError(f"a recurrent layer of {form.kind} reads {wanted}, not {given} of {', '.join(types)}")
     return relax.TensorType(sizes.result(form), sizes.dtype)
 
 
@@ -68,16 +75,29 @@ def evaluate(call: Call, *operands: np.ndarray) -> np.ndarray:
     return result
 
 
+def _product(form: Form, named: dict[str, np.ndarray], d: int, states: np.ndarray, columns: slice) -> np.ndarray:
+    """Return the product of states and some columns of a direction's weights."""
+    weights = named["weights"][d, :, columns]
+    if not form.scale:
+        return states @ weights
+    codes = form.codes(states)
+    if not form.integer:
+        return codes * np.float32(form.scale) @ weights
+    # Exact: no sum of int32 is beyond the whole numbers of float64.
+    sums = codes.astype("float64") @ weights.astype("float64")
+    return sums.astype("float32") * named["scales"][d, columns]
+
+
 def _run(form: Form, sizes: Sizes, d: int, named: dict[str, np.ndarray], result: np.ndarray) -> None:
     m, cell = arrays(np.dtype(sizes.dtype)), form.cells[d]
-    weights, hidden = named["weights"][d], named["hidden"][d]
+    hidden, units, product = named["hidden"][d], sizes.hidden, partial(_product, form, named, d)
     state = named["cell"][d] if form.kind == "lstm" else hidden
     peepholes = np.split(named["peepholes"][d], 3) if form.peepholes else []
     projection, width = named["projection"].reshape(sizes.steps, sizes.batch, -1), form.gates * sizes.hidden
     steps = range(sizes.steps)
     for step in reversed(steps) if form.reverse[d] else steps:
         inputs = projection[step, :, d * width : (d + 1) * width]
-        products = hidden @ weights
+        products = product(hidden, slice(None))
         if form.kind == "rnn":
             hidden = cell.rnn(m, inputs + products)
         elif form.kind == "lstm":
@@ -86,7 +106,7 @@ def _run(form: Form, sizes: Sizes, d: int, named: dict[str, np.ndarray], result:
             own, gates = np.split(inputs, 3, -1), np.split(products, 3, -1)
             update, reset = (cell.gate(m, own[n] + gates[n]) for n in range(2))
             if form.waits:
-                total = own[2] + (reset * hidden) @ weights[:, 2 * sizes.hidden :]
+                total = own[2] + product(reset * hidden, slice(2 * units, None))
             else:
                 total = own[2] + reset * (gates[2] + named["bias"][d])
             hidden = cell.gru(m, update, total, hidden)
@@ -99,6 +119,49 @@ def macs(call: Call) -> int:
     """Return the multiply-accumulates of all steps; the input's product is another layer."""
     form, s = _read(call)
     return s.steps * s.directions * s.batch * form.gates * s.hidden * s.hidden
+
+
+def integer(context: Integers, call: Call, name: str) -> Value | None:
+    """Multiply codes of the states by int8 weights; everything else stays in float32."""
+    form, _ = _read(call)
+    if not form.scale:
+        raise Unsupported("its states are not quantized")
+    weights = context.weight(call.args[1], None)
+    assert weights.codes is not None and weights.scale is not None
+    if weights.scale.shape[1] != 1 or weights.codes.min(initial=0) == -128:
+        raise Unsupported("its weights are not symmetric along its units")
+    count, _, columns = weights.codes.shape
+    totals, bound = weights.codes.sum(1), LEVELS * np.abs(weights.codes).sum(1).max(initial=0)
+    if bound > INT32_MAX:
+        raise Unsupported("its sums do not fit int32")
+    scales = np.broadcast_to(weights.scale[:, 0] * np.float32(form.scale), (count, columns))
+    added = [constant(scales, "float32"), constant(totals, "int32")]
+    operands = [context.as_float(arg) for arg in call.args]
+    operands[1] = constant(weights.codes, "int8")
+    return context.emit(recurrence(replace(form, integer=True), [*operands, *added]), name)
+
+
+def in_8_bits(call: Call, limit: float, emit: Callable[[Value], Value]) -> Call:
+    """Return the call with its states rounded to multiples of ``limit / 127`` and weights in int8, a scale per sum."""
+    form, s = _read(call)
+    rows = array(call.args[1]).transpose(0, 2, 1).reshape(-1, s.hidden)
+    scale = np.maximum(np.abs(rows).max(1) / LEVELS, 1e-30).astype("float32")
+    codes = np.clip(np.rint(rows / scale[:, None]), -LEVELS, LEVELS).astype("int8")
+    zeros = constant(np.zeros(len(rows), "int8"))
+    wide = emit(op.dequantize(constant(codes), constant(scale), zeros, axis=0, out_dtype="float32"))
+    wide = emit(op.permute_dims(emit(op.reshape(wide, [s.directions, -1, s.hidden])), [0, 2, 1]))
+    return recurrence(
+        replace(form, scale=float(np.float32((limit or 1.0) / LEVELS))), [call.args[0], wide, *call.args[2:]]
+    )
+
+
+def states(call: Call) -> tuple[Value, float]:
+    """Return the hidden states at the beginning, and what those of all steps are within, as far as that is known."""
+    form, _ = _read(call)
+    bounded = form.kind == "lstm" and all(
+        cell.activations[0].name == "sigmoid" and cell.activations[2].name == "tanh" for cell in form.cells
+    )
+    return call.args[2], 1.0 if bounded else math.inf
 
 
 def _example(form: Form, sizes: Sizes, constant: bool = True) -> Example:
@@ -148,6 +211,9 @@ OPERATORS = {
         examples=_EXAMPLES,
         macs=macs,
         degrees=lambda call: [None] * len(call.args),
+        quantizes=True,
+        integer=integer,
+        recurs=Recurs(states, in_8_bits, lambda call: bool(call.attrs.scale)),
         kernels=("recurrence",),
     ),
 }

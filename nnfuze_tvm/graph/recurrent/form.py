@@ -6,7 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from nnfuze_tvm.graph.recurrent.cell import GATES, Activation, Cell, Kind
+
+LEVELS = 127
+"""The largest code of a state in 8 bits."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +25,9 @@ class Form:
     - ``hidden [D, B, H]``: the hidden state at the beginning;
     - LSTM: ``cell [D, B, H]``, its state at the beginning, and with peepholes ``[D, 3·H]``, those of input, output and
       forget gate;
-    - GRU that is linear before the reset: ``bias [D, H]``, which is added to what is reset.
+    - GRU that is linear before the reset: ``bias [D, H]``, which is added to what is reset;
+    - in integers: ``scales [D, G·H]``, what one unit of each sum stands for, and ``totals [D, G·H]``, the int32 sums of
+      the weights of each, for machines that hold states with an offset.
 
     The result is ``[T, D, B, H]``, the hidden states; with `keeps_cell` it has a further row, the last states of the
     cells. A reversed direction goes from the last step to the first.
@@ -35,12 +42,19 @@ class Form:
         An LSTM's gates see its state.
     keeps_cell : bool
         The result has an LSTM's last state, too.
+    scale : float
+        Where it is not 0, what is multiplied by weights, the hidden state or what is left of it by a reset, is rounded
+        before to a multiple of it of at most 127 (`codes`).
+    integer : bool
+        The weights are int8: sums are exact in int32, and become float32 by one multiplication.
     """
 
     cells: tuple[Cell, ...]
     reverse: tuple[bool, ...]
     peepholes: bool = False
     keeps_cell: bool = False
+    scale: float = 0.0
+    integer: bool = False
 
     @property
     def kind(self) -> Kind:
@@ -70,7 +84,16 @@ class Form:
             "gru": ("bias",) if self.has_bias else (),
             "rnn": (),
         }
-        return ("projection", "weights", "hidden", *own[self.kind])
+        return ("projection", "weights", "hidden", *own[self.kind], *(("scales", "totals") if self.integer else ()))
+
+    @property
+    def units_per_one(self) -> float:
+        """How many times `scale` goes into 1, in float32: what states are multiplied by to become codes."""
+        return float(np.float32(1) / np.float32(self.scale))
+
+    def codes(self, states: np.ndarray) -> np.ndarray:
+        """Return the whole numbers of at most 127 that are multiplied by weights, in float32."""
+        return np.rint(np.clip(states * np.float32(self.units_per_one), -LEVELS, LEVELS))
 
     def attributes(self) -> dict[str, Any]:
         """Return the form as attributes of a call or a kernel."""
@@ -87,6 +110,8 @@ class Form:
             "linear_before_reset": int(first.linear_before_reset),
             "peepholes": int(self.peepholes),
             "keeps_cell": int(self.keeps_cell),
+            "scale": self.scale,
+            "integer": int(self.integer),
         }
 
     @staticmethod
@@ -96,12 +121,13 @@ class Form:
         functions = [Activation(*each) for each in zip(*texts, strict=True)]
         reverse = tuple(bool(each) for each in attributes["reverse"])
         count = len(functions) // len(reverse)
-        facts = (float(attributes["clip"]), bool(attributes["coupled"]), bool(attributes["linear_before_reset"]))
+        bounds = (float(attributes["clip"]), bool(attributes["coupled"]), bool(attributes["linear_before_reset"]))
         cells = tuple(
-            Cell(str(attributes["kind"]), tuple(functions[n : n + count]), *facts)  # type: ignore[arg-type]
+            Cell(str(attributes["kind"]), tuple(functions[n : n + count]), *bounds)  # type: ignore[arg-type]
             for n in range(0, len(functions), count)
         )
-        return Form(cells, reverse, bool(attributes["peepholes"]), bool(attributes["keeps_cell"]))
+        facts = (bool(attributes["peepholes"]), bool(attributes["keeps_cell"]))
+        return Form(cells, reverse, *facts, float(attributes["scale"]), bool(attributes["integer"]))
 
 
 @dataclass(frozen=True)
@@ -134,5 +160,13 @@ def operand_shapes(form: Form, sizes: Sizes) -> dict[str, tuple[int, ...]]:
         "cell": (s.directions, s.batch, units),
         "peepholes": (s.directions, 3 * units),
         "bias": (s.directions, units),
+        "scales": (s.directions, form.gates * units),
+        "totals": (s.directions, form.gates * units),
     }
     return {name: known[name] for name in form.operands}
+
+
+def operand_types(form: Form, sizes: Sizes) -> dict[str, str]:
+    """Return the types of the operands by their names, in order."""
+    integers = {"weights": "int8", "totals": "int32"} if form.integer else {}
+    return {name: integers.get(name, sizes.dtype) for name in form.operands}

@@ -8,41 +8,18 @@ so the order of tiles does not matter, and the last tile may overlap the one bef
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from nnfuze_tvm.graph.recurrent.cell import Math, Number
-from nnfuze_tvm.graph.recurrent.form import Form, Sizes
+from nnfuze_tvm.graph.recurrent.form import LEVELS, Form, Sizes
+from nnfuze_tvm.graph.recurrent.tile import Held, Place, Spot, Tile
 
-
-@dataclass(frozen=True)
-class Tile:
-    """What is computed at once.
-
-    Attributes
-    ----------
-    lanes : int
-        Hidden units in one vector.
-    vectors : int
-        Vectors of each gate.
-    rows : int
-        Sequences; a divisor of the batch.
-    unroll : int
-        Products per sum in one iteration.
-    """
-
-    lanes: int = 1
-    vectors: int = 1
-    rows: int = 1
-    unroll: int = 1
-
-    @property
-    def units(self) -> int:
-        """Hidden units."""
-        return self.lanes * self.vectors
+# Adding it rounds a float32 to an integer, which then stands in its low bits.
+_ROUND = 12582912.0
 
 
 def _alloc(shape: Sequence[int], dtype: str) -> Any:
@@ -76,10 +53,6 @@ def _vectors(dtype: str, lanes: int, keep: Callable[[Number], Number]) -> Math:
     )
 
 
-Place = Callable[[int, int, Any], Any]
-"""``(gate, vector, step of the reduction) ->`` the vector of weights there."""
-
-
 class Loops:
     """Writes the body of one kernel."""
 
@@ -90,23 +63,32 @@ class Loops:
         self.used = 0
         self.tiles = -(-sizes.hidden // tile.units)
         self.states = 2 if form.kind == "lstm" else 1
+        # Numbers of a state that weights multiply, and how they are held.
+        self.width, self.held_type = sizes.hidden, sizes.dtype
 
     def write(self, packed: bool) -> None:
         """Write everything: packed weights, then direction by direction all steps of some sequences."""
         s, form = self.sizes, self.form
         # Half of the double buffer, which state, sequence, unit.
         self.state = _alloc((2, self.states, s.batch, s.hidden), s.dtype)
+        self.held: Any = None
+        if form.scale:
+            self.held = _alloc((2, s.batch, self.width), self.held_type)
         if form.waits:
-            self.update, self.reset = (_alloc((s.batch, s.hidden), s.dtype) for _ in range(2))
+            self.update = _alloc((s.batch, s.hidden), s.dtype)
+            self.reset = _alloc((s.batch, self.width), self.held_type)
         # One buffer for each gate of each row: small ones live in registers.
         gates = 2 if form.waits else form.gates
-        self.sums = [[_alloc((self.tile.units,), s.dtype) for _ in range(gates)] for _ in range(self.tile.rows)]
+        self.sums = self._registers(gates, s.dtype)
         self.weights = self._packed() if packed else self._plain()
         with T.sblock("recurrence"):
             T.reads(*(buffer[tuple(slice(0, n) for n in buffer.shape)] for buffer in self._read()))
             T.writes(self.out[tuple(slice(0, n) for n in self.out.shape)])
             for direction in range(s.directions):
                 self._direction(direction)
+
+    def _registers(self, gates: int, dtype: str) -> list[list[Any]]:
+        return [[_alloc((self.tile.units,), dtype) for _ in range(gates)] for _ in range(self.tile.rows)]
 
     def _read(self) -> list[Any]:
         return list(self.buffers.values())
@@ -129,7 +111,10 @@ class Loops:
         names = ("hidden", "cell")[: self.states]
         for which, name in enumerate(names):
             with _serial(self.sizes.hidden) as unit:
-                T.buffer_store(self.state, self.buffers[name][direction, row, unit], [0, which, row, unit])
+                value = self.buffers[name][direction, row, unit]
+                T.buffer_store(self.state, value, [0, which, row, unit])
+                if self.held is not None and name == "hidden":
+                    T.buffer_store(self.held, self._rounded(value), [0, row, unit])
 
     def _step(self, direction: int, first: Any, step: Any) -> None:
         old, new = step % 2, (step + 1) % 2
@@ -140,8 +125,7 @@ class Loops:
             self._gates(direction, first, time, old)
             write = self._candidate
         with _serial(self.tiles) as block:
-            unit = self._first_unit(block)
-            write(cell, direction, first, (time, old, new), block, unit)
+            write(cell, Spot(direction, first, block, self._first_unit(block)), (time, old, new))
 
     def _first_unit(self, block: Any) -> Any:
         hidden, units = self.sizes.hidden, self.tile.units
@@ -165,49 +149,68 @@ class Loops:
         column = (direction * self.form.gates + gate) * s.hidden + start
         return self.buffers["projection"][time * s.batch + row, self._ramp(column)]
 
-    def _accumulate(
-        self,
-        gates: int,
-        begin: Callable[[int, int, int], Any],
-        factor: Callable[[int, Any], Any],
-        weight: Place,
-    ) -> None:
-        """Add up the products of all gates of a tile.
+    def _accumulate(self, spot: Spot, gates: range, begin: Callable[[int, int, int], Any], held: Held) -> None:
+        """Add up the products of some gates of a tile.
 
-        ``begin(row, gate, vector)`` is what a sum begins with, ``factor(row, i)`` the i-th number that it multiplies.
+        ``begin(row, gate, vector)`` is what a sum begins with, ``held`` what is multiplied.
         """
-        tile, hidden = self.tile, self.sizes.hidden
-        each = [
-            (row, gate, vector) for row in range(tile.rows) for gate in range(gates) for vector in range(tile.vectors)
-        ]
-        for row, gate, vector in each:
-            T.buffer_store(self.sums[row][gate], begin(row, gate, vector), [self._place(vector)])
+        tile, hidden, (buffer, place) = self.tile, self.sizes.hidden, held
+        weight = self.weights(spot)
+        for row, gate, vector in self._each(gates):
+            sums = self.sums[row][gate - gates.start]
+            T.buffer_store(sums, begin(row, gate, vector), [self._place(vector)])
 
         def products(i: Any) -> None:
-            factors = [T.bind(self._wide(factor(row, i))) for row in range(tile.rows)]
-            for gate in range(gates):
+            factors = [T.bind(self._wide(buffer[(*place, spot.first + row, i)])) for row in range(tile.rows)]
+            for gate in gates:
                 for vector in range(tile.vectors):
                     weights = T.bind(weight(gate, vector, i)) if tile.rows > 1 else weight(gate, vector, i)
                     for row in range(tile.rows):
-                        sums, place = self.sums[row][gate], self._place(vector)
-                        T.buffer_store(sums, sums[place] + factors[row] * weights, [place])
+                        sums, own = self.sums[row][gate - gates.start], self._place(vector)
+                        T.buffer_store(sums, sums[own] + factors[row] * weights, [own])
 
-        whole = hidden // tile.unroll
-        with _serial(whole) as step:
-            for part in range(tile.unroll):
-                products(step * tile.unroll + part)
-        for i in range(whole * tile.unroll, hidden):
-            products(tirx.IntImm("int64", i))
+        self._unrolled(hidden, products)
+
+    def _each(self, gates: range) -> list[tuple[int, int, int]]:
+        """Return row, gate and vector of every sum of a tile."""
+        rows, vectors = range(self.tile.rows), range(self.tile.vectors)
+        return [(row, gate, vector) for row in rows for gate in gates for vector in vectors]
+
+    def _unrolled(self, count: int, step: Callable[[Any], None]) -> None:
+        """Write all steps of a reduction, some in each iteration."""
+        unroll = self.tile.unroll
+        whole = count // unroll
+        with _serial(whole) as block:
+            for part in range(unroll):
+                step(block * unroll + part)
+        for i in range(whole * unroll, count):
+            step(tirx.IntImm("int64", i))
+
+    def _rounded(self, value: Any) -> Any:
+        """Return what is held of a state: the nearest multiple of the scale."""
+        return (self._near(value) - self._like(value, _ROUND)) * self._like(value, self.form.scale)
+
+    def _near(self, value: Any, shift: int = 0) -> Any:
+        """Return the code of a state, and ``shift``, in the low bits of a float32.
+
+        Bounds stand between the multiplication and the addition, so that no machine contracts them.
+        """
+        m = _vectors("float32", value.ty.dtype.lanes, self._kept)
+        scaled = value * m.number(self.form.units_per_one)
+        return m.maximum(m.number(-LEVELS), m.minimum(m.number(LEVELS), scaled)) + m.number(_ROUND + shift)
+
+    def _like(self, value: Any, number: float) -> Any:
+        return _vectors("float32", value.ty.dtype.lanes, self._kept).number(number)
 
     def _results(self, gates: int, row: int, vector: int) -> list[Any]:
         return [T.bind(self.sums[row][gate][self._place(vector)]) for gate in range(gates)]
 
-    def _parts(self, first: Any, unit: Any) -> Iterator[tuple[int, int, Any, Any]]:
+    def _parts(self, spot: Spot) -> Iterator[tuple[int, int, Any, Any]]:
         """Give row and vector of each part of a tile, its sequence and its first unit."""
         for row in range(self.tile.rows):
             for vector in range(self.tile.vectors):
                 self.used = 0
-                yield row, vector, first + row, unit + vector * self.tile.lanes
+                yield row, vector, spot.first + row, spot.unit + vector * self.tile.lanes
 
     # The cells.
 
@@ -226,127 +229,138 @@ class Loops:
         T.buffer_store(buffer, value, [place])
         return buffer[place]
 
-    def _products(self, direction: int, first: Any, times: tuple[Any, Any, Any], block: Any, unit: Any) -> None:
+    def _products(self, spot: Spot, times: tuple[Any, Any, Any]) -> None:
         """Add up all gates, each from its projection; a reset comes before a GRU's candidate has its own."""
         time, old, _ = times
-        gates, bias = self.form.gates, self.buffers.get("bias")
+        bias = self.buffers.get("bias")
 
         def begin(row: int, gate: int, vector: int) -> Any:
-            start = unit + vector * self.tile.lanes
             if bias is not None and gate == 2:
-                return bias[direction, self._ramp(start)]
-            return self._projected(direction, first + row, time, gate, start)
+                return bias[spot.direction, self._ramp(spot.unit + vector * self.tile.lanes)]
+            return self._begun(spot, time, row, gate, vector)
 
-        weight = self.weights(direction, block, unit)
-        self._accumulate(gates, begin, lambda row, i: self.state[old, 0, first + row, i], weight)
+        self._accumulate(spot, range(self.form.gates), begin, self._multiplied(old))
+
+    def _begun(self, spot: Spot, time: Any, row: int, gate: int, vector: int) -> Any:
+        return self._projected(spot.direction, spot.first + row, time, gate, spot.unit + vector * self.tile.lanes)
+
+    def _multiplied(self, old: Any) -> Held:
+        """Return the hidden states that weights multiply."""
+        return (self.state, [old, 0]) if self.held is None else (self.held, [old])
 
     def _keep(self, value: Number, row: Any, start: Any, direction: int, times: tuple[Any, Any, Any]) -> None:
         time, _, new = times
-        kept = self._kept(value)
-        T.buffer_store(self.state, kept, [new, 0, row, self._ramp(start)])
-        T.buffer_store(self.out, kept, [time, direction, row, self._ramp(start)])
+        kept, place = self._kept(value), self._ramp(start)
+        if self.held is not None:
+            T.buffer_store(self.held, self._rounded(kept), [new, row, place])
+        if self.held is None or self.form.kind == "gru":
+            T.buffer_store(self.state, kept, [new, 0, row, place])
+        T.buffer_store(self.out, kept, [time, direction, row, place])
 
-    def _rnn(self, cell: Any, direction: int, first: Any, times: Any, block: Any, unit: Any) -> None:
-        self._products(direction, first, times, block, unit)
-        for row, vector, sequence, start in self._parts(first, unit):
-            self._keep(cell.rnn(self.math, *self._results(1, row, vector)), sequence, start, direction, times)
+    def _rnn(self, cell: Any, spot: Spot, times: Any) -> None:
+        self._products(spot, times)
+        for row, vector, sequence, start in self._parts(spot):
+            self._keep(cell.rnn(self.math, *self._results(1, row, vector)), sequence, start, spot.direction, times)
 
-    def _lstm(self, cell: Any, direction: int, first: Any, times: Any, block: Any, unit: Any) -> None:
-        self._products(direction, first, times, block, unit)
+    def _lstm(self, cell: Any, spot: Spot, times: Any) -> None:
+        self._products(spot, times)
         _, old, new = times
-        for row, vector, sequence, start in self._parts(first, unit):
+        for row, vector, sequence, start in self._parts(spot):
             state = T.bind(self.state[old, 1, sequence, self._ramp(start)])
             peepholes = []
             if self.form.peepholes:
                 weights, hidden = self.buffers["peepholes"], self.sizes.hidden
-                peepholes = [weights[direction, self._ramp(gate * hidden + start)] for gate in range(3)]
+                peepholes = [weights[spot.direction, self._ramp(gate * hidden + start)] for gate in range(3)]
             hidden_state, state = cell.lstm(self.math, self._results(4, row, vector), state, peepholes)
             T.buffer_store(self.state, state, [new, 1, sequence, self._ramp(start)])
-            self._keep(hidden_state, sequence, start, direction, times)
+            self._keep(hidden_state, sequence, start, spot.direction, times)
 
-    def _gru(self, cell: Any, direction: int, first: Any, times: Any, block: Any, unit: Any) -> None:
-        self._products(direction, first, times, block, unit)
+    def _gru(self, cell: Any, spot: Spot, times: Any) -> None:
+        self._products(spot, times)
         time, old, _ = times
-        for row, vector, sequence, start in self._parts(first, unit):
+        for row, vector, sequence, start in self._parts(spot):
             update, reset, candidate = self._results(3, row, vector)
-            own = self._projected(direction, sequence, time, 2, start)
+            own = self._projected(spot.direction, sequence, time, 2, start)
             total = own + cell.gate(self.math, reset) * candidate
             before = self.state[old, 0, sequence, self._ramp(start)]
             value = cell.gru(self.math, cell.gate(self.math, update), total, before)
-            self._keep(value, sequence, start, direction, times)
+            self._keep(value, sequence, start, spot.direction, times)
 
     def _gates(self, direction: int, first: Any, time: Any, old: Any) -> None:
         """Compute a GRU's gates, and what the reset leaves of its state."""
         cell = self.form.cells[direction]
         with _serial(self.tiles) as block:
-            unit = self._first_unit(block)
-            self._accumulate(
-                2,
-                lambda row, gate, vector: self._projected(
-                    direction, first + row, time, gate, unit + vector * self.tile.lanes
-                ),
-                lambda row, i: self.state[old, 0, first + row, i],
-                self.weights(direction, block, unit),
-            )
-            for row, vector, sequence, start in self._parts(first, unit):
+            spot = Spot(direction, first, block, self._first_unit(block))
+            begin = partial(self._begun, spot, time)
+            self._accumulate(spot, range(2), begin, self._multiplied(old))
+            for row, vector, sequence, start in self._parts(spot):
                 update, reset = self._results(2, row, vector)
                 place = [sequence, self._ramp(start)]
                 left = cell.gate(self.math, reset) * self.state[old, 0, sequence, self._ramp(start)]
                 T.buffer_store(self.update, cell.gate(self.math, update), place)
-                T.buffer_store(self.reset, left, place)
+                T.buffer_store(self.reset, left if self.held is None else self._rounded(left), place)
 
-    def _candidate(self, cell: Any, direction: int, first: Any, times: Any, block: Any, unit: Any) -> None:
+    def _candidate(self, cell: Any, spot: Spot, times: Any) -> None:
         time, old, _ = times
-        self._accumulate(
-            1,
-            lambda row, _, vector: self._projected(direction, first + row, time, 2, unit + vector * self.tile.lanes),
-            lambda row, i: self.reset[first + row, i],
-            self.weights(direction, block, unit, 2),
-        )
-        for row, vector, sequence, start in self._parts(first, unit):
+        self._accumulate(spot, range(2, 3), partial(self._begun, spot, time), (self.reset, []))
+        for row, vector, sequence, start in self._parts(spot):
             (total,) = self._results(1, row, vector)
             before = self.state[old, 0, sequence, self._ramp(start)]
             value = cell.gru(self.math, self.update[sequence, self._ramp(start)], total, before)
-            self._keep(value, sequence, start, direction, times)
+            self._keep(value, sequence, start, spot.direction, times)
 
     # The weights.
 
-    def _plain(self) -> Callable[..., Place]:
+    def _plain(self) -> Callable[[Spot], Place]:
         buffer = self.buffers["weights"]
 
-        def tile(direction: int, _: Any, unit: Any, first_gate: int = 0) -> Place:
+        def tile(spot: Spot) -> Place:
             return lambda gate, vector, i: buffer[
-                direction, i, self._ramp((first_gate + gate) * self.sizes.hidden + unit + vector * self.tile.lanes)
+                spot.direction, i, self._ramp(gate * self.sizes.hidden + spot.unit + vector * self.tile.lanes)
             ]
 
         return tile
 
-    def _packed(self) -> Callable[..., Place]:
+    def _packed(self) -> Callable[[Spot], Place]:
         """Copy the weights to ``[direction, tile, step of the reduction, gate and unit]``."""
         s, units = self.sizes, self.tile.units
         source = self.buffers["weights"]
         shape = (s.directions, self.tiles, s.hidden, self.form.gates * units)
-        copy = _alloc(shape, s.dtype)
-        with T.grid(*(tirx.IntImm("int64", extent) for extent in shape)) as loops, T.sblock("weights_packed"):
-            d, block, i, column = (
-                T.axis.spatial(tirx.IntImm("int64", extent), loop, dtype="int64")
-                for extent, loop in zip(shape, loops, strict=True)
-            )
-            start = block * units
-            if s.hidden % units:
-                start = tirx.min(start, tirx.IntImm("int64", s.hidden - units))
-            value = source[d, i, column // units * s.hidden + start + column % units]
-            T.reads(value)
-            T.writes(copy[d, block, i, column])
-            T.sblock_attr({"meta_schedule.layout_rewrite_preproc": True})
-            T.buffer_store(copy, value, [d, block, i, column])
-        self.buffers = {**self.buffers, "weights": copy}
 
-        def tile(direction: int, block: Any, _: Any, first_gate: int = 0) -> Place:
+        def value(d: Any, block: Any, i: Any, column: Any) -> Any:
+            return source[d, i, column // units * s.hidden + self._packed_unit(block, column % units)]
+
+        copy = self._copied(shape, value)
+
+        def tile(spot: Spot) -> Place:
             def place(gate: int, vector: int, i: Any) -> Any:
-                column = tirx.IntImm("int64", (first_gate + gate) * units + vector * self.tile.lanes)
-                return copy[direction, block, i, self._ramp(column)]
+                column = tirx.IntImm("int64", gate * units + vector * self.tile.lanes)
+                return copy[spot.direction, spot.block, i, self._ramp(column)]
 
             return place
 
         return tile
+
+    def _packed_unit(self, block: Any, unit: Any) -> Any:
+        """Return the unit of the layer that is a unit of a tile."""
+        hidden, units = self.sizes.hidden, self.tile.units
+        start = block * units
+        if hidden % units:
+            start = tirx.min(start, tirx.IntImm("int64", hidden - units))
+        return start + unit
+
+    def _copied(self, shape: Sequence[int], value: Callable[..., Any]) -> Any:
+        """Return the weights in another order, written by a block that is evaluated at compile time."""
+        source = self.buffers["weights"]
+        copy = _alloc(shape, str(source.dtype))
+        with T.grid(*(tirx.IntImm("int64", extent) for extent in shape)) as loops, T.sblock("weights_packed"):
+            place = [
+                T.axis.spatial(tirx.IntImm("int64", extent), loop, dtype="int64")
+                for extent, loop in zip(shape, loops, strict=True)
+            ]
+            T.reads(source[tuple(slice(0, n) for n in source.shape)])
+            T.writes(copy[tuple(place)])
+            T.sblock_attr({"meta_schedule.layout_rewrite_preproc": True})
+            T.buffer_store(copy, value(*place), place)
+        self.buffers = {**self.buffers, "weights": copy}
+        return copy

@@ -28,6 +28,7 @@ from nnfuze_tvm.passes.compress.calibration import (
 from nnfuze_tvm.passes.compress.method import Inputs, Method, Option, Precision
 from nnfuze_tvm.passes.compress.plan import Plan, layer_of
 from nnfuze_tvm.passes.compress.quantizable import integer_layers
+from nnfuze_tvm.passes.compress.states import quantize_states
 from nnfuze_tvm.passes.compress.stored_weights import Stored, with_constants
 
 if TYPE_CHECKING:
@@ -84,9 +85,8 @@ class InsertQDQ:
         executor: Executor = evaluate.executor,
     ) -> None:
         if method not in CALIBRATION_METHODS:
-            raise InputError(
-                f"calibration method {method!r} is unknown; choose one of: {', '.join(CALIBRATION_METHODS)}"
-            )
+            known = ", ".join(CALIBRATION_METHODS)
+            raise InputError(f"calibration method {method!r} is unknown; choose one of: {known}")
         self.calibration, self.policy, self.method = calibration, policy, method
         self.bias_correction, self.executor = bias_correction, executor
 
@@ -100,9 +100,11 @@ class InsertQDQ:
                 continue
             asked = {b.var.name for b in bindings(func) if self._asks_for(b, origins)} - integer_layers(func)
             func, stored = with_constants(func, asked)
+            func, asked = quantize_states(mod, func, asked, samples, self.method, self.executor)
             plan, ranges, scales = self._planned(mod, func, asked, samples, left)
             if plan.layers:
-                result.update_func(gvar, _Writer(plan, ranges, scales, stored, self.bias_correction).rewrite(func))
+                func = _Writer(plan, ranges, scales, stored, self.bias_correction).rewrite(func)
+            result.update_func(gvar, func)
         return with_float_layers(result, left) if left else result
 
     def _planned(

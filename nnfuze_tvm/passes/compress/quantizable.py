@@ -35,6 +35,10 @@ def integer_layers(func: relax.Function) -> set[str]:
             call = made_by.get(call.args[0])
         return op_name(call) == "dequantize"
 
-    return {
-        var.name for var, value in made_by.items() if ops.is_layer(value) and all(map(is_dequantized, value.args[:2]))
-    }
+    def is_integer(value: Value) -> bool:
+        operator = ops.of(value)
+        if operator is not None and operator.recurs is not None:
+            return operator.recurs.already(value)
+        return ops.is_layer(value) and all(map(is_dequantized, value.args[:2]))
+
+    return {var.name for var, value in made_by.items() if is_integer(value)}

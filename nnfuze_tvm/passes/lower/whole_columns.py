@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 import tvm
 from tvm import relax
@@ -13,7 +15,7 @@ from nnfuze_tvm.graph.dataflow import Value, bindings, op_name
 from nnfuze_tvm.graph.ir import static_shape
 from nnfuze_tvm.passes.lower.deferred import Form, Rewriter
 from nnfuze_tvm.passes.lower.weights import is_constant, rearranged
-from nnfuze_tvm.passes.lower.whole_vectors import FirstChannels, is_odd, whole
+from nnfuze_tvm.passes.lower.whole_vectors import FirstChannels, is_odd, whole, whole_tiles
 
 # With shorter sums, to cut the others off costs more.
 _MIN_ROWS = 16
@@ -46,7 +48,8 @@ def _product(rewriter: Rewriter, call: Call, _: Var) -> tuple[list[Call], Form] 
     if not _has_odd_columns(call) or not is_constant(call.args[1], rewriter.bound):
         return None
     columns = static_shape(call.args[1])[1]
-    form = FirstChannels(-1, columns, whole(columns))
+    alone = prod(static_shape(call)) == columns
+    form = FirstChannels(-1, columns, whole_tiles(columns) if alone else whole(columns))
 
     def arrange(values: np.ndarray, fill: np.ndarray) -> np.ndarray:
         wide = np.empty((len(values), form.computed), values.dtype)

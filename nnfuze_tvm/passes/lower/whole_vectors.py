@@ -15,6 +15,7 @@ _VECTOR = 16
 _MIN_CHANNELS = 64
 # A multiple of this makes vectors, if not of the longest kind.
 _ODD = 4
+_TILE = range(4, 9)
 
 
 def is_odd(channels: int) -> bool:
@@ -25,6 +26,17 @@ def is_odd(channels: int) -> bool:
 def whole(channels: int) -> int:
     """Return how many channels make whole vectors."""
     return -(-channels // _VECTOR) * _VECTOR
+
+
+def whole_tiles(channels: int) -> int:
+    """Return how many channels make vectors that a single row's sums can be made of, four to eight at a time.
+
+    Fewer wait for each other. Up to eight vectors are one tile.
+    """
+    vectors = whole(channels) // _VECTOR
+    while vectors > _TILE[-1] and all(vectors % count for count in _TILE):
+        vectors += 1
+    return vectors * _VECTOR
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ which no intrinsic multiplies by int8. Where ``wants_unsigned`` says so, ``uint8
 from __future__ import annotations
 
 from nnfuze_tvm.schedules.intrinsics import arm, elementary, rounding, words, x86
-from nnfuze_tvm.schedules.intrinsics.description import Dot
+from nnfuze_tvm.schedules.intrinsics.description import Dot, Step
 
 elementary.install()
 rounding.install()
@@ -46,6 +46,16 @@ def dots(features: frozenset[str], data: str, weights: str) -> list[Dot]:
     # Of vectors of one length the best; shorter ones are for channels that fill no longer one.
     found = list({(dot.lanes, dot.depth): dot for dot in reversed(found)}.values())[::-1]
     return found + [dot for dot in own if (dot.data, dot.weights) == (data, weights)]
+
+
+def signed_dots(features: frozenset[str]) -> list[Dot]:
+    """Return more ways to multiply int8 by int8, for kernels that read weights once; best first, for `step_of` only."""
+    return [dot for feature, dot in x86.SIGNED if feature in features]
+
+
+def step_of(dot: Dot) -> Step:
+    """Return what an intrinsic adds to its sums in one step, as expressions of vectors."""
+    return (x86.STEPS | arm.STEPS)[dot.name]
 
 
 def dot_product(features: frozenset[str]) -> Dot | None:

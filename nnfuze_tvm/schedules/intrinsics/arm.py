@@ -6,7 +6,6 @@ vector: by element where the instruction can (``fmla``, ``smlal``, ``sdot``).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import prod
 from typing import Any
 
@@ -15,11 +14,10 @@ from tvm.s_tir import TensorIntrin
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from nnfuze_tvm.schedules.intrinsics.description import Dot, steps_desc
+from nnfuze_tvm.schedules.intrinsics.description import Dot, Step, steps_desc
 
 # An expression of TVM's of several lanes.
 Vector = Any
-Step = Callable[[Vector, Vector, Vector, int], Vector]
 
 
 def _call(name: str, dtype: str, *args: Vector) -> Vector:
@@ -137,6 +135,8 @@ _ALL: dict[str, list[tuple[Dot, Step]]] = {
     ],
 }
 DOTS: dict[str, list[Dot]] = {feature: [dot for dot, _ in found] for feature, found in _ALL.items()}
+
+STEPS: dict[str, Step] = {dot.name: step for found in _ALL.values() for dot, step in found}
 
 
 def _register() -> None:

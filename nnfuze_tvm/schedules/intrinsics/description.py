@@ -5,13 +5,17 @@ Written with TVM's IR builder: TVMScript would take its parser 20 ms a function,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as B
+
+Step = Callable[..., Any]
+"""``(sums, data, packed weights, step) ->`` the sums after one step of an intrinsic, of vectors."""
 
 
 @dataclass(frozen=True)

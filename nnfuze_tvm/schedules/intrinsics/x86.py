@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from tvm import tirx
@@ -10,57 +9,68 @@ from tvm.s_tir import TensorIntrin
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from nnfuze_tvm.schedules.intrinsics.description import products_desc, sums_of_products
-
-# An expression of TVM's of several lanes.
-Vector = Any
+from nnfuze_tvm.schedules.intrinsics.description import Dot, Step, products_desc, sums_of_products
 
 
-def _implementation(
-    lanes: int, depth: int, data: str, weights: str, total: Callable[[Vector, Vector, Vector], Vector]
-) -> tirx.PrimFunc:
-    """Return what computes ``total`` of the sums, the data in 32 bits for every lane, and the weights."""
-    with IRBuilder() as builder:
-        with sums_of_products(lanes, depth, data, weights) as (factors, packed, sums):
-            word = T.reinterpret("int32", factors.vload([0], f"{data}x{depth}"))
-            loaded = packed.vload([0, 0], f"{weights}x{lanes * depth}")
-            new = total(sums.vload([0], f"int32x{lanes}"), T.broadcast(word, lanes), loaded)
-            T.buffer_store(sums, new, [T.ramp(T.int32(0), 1, lanes)])
-    return builder.get()
+def _wide(data: Any, lanes: int, dtype: str) -> Any:
+    """Return four bytes of data in every lane of 32 bits."""
+    return T.reinterpret(T.broadcast(T.reinterpret(data, dtype="int32"), lanes), dtype=dtype)
 
 
-def _call(name: str, dtype: str, *args: Vector) -> Vector:
-    return T.call_llvm_pure_intrin(dtype, f"llvm.x86.{name}", *args)
-
-
-def _maddubs(lanes: int, maddubs: str, maddwd: str) -> tirx.PrimFunc:
+def maddubs(lanes: int, bytes_name: str, words_name: str) -> Step:
     """Data uint8 (0..127): pairs to int16 without saturation (2 · 127 · 127 < 2^15), then to int32."""
+    bytes_type, words_type, sums_type = f"int8x{4 * lanes}", f"int16x{2 * lanes}", f"int32x{lanes}"
 
-    def total(sums: Vector, data: Vector, weights: Vector) -> Vector:
-        words = _call(maddubs, f"int16x{lanes * 2}", T.reinterpret(f"int8x{lanes * 4}", data), weights)
-        return sums + _call(maddwd, f"int32x{lanes}", words, T.broadcast(T.int16(1), lanes * 2))
+    def step(total: Any, data: Any, weights: Any, _: int = 0) -> Any:
+        wide = _wide(data, lanes, bytes_type) if data.ty.dtype.lanes == 4 else data
+        pairs = T.call_llvm_pure_intrin(words_type, bytes_name, wide, weights)
+        ones = T.broadcast(T.int16(1), 2 * lanes)
+        return total + T.call_llvm_pure_intrin(sums_type, words_name, pairs, ones)
 
-    return _implementation(lanes, 4, "uint8", "int8", total)
+    return step
 
 
-def _maddwd(lanes: int, weights_type: str, maddwd: str) -> tirx.PrimFunc:
+def maddwd(lanes: int, name: str) -> Step:
     """Data of int16, or int8 already widened to it, on AVX2 and AVX-512: pairs of products, exact in int32."""
-    words = f"int16x{lanes * 2}"
+    words_type, sums_type = f"int16x{2 * lanes}", f"int32x{lanes}"
 
-    def total(sums: Vector, data: Vector, weights: Vector) -> Vector:
-        return sums + _call(maddwd, f"int32x{lanes}", T.reinterpret(words, data), T.cast(weights, words))
+    def step(total: Any, data: Any, weights: Any, _: int = 0) -> Any:
+        wide = T.cast(weights, words_type)
+        return total + T.call_llvm_pure_intrin(sums_type, name, _wide(data, lanes, words_type), wide)
 
-    return _implementation(lanes, 2, "int16", weights_type, total)
+    return step
 
 
-def _vpdpbusd(lanes: int) -> tirx.PrimFunc:
-    """Data uint8 on AVX-512 VNNI. LLVM types the byte operands as int8."""
+def signs(lanes: int, sign_name: str, bytes_name: str, words_name: str) -> Step:
+    """Data int8: their sign goes to the weights, what is left is uint8 of at most 127."""
+    bytes_type, product = f"int8x{4 * lanes}", maddubs(lanes, bytes_name, words_name)
 
-    def total(sums: Vector, data: Vector, weights: Vector) -> Vector:
-        name = f"avx512.vpdpbusd.{32 * lanes}"
-        return _call(name, f"int32x{lanes}", sums, T.reinterpret(f"int8x{lanes * 4}", data), weights)
+    def step(total: Any, data: Any, weights: Any, _: int = 0) -> Any:
+        wide = _wide(data, lanes, bytes_type)
+        size, turned = (T.call_llvm_pure_intrin(bytes_type, sign_name, own, wide) for own in (wide, weights))
+        return product(total, size, turned)
 
-    return _implementation(lanes, 4, "uint8", "int8", total)
+    return step
+
+
+def vpdpbusd(lanes: int) -> Step:
+    """Data uint8 on AVX-512 VNNI, exact for all of them. LLVM types the byte operands as int8."""
+    name, sums_type, bytes_type = f"llvm.x86.avx512.vpdpbusd.{32 * lanes}", f"int32x{lanes}", f"int8x{4 * lanes}"
+
+    def step(total: Any, data: Any, weights: Any, _: int = 0) -> Any:
+        return T.call_llvm_pure_intrin(sums_type, name, total, _wide(data, lanes, bytes_type), weights)
+
+    return step
+
+
+def _implementation(step: Step, lanes: int, depth: int, data: str, weights: str) -> tirx.PrimFunc:
+    """Return the implementation of an intrinsic of one step: data (depth,), weights (lanes, depth), sums (lanes,)."""
+    with IRBuilder() as builder:
+        with sums_of_products(lanes, depth, data, weights) as (own, matrix, sums):
+            numbers = (own.vload([0], f"{data}x{depth}"), matrix.vload([0, 0], f"{weights}x{lanes * depth}"))
+            total = step(sums.vload([0], f"int32x{lanes}"), *numbers)
+            T.buffer_store(sums, total, [T.ramp(T.int32(0), 1, lanes)])
+    return builder.get()
 
 
 # (feature, dtype of the data, name, lanes, depth, multiplications, dtype of the widened data), best first. Signed data
@@ -75,6 +85,7 @@ DOTS = (
     ("avx2", "int8", "nnfuze_dot2_avx2_i8", 8, 2, 1, "int16"),
 )
 
+
 # Features whose dot products take all values of uint8.
 ANY_UNSIGNED = ("avx512vnni",)
 
@@ -86,33 +97,36 @@ WORDS = (
 )
 
 
+_MADDWD = {8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}
+# (feature, lanes, LLVM's names) of the products of signed data whose sign moves to the weights: an instruction more,
+# which pays where weights are read once, so that half the bytes and no widening count.
+_SIGNS = (
+    ("avx2", 8, ("llvm.x86.avx2.psign.b", "llvm.x86.avx2.pmadd.ub.sw", "llvm.x86.avx2.pmadd.wd")),
+    ("ssse3", 4, ("llvm.x86.ssse3.psign.b.128", "llvm.x86.ssse3.pmadd.ub.sw.128", "llvm.x86.sse2.pmadd.wd")),
+)
+SIGNED = tuple((feature, Dot(f"nnfuze_signs_{lanes}", lanes, 4, 3, "int8")) for feature, lanes, _ in _SIGNS)
+STEPS: dict[str, Step] = {
+    **{f"nnfuze_signs_{lanes}": signs(lanes, *names) for _, lanes, names in _SIGNS},
+    "nnfuze_dot4_vnni_u8": vpdpbusd(16),
+    "nnfuze_dot4_vnni256_u8": vpdpbusd(8),
+    "nnfuze_dot4_avx512_u8": maddubs(16, "llvm.x86.avx512.pmaddubs.w.512", _MADDWD[16]),
+    "nnfuze_dot4_avx2_u8": maddubs(8, "llvm.x86.avx2.pmadd.ub.sw", _MADDWD[8]),
+    "nnfuze_dot2_avx512_i8": maddwd(16, _MADDWD[16]),
+    "nnfuze_dot2_avx2_i8": maddwd(8, _MADDWD[8]),
+    "nnfuze_dot16_avx512": maddwd(16, _MADDWD[16]),
+    "nnfuze_dot16_avx2": maddwd(8, _MADDWD[8]),
+}
+"""What each intrinsic adds to its sums: of data of as many numbers as it has products per lane, and packed weights."""
+
+
 def _register() -> None:
-    TensorIntrin.register("nnfuze_dot4_vnni_u8", products_desc(16, 4, "uint8", "int8"), _vpdpbusd(16))
-    TensorIntrin.register("nnfuze_dot4_vnni256_u8", products_desc(8, 4, "uint8", "int8"), _vpdpbusd(8))
-    TensorIntrin.register(
-        "nnfuze_dot4_avx512_u8",
-        products_desc(16, 4, "uint8", "int8"),
-        _maddubs(16, "avx512.pmaddubs.w.512", "avx512.pmaddw.d.512"),
-    )
-    TensorIntrin.register(
-        "nnfuze_dot4_avx2_u8",
-        products_desc(8, 4, "uint8", "int8"),
-        _maddubs(8, "avx2.pmadd.ub.sw", "avx2.pmadd.wd"),
-    )
-    TensorIntrin.register(
-        "nnfuze_dot2_avx2_i8", products_desc(8, 2, "int16", "int8", narrow="int8"), _maddwd(8, "int8", "avx2.pmadd.wd")
-    )
-    TensorIntrin.register(
-        "nnfuze_dot2_avx512_i8",
-        products_desc(16, 2, "int16", "int8", narrow="int8"),
-        _maddwd(16, "int8", "avx512.pmaddw.d.512"),
-    )
-    TensorIntrin.register(
-        "nnfuze_dot16_avx2", products_desc(8, 2, "int16", "int16"), _maddwd(8, "int16", "avx2.pmadd.wd")
-    )
-    TensorIntrin.register(
-        "nnfuze_dot16_avx512", products_desc(16, 2, "int16", "int16"), _maddwd(16, "int16", "avx512.pmaddw.d.512")
-    )
+    for _, dtype, name, lanes, depth, _, taken_as in DOTS:
+        narrow = dtype if taken_as != dtype else None
+        desc = products_desc(lanes, depth, taken_as, "int8", narrow=narrow)
+        TensorIntrin.register(name, desc, _implementation(STEPS[name], lanes, depth, taken_as, "int8"))
+    for _, name, lanes in WORDS:
+        desc = products_desc(lanes, 2, "int16", "int16")
+        TensorIntrin.register(name, desc, _implementation(STEPS[name], lanes, 2, "int16", "int16"))
 
 
 _register()

@@ -59,6 +59,13 @@ def test_odd_columns_become_whole_vectors(rows, columns, computed):
     assert static_shape(call)[-1] == computed
 
 
+@pytest.mark.parametrize(("columns", "computed"), [(65, 80), (130, 160), (250, 256), (257, 288)])
+def test_the_sums_of_a_single_row_make_several_vectors_at_a_time(columns, computed):
+    new = check(*network(np.random.default_rng(0), (1, 32), columns, (None,), relu=True))
+    (call,) = products(new)
+    assert static_shape(call)[-1] == computed
+
+
 def test_what_follows_element_by_element_is_computed_before_the_cut():
     new = check(*network(np.random.default_rng(0), (1, 5, 32), 65, (None,), relu=True))
     assert [op_name(b.value) for b in bindings(new["main"])][:4] == ["matmul", "add", "nn.relu", "strided_slice"]

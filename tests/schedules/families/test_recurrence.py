@@ -13,7 +13,8 @@ from nnfuze_tvm.graph import ops
 from nnfuze_tvm.graph.ops.recurrence import recurrence
 from nnfuze_tvm.graph.recurrent.cell import GATES, Activation, Cell
 from nnfuze_tvm.graph.recurrent.form import Form, Sizes, operand_shapes
-from nnfuze_tvm.schedules.families.recurrence import best_tile
+from nnfuze_tvm.schedules.families.recurrence import best_dots, best_tile
+from tests.graph import recurrent
 from tests.graph.calls import module
 from tests.helpers import evaluate_module
 from tests.schedules import kernels
@@ -74,6 +75,27 @@ def test_constant_weights_are_packed_at_compile_time(constant):
     (kernel,) = (f for _, f in lowered.functions_items() if isinstance(f, tvm.tirx.PrimFunc))
     rank = len(kernel.params[1].ty.shape)
     assert rank == (4 if constant else 3)
+
+
+@pytest.mark.parametrize("target", ["host", "x86-64-v3", *TARGETS[-1:]])
+def test_integers_are_the_same_bits_by_every_instruction(target):
+    mod, feeds, want = recurrent.exact_layers()
+    got = kernels.schedule_and_run(mod, resolve(target), feeds)
+    assert set(got.rules.values()) == {"recurrence"}
+    for mine, theirs in zip(got.outputs, want, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_integers_are_multiplied_by_dot_products():
+    kinds = {
+        "x86-64-v3": ("int8", 4, 0),
+        '{"kind": "llvm", "mcpu": "cascadelake"}': ("uint8", 4, 128),
+        "rpi3": ("int8", 4, 0),
+        "rpi5": ("int8", 4, 0),
+    }
+    for target, kind in kinds.items():
+        dots = best_dots(Sizes(5, 1, 1, 64, "float32"), Hardware.of(resolve(target)))
+        assert (dots.state, dots.depth, dots.shift) == kind, target
 
 
 def test_there_is_nothing_to_tune():
