@@ -16,6 +16,7 @@ from nnfuze_tvm.devices.hardware import Hardware
 from nnfuze_tvm.schedules.blocks import extents, inline_around, iter_kinds, single_anchor, uses
 from nnfuze_tvm.schedules.knobs import choose
 from nnfuze_tvm.schedules.loops import PARALLEL_MIN_OPS, divisors
+from nnfuze_tvm.schedules.rewrites import overlap
 from nnfuze_tvm.schedules.rule import Rule
 
 _UNROLLED_TAPS = 9
@@ -47,14 +48,19 @@ def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
     shape = extents(sch, pool)
     rank = iter_kinds(sch, pool).count("S")
     channels, taps = shape[rank - 1], prod(shape[rank:])
-    lanes = divisors(channels, hw.lanes(str(sch.get(pool).writes[0].source.dtype)))[0]
+    most = hw.lanes(str(sch.get(pool).writes[0].source.dtype))
+    lanes = divisors(channels, most)[0]
+    # Where few lanes are whole, the last vectors lie over the ones before.
+    overlaps = channels > most > 2 * lanes
+    lanes = most if overlaps else lanes
     # The more channels at once, the fewer times the padding's condition is asked, and the longer the run of
     # consecutive bytes that a pixel is read in.
-    vectors = choose(sch, divisors(channels // lanes, min(8, hw.registers // 2))[:4], tunable, "vectors")
+    blocks = [n for n in (4, 2, 1) if n * lanes <= channels] if overlaps else divisors(channels // lanes, _most(hw))[:4]
+    vectors = choose(sch, blocks, tunable, "vectors")
 
     out = inline_around(sch, pool)
     *outer, loop_c = sch.get_loops(out)
-    block, vector, lane = sch.split(loop_c, [None, vectors, lanes])
+    block, vector, lane = sch.split(loop_c, [None, vectors, lanes], disable_predication=overlaps)
     sch.compute_at(pool, block, preserve_unit_loops=True)
     loops = sch.get_loops(pool)
     window = loops[len(loops) - len(shape) + rank :]
@@ -65,13 +71,22 @@ def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
         sch.unroll(loop)
     sch.vectorize(lane)
     sch.vectorize(acc_lane)
-    if hw.cores > 1 and prod(shape) >= PARALLEL_MIN_OPS:
-        sch.parallel(sch.fuse(*outer, block))
+    # Where blocks overlap, their loop must stay one of its own.
+    parallel = outer if overlaps else [*outer, block]
+    if hw.cores > 1 and prod(shape) >= PARALLEL_MIN_OPS and parallel:
+        sch.parallel(sch.fuse(*parallel) if len(parallel) > 1 else parallel[0])
+    if overlaps:
+        overlap.mark(sch, block, channels)
     init = sch.decompose_reduction(pool, window[0])
     *_, init_vector, init_lane = sch.get_loops(init)
     sch.unroll(init_vector)
     sch.vectorize(init_lane)
     return True
+
+
+def _most(hw: Hardware) -> int:
+    """Return how many vectors of channels a block may have."""
+    return min(8, hw.registers // 2)
 
 
 RULE = Rule("pooling", apply)

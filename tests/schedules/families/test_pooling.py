@@ -35,7 +35,7 @@ def check(mod, inputs, tunable=False, seed=1):
     dtype=st.sampled_from(["float32", "int8", "uint8"]),
     height=st.sampled_from([3, 5, 8]),
     width=st.sampled_from([3, 7, 12]),
-    channels=st.sampled_from([1, 3, 7, 24, 48, 96]),
+    channels=st.sampled_from([1, 3, 7, 24, 37, 48, 67, 96]),
     window=st.sampled_from([2, 3]),
     stride=st.integers(1, 2),
     padding=st.integers(0, 1),
@@ -62,12 +62,12 @@ def integer_global_average(builder, x):
     return builder.emit(relax.op.astype(rounded, "uint8"))
 
 
-@pytest.mark.parametrize("channels", [3, 24, 64, 1000])
+@pytest.mark.parametrize("channels", [3, 24, 61, 64, 1000])
 def test_global_average(channels):
     check(*make((1, 7, 7, channels), "float32", global_average))
 
 
-@pytest.mark.parametrize("channels", [7, 96])
+@pytest.mark.parametrize("channels", [7, 61, 96])
 def test_global_average_of_integers(channels):
     check(*make((2, 5, 7, channels), "uint8", integer_global_average))
 
@@ -79,3 +79,7 @@ def test_sum_over_the_first_axis():
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_every_sampled_width_is_correct(seed):
     check(*make((1, 9, 9, 96), "float32", global_average), tunable=True, seed=seed)
+
+
+def test_a_sum_of_many_rows_of_an_odd_width_runs_in_parallel():
+    check(*make((1000, 9, 61), "float32", lambda builder, x: builder.emit(relax.op.sum(x, [1]))))
