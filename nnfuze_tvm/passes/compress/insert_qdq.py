@@ -100,7 +100,7 @@ class InsertQDQ:
                 continue
             asked = {b.var.name for b in bindings(func) if self._asks_for(b, origins)} - integer_layers(func)
             func, stored = with_constants(func, asked)
-            func, asked = quantize_states(mod, func, asked, samples, self.method, self.executor)
+            func, asked = quantize_states(mod, func, asked, stored, samples, self.method, self.executor)
             plan = _Plan(func, asked)
             left |= {var.name: why_not(value) for var, value in plan.made_by.items() if var.name in asked - plan.names}
             if plan.layers:
