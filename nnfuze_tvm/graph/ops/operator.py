@@ -79,13 +79,14 @@ class Recurs:
         Of a call: the states at the beginning, and the largest absolute value of those that it makes, if that is known;
         else they are what it makes.
     in_8_bits : callable
-        ``(call, limit, emit)``: the call with states of 8 bits, the largest being ``limit``, and dequantized weights.
+        ``(call, limit, stored, emit)``: the call with states of 8 bits, the largest being ``limit``, and dequantized
+        weights: if possible those codes and scales that a file has for them, if it has any.
     already : callable
         Whether a call is such a one.
     """
 
     states: Callable[[Call], tuple[Value, float]]
-    in_8_bits: Callable[[Call, float, Callable[[Value], Value]], Call]
+    in_8_bits: Callable[[Call, float, tuple[np.ndarray, np.ndarray] | None, Callable[[Value], Value]], Call]
     already: Callable[[Call], bool]
 
 

@@ -141,11 +141,16 @@ def integer(context: Integers, call: Call, name: str) -> Value | None:
     return context.emit(recurrence(replace(form, integer=True), [*operands, *added]), name)
 
 
-def in_8_bits(call: Call, limit: float, emit: Callable[[Value], Value]) -> Call:
+def in_8_bits(
+    call: Call, limit: float, stored: tuple[np.ndarray, np.ndarray] | None, emit: Callable[[Value], Value]
+) -> Call:
     """Return the call with its states rounded to multiples of ``limit / 127`` and weights in int8, a scale per sum."""
     form, s = _read(call)
     rows = array(call.args[1]).transpose(0, 2, 1).reshape(-1, s.hidden)
     scale = np.maximum(np.abs(rows).max(1) / LEVELS, 1e-30).astype("float32")
+    if stored is not None and np.abs(stored[0]).max(initial=0) <= LEVELS and stored[1].shape[1] == 1:
+        columns = (s.directions, 1, form.gates * s.hidden)
+        scale = np.broadcast_to(stored[1], columns).reshape(-1).astype("float32")
     codes = np.clip(np.rint(rows / scale[:, None]), -LEVELS, LEVELS).astype("int8")
     zeros = constant(np.zeros(len(rows), "int8"))
     wide = emit(op.dequantize(constant(codes), constant(scale), zeros, axis=0, out_dtype="float32"))

@@ -13,7 +13,7 @@ from nnfuze_tvm.analysis import metrics
 from nnfuze_tvm.deploy.runner import Runner, signature
 from nnfuze_tvm.errors import CheckError
 from nnfuze_tvm.frontend.onnx_tensors import first_line
-from nnfuze_tvm.graph import evaluate, ir
+from nnfuze_tvm.graph import evaluate, ir, ops
 from nnfuze_tvm.graph.dataflow import bindings, op_name
 from nnfuze_tvm.jobs.build_stages import Builder, Built
 from nnfuze_tvm.jobs.check import locate
@@ -256,7 +256,7 @@ class Checker:
             self._integer,
             None if self._quantized else 0.0,
             self._precision(self._integer),
-            0.0,
+            _STEPS if _rounds_states(self._integer) else 0.0,
             self._locate_executed,
         )
 
@@ -356,6 +356,12 @@ class Checker:
         with target:
             fused = tvm.transform.Sequential(phases)(start)
         return locate.first_kernel(fused, stage.lowered[0], target, sample, output)
+
+
+def _rounds_states(mod: tvm.IRModule) -> bool:
+    """Tell whether a layer rounds the states that its own floats lead to: then rounding decides between two codes."""
+    recurrent = [(ops.of(b.value), b.value) for b in bindings(mod["main"])]
+    return any(op is not None and op.recurs is not None and op.recurs.already(value) for op, value in recurrent)
 
 
 def _quantized(mod: tvm.IRModule) -> bool:

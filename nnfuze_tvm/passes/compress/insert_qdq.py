@@ -100,7 +100,7 @@ class InsertQDQ:
                 continue
             asked = {b.var.name for b in bindings(func) if self._asks_for(b, origins)} - integer_layers(func)
             func, stored = with_constants(func, asked)
-            func, asked = quantize_states(mod, func, asked, samples, self.method, self.executor)
+            func, asked = quantize_states(mod, func, asked, stored, samples, self.method, self.executor)
             plan, ranges, scales = self._planned(mod, func, asked, samples, left)
             if plan.layers:
                 func = _Writer(plan, ranges, scales, stored, self.bias_correction).rewrite(func)

@@ -15,12 +15,14 @@ from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, output_fields, s
 from nnfuze_tvm.graph.evaluate import Executor
 from nnfuze_tvm.graph.ops.operator import Recurs
 from nnfuze_tvm.passes.compress.calibration import CalibrationMethod, collect_ranges
+from nnfuze_tvm.passes.compress.stored_weights import Stored
 
 
 def quantize_states(
     mod: tvm.IRModule,
     func: relax.Function,
     asked: set[str],
+    stored: Mapping[str, Stored],
     samples: Mapping[str, np.ndarray],
     method: CalibrationMethod,
     executor: Executor,
@@ -35,6 +37,8 @@ def quantize_states(
         A float function.
     asked : set of str
         The layers that get 8 bits.
+    stored : mapping of str to Stored
+        What a file has for the weights of layers that it stores in 8 bits.
     samples : mapping
         Checked samples.
     method : str
@@ -55,7 +59,9 @@ def quantize_states(
     for binding in bindings(func):
         value = substitute(binding.value, values)
         if binding.var in layers:
-            value = layers[binding.var].in_8_bits(value, limits[binding.var], emitter.emit)
+            own = stored.get(binding.var.name)
+            given = None if own is None else (own.codes, own.scale)
+            value = layers[binding.var].in_8_bits(value, limits[binding.var], given, emitter.emit)
         values[binding.var] = emitter.emit(value, binding.var.name)
     outputs = [substitute(out, values) for out in output_fields(func)]
     return emitter.finish(func.params, outputs, func.attrs), asked - {var.name for var in layers}

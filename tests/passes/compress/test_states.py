@@ -14,6 +14,7 @@ from nnfuze_tvm.graph.evaluate import evaluate
 from nnfuze_tvm.graph.ops.recurrence import recurrence
 from nnfuze_tvm.graph.recurrent.cell import Activation, Cell
 from nnfuze_tvm.graph.recurrent.form import Form, Sizes, operand_shapes
+from nnfuze_tvm.jobs.check.check import _rounds_states
 from nnfuze_tvm.passes.compress.insert_qdq import InsertQDQ
 from nnfuze_tvm.passes.compress.policy import Policy
 from nnfuze_tvm.passes.lower.integer.realize_integer import RealizeInteger
@@ -22,8 +23,8 @@ INT8 = Policy.uniform(bits=8)
 NAMES = {"lstm": ("sigmoid", "tanh", "tanh"), "gru": ("sigmoid", "tanh"), "rnn": ("tanh",)}
 
 
-def form(kind, directions=1, keeps_cell=False, names=None, **facts):
-    functions = tuple(Activation(name, 1.0, 0.0) for name in names or NAMES[kind])
+def form(kind, directions=1, keeps_cell=False, **facts):
+    functions = tuple(Activation(name, 1.0, 0.0) for name in NAMES[kind])
     return Form((Cell(kind, functions, **facts),) * directions, (False, True)[:directions], keeps_cell=keeps_cell)
 
 
@@ -82,6 +83,12 @@ def test_layers_count_as_integer():
     assert cost.integer and cost.parameters >= 4 * 16 * 16
 
 
+def test_the_check_knows_that_rounding_decides_between_codes():
+    mod, data = layer(form("gru"), Sizes(5, 1, 1, 16, "float32"))
+    quantized = InsertQDQ(data, INT8)(mod)
+    assert [_rounds_states(each) for each in (mod, quantized, RealizeInteger()(quantized))] == [False, True, True]
+
+
 def test_a_policy_keeps_a_layer_in_float():
     mod, data = layer(form("lstm"), Sizes(5, 1, 1, 16, "float32"))
     policy = Policy.parse({"default": {"bits": 8}, "layers": {"task/layer": {"bits": 32}}})
@@ -97,6 +104,22 @@ def test_weights_that_are_computed_stay_and_are_named():
     assert kept.attrs[ir.FLOAT_LAYERS_ATTR] == ["task/layer: its weights are not constant"]
 
 
+def test_weights_that_a_file_stores_in_8_bits_keep_their_codes():
+    own, sizes, rng = form("gru"), Sizes(5, 1, 1, 16, "float32"), np.random.default_rng(0)
+    mod, data = layer(own, sizes)
+    codes = rng.integers(-90, 91, (1, 48, 16)).astype("int8")
+    scale, emitter = rng.uniform(0.001, 0.002, 48).astype("float32"), Emitter()
+    zeros = relax.const(np.zeros(48, "int8"))
+    wide = emitter.emit(relax.op.dequantize(relax.const(codes), relax.const(scale), zeros, axis=1))
+    weights = emitter.emit(relax.op.permute_dims(wide, [0, 2, 1]))
+    call = the_call(mod)
+    result = emitter.emit(recurrence(own, [call.args[0], weights, *call.args[2:]]), "task/layer")
+    main = emitter.finish(mod["main"].params, [result]).with_attr("global_symbol", "main")
+    stored = ir.with_task_outputs(tvm.IRModule({"main": main}), ir.task_outputs(mod))
+    integer = the_call(RealizeInteger()(InsertQDQ(data, INT8)(stored)))
+    np.testing.assert_array_equal(integer.args[1].value.numpy(), codes.transpose(0, 2, 1))
+
+
 def test_scales_hold_all_states():
     """An LSTM's states are within 1 whatever its cell's are; a GRU begins with any and keeps what it keeps of them."""
     sizes = Sizes(5, 1, 1, 16, "float32")
@@ -104,9 +127,6 @@ def test_scales_hold_all_states():
         mod, data = layer(own, sizes, size)
         scale = float(the_call(InsertQDQ(data, INT8)(mod)).attrs.scale)
         assert low / 127 < scale <= high / 127, own.kind
-    unbounded = form("lstm", names=("sigmoid", "tanh", "relu"))
-    mod, data = layer(unbounded, sizes, 1)
-    assert float(the_call(InsertQDQ(data, INT8)(mod)).attrs.scale) * 127 <= 2
     mod, data = layer(form("lstm", keeps_cell=True), sizes)
     data["cell"] = data["cell"] * 100
     assert float(the_call(InsertQDQ(data, INT8)(mod)).attrs.scale) <= np.float32(1 / 127)
