@@ -19,6 +19,7 @@ from nnfuze_tvm.passes.lower.keep_nan import Bound, legalizations
 from nnfuze_tvm.passes.lower.layout import ToNHWC
 from nnfuze_tvm.passes.lower.round_to_integer import Rounding, RoundToInteger
 from nnfuze_tvm.passes.lower.row_convolutions import RowConvolutions
+from nnfuze_tvm.passes.lower.row_softmax import legalizations as softmax
 from nnfuze_tvm.passes.lower.shuffles import Shuffles
 from nnfuze_tvm.passes.lower.skip_nan import legalizations as max_poolings
 from nnfuze_tvm.passes.lower.strided_rows import StridedRows
@@ -125,7 +126,7 @@ def kernel_phase(machine: Machine) -> tvm.transform.Pass:
         RoundToInteger(machine.nearest, machine.saturating),
         HideKernels(),
         relax.transform.LegalizeOps(
-            {**({} if machine.bounds is None else legalizations(*machine.bounds)), **max_poolings()}
+            {**({} if machine.bounds is None else legalizations(*machine.bounds)), **max_poolings(), **softmax()}
         ),
         relax.transform.AnnotateTIROpPattern(),
         KeepCrops(),
