@@ -151,7 +151,7 @@ OPERATORS = {
             Example(((1, 32), (32, 24)), op.matmul, constants=1),
             Example(((5, 32), (32, 24)), op.matmul, constants=1),
             Example(((2, 5, 32), (32, 24)), op.matmul, constants=1),
-            Example(((2, 5, 32), (2, 32, 24)), op.matmul),
+            Example(((2, 9, 32), (2, 32, 24)), op.matmul),
         ),
         layer=layer,
         macs=macs,
