@@ -22,6 +22,7 @@ from nnfuze_tvm.passes.lower.keep_spreads import KeepSpreads
 from nnfuze_tvm.passes.lower.layout import ToNHWC
 from nnfuze_tvm.passes.lower.round_to_integer import Rounding, RoundToInteger
 from nnfuze_tvm.passes.lower.row_convolutions import RowConvolutions
+from nnfuze_tvm.passes.lower.row_softmax import legalizations as softmax
 from nnfuze_tvm.passes.lower.shuffles import Shuffles
 from nnfuze_tvm.passes.lower.skip_nan import legalizations as max_poolings
 from nnfuze_tvm.passes.lower.strided_rows import StridedRows
@@ -151,6 +152,7 @@ def kernel_phase(machine: Machine) -> tvm.transform.Pass:
                 **comparisons(),
                 **joins(),
                 **max_poolings(),
+                **softmax(),
             }
         ),
         relax.transform.AnnotateTIROpPattern(),

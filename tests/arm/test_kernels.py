@@ -94,6 +94,9 @@ def convolve(data: np.ndarray, weights: np.ndarray, stride: int, groups: int) ->
     return np.einsum("nyxgcij,goijc->nyxgo", split, own).reshape(*windows.shape[:3], out)
 
 
+# Of two computed matrices, the right one of which is packed while the kernel runs.
+PRODUCT = {"left": (2, 9, 32), "right": (2, 32, 24)}
+
 # Of the range of the results. Sums are float16 where data and weights are, too: of up to 2304 products here.
 TOLERANCES = {"float32": 1e-5, "float16": 5e-3}
 
@@ -153,3 +156,15 @@ def test_recurrent_layers_in_integers_equal_numpy(name: str, session: Session, b
     remote = session(board(str(BOARDS[name].emulated)))
     for got, expected in zip(run_on_board(mod, resolve(name), inputs, remote, tmp_path), want, strict=True):
         np.testing.assert_array_equal(got, expected)
+
+
+def test_products_of_computed_bytes_equal_numpy(session: Session, board: Board, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    inputs = {name: rng.choice([-128, 127], shape).astype("int8") for name, shape in PRODUCT.items()}
+    mod = kernels.single_function(
+        {name: (shape, "int8") for name, shape in PRODUCT.items()},
+        lambda builder, params: relax.Tuple([builder.emit(relax.op.matmul(*params, out_dtype="int32"))]),
+    )
+    (got,) = run_on_board(mod, resolve("rpi5"), inputs, session(board(str(BOARDS["rpi5"].emulated))), tmp_path)
+    left, right = (array.astype("int64") for array in inputs.values())
+    np.testing.assert_array_equal(got, left @ right)

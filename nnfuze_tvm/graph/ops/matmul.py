@@ -15,7 +15,7 @@ from nnfuze_tvm.graph.batching import Axes, Join, JoinedCall
 from nnfuze_tvm.graph.channels import CoupledLayer, Coupling, Filters, Labels, Removal
 from nnfuze_tvm.graph.constants import array
 from nnfuze_tvm.graph.dataflow import Value
-from nnfuze_tvm.graph.integers.context import Integers, Unsupported, checked, weight_constant
+from nnfuze_tvm.graph.integers.context import Integers, Unsupported, checked, dtype_of, weight_constant
 from nnfuze_tvm.graph.integers.values import Known, Quantized, Sum
 from nnfuze_tvm.graph.ir import static_shape
 from nnfuze_tvm.graph.ops._windows import accumulator
@@ -70,7 +70,10 @@ def integer(context: Integers, call: Call, name: str) -> Known:
     if weight.values.ndim != 2:
         raise Unsupported("its weights are no matrix")
     assert weight.codes is not None
-    product = context.emit(op.matmul(data.codes.expr, weight_constant(weight.codes), out_dtype="int32"), name)
+    codes, matrix = data.codes.expr, weight_constant(weight.codes)
+    if dtype_of(matrix) == "int16":  # CPUs multiply pairs of numbers of one type
+        codes = context.emit(op.astype(codes, "int16"))
+    product = context.emit(op.matmul(codes, matrix, out_dtype="int32"), name)
     return context.contraction(product, data, weight, 1, len(data.shape) - 1)
 
 
@@ -148,7 +151,7 @@ OPERATORS = {
             Example(((1, 32), (32, 24)), op.matmul, constants=1),
             Example(((5, 32), (32, 24)), op.matmul, constants=1),
             Example(((2, 5, 32), (32, 24)), op.matmul, constants=1),
-            Example(((2, 5, 32), (2, 32, 24)), op.matmul),
+            Example(((2, 9, 32), (2, 32, 24)), op.matmul),
         ),
         layer=layer,
         macs=macs,

@@ -181,11 +181,12 @@ def test_convolution_is_bit_identical_to_numpy(case, in_type, out_type, in_scale
 
 
 @few
-@given(types, types, scales, scales, st.booleans(), seeds)
-def test_dense_is_bit_identical_to_numpy(in_type, out_type, in_scale, out_scale, relu, seed):
+@given(types, types, scales, scales, st.booleans(), st.sampled_from([-127, -128]), seeds)
+def test_dense_is_bit_identical_to_numpy(in_type, out_type, in_scale, out_scale, relu, lowest, seed):
     rng = np.random.default_rng(seed)
     rows, depth, width = rng.integers(1, 9, 3)
     codes = rng.integers(-127, 128, (depth, width)).astype("int8")
+    codes[0, 0] = lowest
     weight_scale = rng.uniform(1e-3, 2e-2, width).astype("float32")
     bias = rng.uniform(-3, 3, width).astype("float32")
     graph = Graph()
