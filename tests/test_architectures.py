@@ -105,18 +105,19 @@ def calls(mod: tvm.IRModule) -> Counter[str]:
 
 
 @pytest.mark.parametrize("pair", ["shared", slow("independent")])
-def test_speech_pair_equals_onnx_runtime_and_the_separate_networks(pair):
+def test_speech_pair_equals_onnx_runtime_and_a_separate_network(pair):
     paths = [SPEECH / pair / f"{task}.onnx" for task in ("keyword", "speaker")]
     clips = np.load(SPEECH / "evaluation.npz")["audio"][:4]
     mod = merged(paths)
     machine = relax.VirtualMachine(build.build(mod, HOST), tvm.cpu())
-    alone = [relax.VirtualMachine(build.build(merged([path]), HOST), tvm.cpu()) for path in paths]
+    # Of the second one, whose trunk the merge drops.
+    alone = relax.VirtualMachine(build.build(merged(paths[1:]), HOST), tvm.cpu())
     for clip in clips:
         outputs = machine["main"](tvm.runtime.tensor(clip[None]))
-        for path, output, single in zip(paths, outputs, alone, strict=True):
+        for path, output in zip(paths, outputs, strict=True):
             assert_close(output.numpy(), onnx_runtime(str(path), clip[None]))
-            (separate,) = single["main"](tvm.runtime.tensor(clip[None]))
-            np.testing.assert_array_equal(output.numpy(), separate.numpy())
+        (separate,) = alone["main"](tvm.runtime.tensor(clip[None]))
+        np.testing.assert_array_equal(outputs[1].numpy(), separate.numpy())
 
 
 def test_shared_trunk_runs_once():

@@ -15,6 +15,7 @@ from nnfuze_tvm.devices.hardware import Hardware
 from nnfuze_tvm.schedules.blocks import statements
 from nnfuze_tvm.schedules.families import fallback
 from nnfuze_tvm.schedules.knobs import take_knobs
+from nnfuze_tvm.schedules.unchecked import Schedule
 
 logger = logging.getLogger(__name__)
 
@@ -65,13 +66,13 @@ def schedule_kernel(name: str, func: tirx.PrimFunc, target: Target) -> tirx.Prim
     """
     mod = tvm.IRModule({"main": func.with_attr("global_symbol", "main")})
     _original = statements(mod)
-    sch = s_tir.Schedule(mod, error_render_level="fast")
+    sch = Schedule(mod, error_render_level="fast")
     try:
         rule = schedules.apply(sch, target)
     except (s_tir.ScheduleError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[-1]
         logger.warning("%s: no schedule of its own (%s); the fallback takes it", name, reason)
-        sch = s_tir.Schedule(mod, error_render_level="fast")
+        sch = Schedule(mod, error_render_level="fast")
         fallback.apply(sch, Hardware.of(target), False)
         rule = "fallback"
     rewritten = schedules.apply_rewrites(fallback.with_block(sch))

@@ -8,31 +8,32 @@ import tvm
 from tvm import relax
 from tvm.relax import op
 
-from nnfuze_tvm.graph import ops
+from nnfuze_tvm.graph import ir, ops
 from nnfuze_tvm.graph.dataflow import Emitter
 from nnfuze_tvm.graph.evaluate import call_of_constants, evaluate, executor
-from tests.graph.calls import module
+from tests.graph.calls import calls, examples
 from tests.helpers import run_module
 
-EXAMPLES = [
-    pytest.param(name, n, id=f"{name}-{n}")
-    for name, operator in ops.OPERATORS.items()
-    if operator.evaluate is not None
-    for n in range(len(operator.examples))
-]
+FAMILIES = sorted({operator.family for operator in ops.OPERATORS.values() if operator.evaluate and operator.examples})
 
 
-@pytest.mark.parametrize(("name", "n"), EXAMPLES)
-def test_an_operator_equals_its_kernel(name, n):
-    mod, inputs = module(ops.OPERATORS[name].examples[n])
-    for got, want in zip(evaluate(mod["main"], inputs), run_module(mod, inputs, level=0), strict=True):
-        assert got.dtype == want.dtype and got.shape == want.shape
+@pytest.mark.parametrize("family", FAMILIES)
+def test_operators_equal_their_kernels(family):
+    # All in one module: each that is built takes longer than its kernels.
+    mod, inputs = calls({name: each for name, each in examples(family).items() if _has_numpy_form(name)})
+    results = zip(ir.task_outputs(mod), evaluate(mod["main"], inputs), run_module(mod, inputs, level=0), strict=True)
+    for owner, got, want in results:
+        assert got.dtype == want.dtype and got.shape == want.shape, owner.name
         if want.dtype.kind == "f":
             span = np.ptp(want) or 1.0
-            tolerance = 1e-3 if want.dtype == "float16" else 1e-5
-            np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * max(span, np.abs(want).max()))
+            tolerance = (1e-3 if want.dtype == "float16" else 1e-5) * max(span, np.abs(want).max())
+            np.testing.assert_allclose(got, want, rtol=0, atol=tolerance, err_msg=owner.name)
         else:
-            np.testing.assert_array_equal(got, want)
+            np.testing.assert_array_equal(got, want, err_msg=owner.name)
+
+
+def _has_numpy_form(layer: str) -> bool:
+    return ops.OPERATORS[layer.removeprefix("task/").rsplit("-", 1)[0]].evaluate is not None
 
 
 @pytest.mark.parametrize("kind", ["conv1d", "conv2d", "conv3d"])

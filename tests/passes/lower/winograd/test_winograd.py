@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tvm import relax, tirx
 
 from nnfuze_tvm.graph.dataflow import bindings, op_name
+from nnfuze_tvm.graph.evaluate import library_of
 from nnfuze_tvm.graph.ir import static_shape
 from nnfuze_tvm.passes.lower.winograd.winograd import Winograd, best_tile
 from nnfuze_tvm.passes.lower.winograd.winograd_kernel import MAX_INTEGER_CHANNELS, Shape, prim_func, transform_weights
@@ -107,7 +108,7 @@ def test_largest_integers_are_exact(dtype, sign):
     data = np.full((1, 4, 4, channels), 127 if dtype == "uint8" else -128, dtype)
     weights = np.full((1, 3, 3, channels), sign * 127, "int8")
     out = tvm.runtime.tensor(np.zeros((1, 4, 4, 1), "int32"))
-    kernel = tvm.compile(prim_func(shape).with_attr("global_symbol", "main"), target="llvm")
+    kernel = library_of({"kernel": prim_func(shape)})["kernel"]
     kernel(tvm.runtime.tensor(data), tvm.runtime.tensor(transform_weights(weights, 2)), out)
     inside = 9 * channels * 127 * sign * int(data[0, 0, 0, 0])
     np.testing.assert_array_equal(out.numpy()[0, 1:3, 1:3, 0], np.full((2, 2), inside))
@@ -133,6 +134,6 @@ def test_kernel_is_a_convolution(seed, m, n, size, pad):
     out = tvm.runtime.tensor(np.full(want.shape, np.nan, "float32"))
     assert out.shape == (n, shape.out_height, shape.out_width, 2)
     at_points = transform_weights(weights, m)
-    kernel = tvm.compile(prim_func(shape).with_attr("global_symbol", "main"), target="llvm")
+    kernel = library_of({"kernel": prim_func(shape)})["kernel"]
     kernel(tvm.runtime.tensor(data), tvm.runtime.tensor(at_points), out)
     np.testing.assert_allclose(out.numpy(), want, atol=2e-5 * np.abs(want).max())
