@@ -26,6 +26,7 @@ from nnfuze_tvm.passes.compress.calibration import (
     collect_ranges,
     load_calibration,
 )
+from nnfuze_tvm.passes.compress.lone_sums import without_lone_sums
 from nnfuze_tvm.passes.compress.method import Inputs, Method, Option, Precision
 from nnfuze_tvm.passes.compress.quantizable import integer_layers, quantizable, why_not
 from nnfuze_tvm.passes.compress.states import quantize_states
@@ -51,9 +52,8 @@ class InsertQDQ:
 
     Weights become symmetric int8 constants per output channel, activations symmetric int8 per tensor; both
     keep float semantics through a dequantize, so that the module still runs as it is and simulates what
-    ``RealizeInteger`` makes of it. Residual adds, concatenations, poolings and averages between quantized
-    layers are quantized too. A layer's sums are quantized behind its bias and activation; where a residual is
-    added to them, behind that. What a network returns stays float32.
+    ``RealizeInteger`` makes of it. Adds, concatenations, poolings and averages between quantized layers are quantized
+    too. A layer's sums are quantized behind its bias, activation and residual. What a network returns stays float32.
 
     Parameters
     ----------
@@ -163,7 +163,7 @@ class _Plan:
         }
         self.names = {var.name for var in self.layers}
         self._same: dict[Value, Value] = {}
-        integer = self._integer()
+        integer = without_lone_sums(self._integer(), self.made_by, self.readers)
         for var in self.made_by:
             if var in integer:
                 self._demand(var, self.made_by[var])
