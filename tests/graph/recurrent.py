@@ -16,8 +16,8 @@ from tests.schedules import kernels
 SIZES = ((5, 1, 1, 64), (3, 2, 1, 20), (4, 1, 3, 37), (2, 1, 1, 3))
 
 
-def exact_layers() -> tuple[tvm.IRModule, dict[str, np.ndarray], list[np.ndarray]]:
-    """Return a module of layers, their inputs, and what NumPy makes of them.
+def exact_layers(integer: bool = True) -> tuple[tvm.IRModule, dict[str, np.ndarray], list[np.ndarray]]:
+    """Return a module of layers, in integers or in the floats that simulate them, their inputs, and what NumPy makes.
 
     Scales are powers of two and the cells only bound their sums, so no float is ever rounded but to a code.
     """
@@ -25,20 +25,21 @@ def exact_layers() -> tuple[tvm.IRModule, dict[str, np.ndarray], list[np.ndarray
     params, inputs, layers = {}, {}, []
     for n, (steps, directions, batch, units) in enumerate(SIZES):
         cell = Cell("rnn", (Activation("affine", 1.0, 0.0),), clip=1.0)
-        form = Form((cell,) * directions, (False, True)[:directions], scale=2.0**-7, integer=True)
+        form = Form((cell,) * directions, (False, True)[:directions], scale=2.0**-7, integer=integer)
         shapes = operand_shapes(form, Sizes(steps, directions, batch, units, "float32"))
         # The largest weights, too.
         weights = rng.choice([-127, -1, 3, 127], shapes["weights"]).astype("int8")
         made = {
             "projection": (rng.integers(-512, 512, shapes["projection"]) / 1024).astype("float32"),
             "hidden": (rng.integers(-300, 300, shapes["hidden"]) / 256).astype("float32"),
-            "scales": np.full(shapes["scales"], 2.0**-14, "float32"),
+            "scales": np.full((directions, units), 2.0**-14, "float32"),
             "totals": weights.astype("int32").sum(1, dtype="int32"),
         }
         names = {name: f"{name}{n}" for name in ("projection", "hidden")}
         params |= {own: (shapes[name], "float32") for name, own in names.items()}
         inputs |= {own: made[name] for name, own in names.items()}
-        layers.append((form, {**made, "weights": weights}, names))
+        made["weights"] = weights if integer else (weights * 2.0**-7).astype("float32")
+        layers.append((form, made, names))
 
     def body(builder: relax.BlockBuilder, variables: list[relax.Var]) -> relax.Expr:
         known = dict(zip(params, variables, strict=True))

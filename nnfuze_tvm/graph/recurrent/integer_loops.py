@@ -13,6 +13,9 @@ from nnfuze_tvm.graph.recurrent.form import Form, Sizes
 from nnfuze_tvm.graph.recurrent.loops import Loops
 from nnfuze_tvm.graph.recurrent.tile import Held, Place, Spot, Tile
 
+# Adding it rounds a float32 to an integer, which then stands in its low bits.
+_ROUND = 12582912.0
+
 
 @dataclass(frozen=True)
 class Dots:
@@ -83,10 +86,15 @@ class IntegerLoops(Loops):
         super().write(packed)
 
     def _rounded(self, value: Any) -> Any:
-        """Return the code of a state as it is held: the low bits of a number as large as it takes to round."""
+        """Return the code of a state as it is held: the low bits of a number as large as it takes to round.
+
+        Bounds stand between the multiplication and the addition, so that no machine contracts them.
+        """
         lanes = value.ty.dtype.lanes
         integers, held = (kind if lanes == 1 else f"{kind}x{lanes}" for kind in ("int32", self.held_type))
-        return tirx.Cast(held, tirx.reinterpret(integers, self._near(value, self.dots.shift)))
+        base = tirx.const(_ROUND + self.dots.shift, "float32")
+        near = self._scaled(value) + (base if lanes == 1 else tirx.Broadcast(base, lanes))
+        return tirx.Cast(held, tirx.reinterpret(integers, near))
 
     def _accumulate(self, spot: Spot, gates: range, begin: Callable[[int, int, int], Any], held: Held) -> None:
         tile, dots, (buffer, place) = self.tile, self.dots, held

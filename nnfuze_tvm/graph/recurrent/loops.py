@@ -18,9 +18,6 @@ from nnfuze_tvm.graph.recurrent.cell import Math, Number
 from nnfuze_tvm.graph.recurrent.form import LEVELS, Form, Sizes
 from nnfuze_tvm.graph.recurrent.tile import Held, Place, Spot, Tile
 
-# Adding it rounds a float32 to an integer, which then stands in its low bits.
-_ROUND = 12582912.0
-
 
 def _alloc(shape: Sequence[int], dtype: str) -> Any:
     return T.sblock_alloc_buffer([tirx.IntImm("int64", extent) for extent in shape], dtype, layout=None)
@@ -188,19 +185,14 @@ class Loops:
 
     def _rounded(self, value: Any) -> Any:
         """Return what is held of a state: the nearest multiple of the scale."""
-        return (self._near(value) - self._like(value, _ROUND)) * self._like(value, self.form.scale)
+        scale = _vectors("float32", value.ty.dtype.lanes, self._kept).number(self.form.scale)
+        return tirx.nearbyint(self._scaled(value)) * scale
 
-    def _near(self, value: Any, shift: int = 0) -> Any:
-        """Return the code of a state, and ``shift``, in the low bits of a float32.
-
-        Bounds stand between the multiplication and the addition, so that no machine contracts them.
-        """
+    def _scaled(self, value: Any) -> Any:
+        """Return a state in units of the scale, within the bounds of codes."""
         m = _vectors("float32", value.ty.dtype.lanes, self._kept)
         scaled = value * m.number(self.form.units_per_one)
-        return m.maximum(m.number(-LEVELS), m.minimum(m.number(LEVELS), scaled)) + m.number(_ROUND + shift)
-
-    def _like(self, value: Any, number: float) -> Any:
-        return _vectors("float32", value.ty.dtype.lanes, self._kept).number(number)
+        return m.maximum(m.number(-LEVELS), m.minimum(m.number(LEVELS), scaled))
 
     def _results(self, gates: int, row: int, vector: int) -> list[Any]:
         return [T.bind(self.sums[row][gate][self._place(vector)]) for gate in range(gates)]

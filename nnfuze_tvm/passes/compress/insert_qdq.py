@@ -51,9 +51,8 @@ class InsertQDQ:
 
     Weights become symmetric int8 constants per output channel, activations symmetric int8 per tensor; both
     keep float semantics through a dequantize, so that the module still runs as it is and simulates what
-    ``RealizeInteger`` makes of it. Residual adds, concatenations, poolings and averages between quantized
-    layers are quantized too. A layer's sums are quantized behind its bias and activation; where a residual is
-    added to them, behind that. What a network returns stays float32.
+    ``RealizeInteger`` makes of it. Adds, concatenations, poolings and averages between quantized layers are quantized
+    too. A layer's sums are quantized behind its bias, activation and residual. What a network returns stays float32.
 
     Parameters
     ----------

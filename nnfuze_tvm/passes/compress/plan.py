@@ -12,6 +12,7 @@ from nnfuze_tvm.graph import ops
 from nnfuze_tvm.graph.dataflow import Value, bindings, op_name, operands, output_fields
 from nnfuze_tvm.graph.ir import static_shape
 from nnfuze_tvm.passes.compress.delicate import Delicate
+from nnfuze_tvm.passes.compress.lone_sums import without_lone_sums
 from nnfuze_tvm.passes.compress.quantizable import quantizable, why_not
 
 # What is computed from codes and gives codes: values are moved, put side by side, or averaged.
@@ -93,7 +94,7 @@ class Plan:
                     self.left[var.name] = reason
         self.names = {var.name for var in self.layers}
         self._same: dict[Value, Value] = {}
-        integer = self._integer()
+        integer = without_lone_sums(self._integer(), self.made_by, self.readers)
         for var in self.made_by:
             if var in integer:
                 self._demand(var, self.made_by[var])

@@ -86,6 +86,15 @@ def test_integers_are_the_same_bits_by_every_instruction(target):
         np.testing.assert_array_equal(mine, theirs)
 
 
+def test_floats_simulate_integers():
+    """As the graph is between its quantization and its integers."""
+    mod, feeds, want = recurrent.exact_layers(integer=False)
+    for simulated, integer in zip(want, recurrent.exact_layers()[2], strict=True):
+        np.testing.assert_array_equal(simulated, integer)
+    for mine, theirs in zip(kernels.schedule_and_run(mod, resolve("host"), feeds).outputs, want, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
 def test_integers_are_multiplied_by_dot_products():
     kinds = {
         "x86-64-v3": ("int8", 4, 0),
