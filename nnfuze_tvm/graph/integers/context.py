@@ -140,8 +140,8 @@ class Integers(SumOps):
         return None
 
 
-IntegerForm = Callable[[Integers, Call, str], Known | None]
-"""How a call becomes an integer one, given its layer's name; None leaves it in float."""
+IntegerForm = Callable[[Integers, Call, str], Known | relax.Expr | None]
+"""How a call becomes an integer one, given its layer's name; or another float one. None leaves it as it is."""
 
 
 def checked(value: Sum) -> Sum:
