@@ -142,7 +142,7 @@ class Integers(SumOps):
 
 IntegerForm = Callable[[Integers, Call, str], Known | relax.Expr | None]
 """How a call becomes an integer one, given its layer's name: what is known of the result, or an expression of real
-numbers; None leaves it in float."""
+numbers, or another float call; None leaves it as it is."""
 
 
 def checked(value: Sum) -> Sum:

@@ -150,16 +150,37 @@ def _multiply(context: Integers, call: Call, _: str) -> Known | None:
     if isinstance(left, Constant):
         left, right = right, left
     if isinstance(right, Constant):
-        factor = right.values
-        scalar = factor.size == 1 and factor.ndim <= len(static_shape(call.args[0])) == len(static_shape(call))
-        if isinstance(left, Quantized) and scalar and factor.flat[0] > 0:
-            return Quantized(left.codes, left.scale * float(factor.flat[0]), left.zero_point)
-        if isinstance(left, Quantized):
-            left = context.spread(left)
-        return context.multiply_constant(left, right) if isinstance(left, Sum) else None
+        return _times(context, call, left, right)
     if isinstance(left, Quantized) and isinstance(right, Quantized):
         return context.multiply(left, right)
     return None
+
+
+def _times(context: Integers, call: Call, value: Any, constant: Constant) -> Known | None:
+    """Multiply what integers stand for by a constant, which changes what they stand for."""
+    factor = constant.values
+    scalar = factor.size == 1 and factor.ndim <= len(static_shape(call.args[0])) == len(static_shape(call))
+    if isinstance(value, Quantized) and scalar and factor.flat[0] > 0:
+        return Quantized(value.codes, value.scale * float(factor.flat[0]), value.zero_point)
+    if isinstance(value, Quantized):
+        value = context.spread(value)
+    return context.multiply_constant(value, constant) if isinstance(value, Sum) else None
+
+
+def _divide(context: Integers, call: Call, name: str) -> Known | Value | None:
+    """Divide what integers stand for by a constant: multiply by its reciprocal, which takes a fifth of the time."""
+    left, right = context.value(call.args[0]), context.value(call.args[1])
+    if not isinstance(right, Constant) or not np.all(right.values):
+        return None
+    inverse = 1 / right.values
+    known = _times(context, call, left, Constant(inverse))
+    inexact = isinstance(left, Sum | Quantized) or (isinstance(left, tvm.ir.Var) and left in context.inexact)
+    if known is not None or not inexact:
+        return known
+    factor = relax.const(inverse.astype("float32"))
+    result = context.emit(op.multiply(context.as_float(call.args[0]), factor), name)
+    context.inexact.add(result)
+    return result
 
 
 def _bound(lower: bool) -> Callable[[Integers, Call, str], Known | None]:
@@ -245,7 +266,9 @@ def _binary() -> dict[str, Operator]:
         "multiply": arithmetic(
             np.multiply, op.multiply, _affine_multiply, degrees=_product_degrees, integer=_multiply, half=True
         ),
-        "divide": arithmetic(_quotient, op.divide, _affine_divide, degrees=grows(1, -1), range=(0.5, 2.0)),
+        "divide": arithmetic(
+            _quotient, op.divide, _affine_divide, degrees=grows(1, -1), integer=_divide, range=(0.5, 2.0)
+        ),
         "maximum": operator(np.maximum, 2, op.maximum, integer=_bound(True), bounds=True, half=True),
         "minimum": operator(np.minimum, 2, op.minimum, integer=_bound(False), bounds=True, half=True),
         "floor_divide": operator(np.floor_divide, 2, op.floor_divide, range=(0.5, 2.0)),

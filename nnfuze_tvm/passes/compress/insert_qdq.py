@@ -54,6 +54,9 @@ class InsertQDQ:
     ``RealizeInteger`` makes of it. Adds, concatenations, poolings and averages between quantized layers are quantized
     too. A layer's sums are quantized behind its bias, activation and residual. What a network returns stays float32.
 
+    Layers stay float where a logarithm, a root or a quotient of their result follows (`delicate.Delicate`), and where
+    8 bits of their input would be off by too much on the samples; the module attribute ``nnfuze.float_layers`` says so.
+
     Parameters
     ----------
     calibration : path or mapping

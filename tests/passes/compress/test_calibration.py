@@ -259,3 +259,11 @@ def test_what_never_varies_has_no_error():
     seen = Range()
     seen.observe(np.full(100, 0.7))
     assert seen.error(0.5) == 0
+
+
+def test_an_input_that_is_one_number_reaches_compiled_networks():
+    emitter, x, scale = Emitter(), relax.Var("x", R.Tensor((1, 4), "float32")), relax.Var("s", R.Tensor((), "float32"))
+    func = emitter.finish([x, scale], [emitter.emit(relax.op.multiply(x, scale))]).with_attr("global_symbol", "main")
+    data = {"x": np.ones((1, 4), "float32"), "s": np.float32(3)}
+    (found,) = host_executor(ir.with_task_outputs(tvm.IRModule({"main": func}), [ir.TaskOutput("t", "y")]))(data)
+    np.testing.assert_array_equal(found, np.full((1, 4), 3))

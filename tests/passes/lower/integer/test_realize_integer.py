@@ -524,3 +524,20 @@ def test_constants_are_joined_to_codes_that_have_their_numbers(value, joined, ze
     assert str(concat.ty.dtype) == joined
     data = {"x": np.random.default_rng(0).standard_normal((1, 2, 4, 4)).astype("float32")}
     np.testing.assert_allclose(evaluate_module(integer, data)[0], evaluate_module(mod, data)[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("bound", [None, 6.0])
+@pytest.mark.parametrize("divisor", [np.float32(6), np.array([[[[2]], [[-3]]]], "float32")])
+def test_quotients_of_integers_and_a_constant_are_products(bound, divisor):
+    weight = relax.const(np.arange(-2, 2).reshape(2, 2, 1, 1).astype("int8"))
+    scale, zero = relax.const(np.float32(0.3)), relax.const(np.int8(0))
+    graph = Graph()
+    data = op.dequantize(op.quantize(graph.input("x", (1, 2, 4, 4)), scale, zero, axis=0), scale, zero, axis=0)
+    sums = graph(op.nn.conv2d(graph(data), op.dequantize(weight, scale, zero, axis=0)))
+    bounded = sums if bound is None else graph(op.clip(sums, 0.0, bound))
+    mod = graph.module(graph(op.multiply(sums, op.divide(bounded, relax.const(divisor)))))
+    integer = RealizeInteger()(mod)
+    kinds = [op_name(b.value) for b in bindings(integer["main"])]
+    assert "divide" not in kinds[kinds.index("nn.conv2d") :]
+    data = {"x": np.random.default_rng(0).standard_normal((1, 2, 4, 4)).astype("float32")}
+    np.testing.assert_allclose(evaluate_module(integer, data)[0], evaluate_module(mod, data)[0], rtol=1e-5, atol=1e-6)
