@@ -120,8 +120,7 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool,
     cropped = extents(sch, out)[-1] < sizes[n_spatial - 1]
     _store_tiles(sch, out, nest, tile, cropped)
     if hw.cores > 1 and prod(sizes) >= PARALLEL_MIN_OPS:
-        shared = sch.fuse(*nest.outer) if cropped and nest.outer else sch.fuse(nest.channel_block, *nest.outer)
-        sch.parallel(shared)
+        _share(sch, nest, cropped)
     one_image = prod(sizes[: n_spatial - 2]) == 1
     reduction = _clear_sums(sch, anchor, plan, nest, from_bias=accumulator == "float32" and not cropped)
     if plan.constant_weights and one_image and streams(plan.work, hw):
@@ -134,6 +133,16 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool,
     for pad in pads:
         vectorize_copy(sch, pad, hw)
     return True
+
+
+def _share(sch: s_tir.Schedule, nest: _Nest, cropped: bool) -> None:
+    """Share tiles among threads; the loop over blocks of channels stays by itself if the last one has fewer."""
+    if not cropped:
+        sch.parallel(sch.fuse(nest.channel_block, *nest.outer))
+    elif prod(int(sch.get(loop).extent) for loop in nest.outer) == 1:
+        sch.parallel(nest.channel_block)
+    else:
+        sch.parallel(sch.fuse(*nest.outer))
 
 
 def _plan(
