@@ -124,9 +124,7 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool,
     if dot is not None and rows is not None:
         pack_rows(sch, rows, nest.blocks[-1], dot)
     if hw.cores > 1 and prod(sizes) >= PARALLEL_MIN_OPS:
-        # The tails of a crop belong to one loop over all channels.
-        whole = [loop for loop in nest.blocks if loop is not nest.channel_block] if cropped else []
-        sch.parallel(sch.fuse(*(whole or nest.blocks)))
+        _share(sch, nest, cropped)
     one_image = prod(sizes[: n_spatial - 2]) == 1
     reduction = _clear_sums(sch, anchor, plan, nest, from_bias=accumulator == "float32" and not cropped)
     if plan.constant_weights and one_image and streams(plan.work, hw):
@@ -139,6 +137,17 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool,
     for pad in pads:
         vectorize_copy(sch, pad, hw)
     return True
+
+
+def _share(sch: s_tir.Schedule, nest: _Nest, cropped: bool) -> None:
+    """Share tiles among threads; the loop over blocks of channels stays by itself if the last one has fewer."""
+    outer = [loop for loop in nest.blocks if loop is not nest.channel_block]
+    if not cropped:
+        sch.parallel(sch.fuse(*nest.blocks))
+    elif prod(int(sch.get(loop).extent) for loop in outer) == 1:
+        sch.parallel(nest.channel_block)
+    else:
+        sch.parallel(sch.fuse(*outer))
 
 
 def _plan(
