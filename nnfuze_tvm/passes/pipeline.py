@@ -20,6 +20,7 @@ from nnfuze_tvm.passes.lower.keep_nan import Bound, comparisons, extremes, legal
 from nnfuze_tvm.passes.lower.layout import ToNHWC
 from nnfuze_tvm.passes.lower.round_to_integer import Rounding, RoundToInteger
 from nnfuze_tvm.passes.lower.row_convolutions import RowConvolutions
+from nnfuze_tvm.passes.lower.scans import legalizations as scans
 from nnfuze_tvm.passes.lower.shuffles import Shuffles
 from nnfuze_tvm.passes.lower.skip_nan import legalizations as max_poolings
 from nnfuze_tvm.passes.lower.strided_rows import StridedRows
@@ -129,6 +130,7 @@ def kernel_phase(machine: Machine) -> tvm.transform.Pass:
                 **extremes(machine.keeps_nan),
                 **comparisons(),
                 **joins(),
+                **scans(),
                 **max_poolings(),
             }
         ),
