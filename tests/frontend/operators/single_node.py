@@ -12,6 +12,8 @@ import tvm
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from nnfuze_tvm.deploy import build
+from nnfuze_tvm.devices.targets import resolve
 from nnfuze_tvm.frontend import load
 from nnfuze_tvm.graph.evaluate import executor
 from nnfuze_tvm.passes import pipeline
@@ -69,7 +71,7 @@ def check(op: str, *operands: Any, reference: bool = False, kernels: bool = Fals
     network, feeds = model(op, *operands, **node)
     mod = imported(network)
     want = expected(network, feeds, reference)
-    got = run_module(mod, feeds, level=0) if kernels else executor(mod)(feeds)
+    got = run_module(build.lower(mod, resolve("host")), feeds, level=0) if kernels else executor(mod)(feeds)
     for mine, theirs in zip(got, want, strict=True):
         assert mine.dtype == theirs.dtype and mine.shape == theirs.shape
         if theirs.dtype.kind != "f":
