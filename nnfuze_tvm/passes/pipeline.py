@@ -23,6 +23,7 @@ from nnfuze_tvm.passes.lower.layout import ToNHWC
 from nnfuze_tvm.passes.lower.round_to_integer import Rounding, RoundToInteger
 from nnfuze_tvm.passes.lower.row_convolutions import RowConvolutions
 from nnfuze_tvm.passes.lower.row_softmax import legalizations as softmax
+from nnfuze_tvm.passes.lower.scans import legalizations as scans
 from nnfuze_tvm.passes.lower.shuffles import Shuffles
 from nnfuze_tvm.passes.lower.skip_nan import legalizations as max_poolings
 from nnfuze_tvm.passes.lower.strided_rows import StridedRows
@@ -151,6 +152,7 @@ def kernel_phase(machine: Machine) -> tvm.transform.Pass:
                 **extremes(machine.keeps_nan),
                 **comparisons(),
                 **joins(),
+                **scans(),
                 **max_poolings(),
                 **softmax(),
             }

@@ -35,7 +35,10 @@ def _picked(node: Node, data: Value, indices: Value, axis: int) -> Value:
     result = (*shape[:axis], *ir.static_shape(indices), *shape[axis + 1 :])
     if 0 in result:
         return empty(result, dtype_of(data))
-    if places is None or places.size > shape[axis]:
+    if places is None:
+        # Of a place that is not there the nearest is taken: what lies behind the data is nobody's.
+        return op.take(data, indices, axis, mode="clip")
+    if places.size > shape[axis]:
         return op.take(data, indices, axis)
     line = [int(place) for place in places.ravel()]
     step = line[1] - line[0] if len(line) > 1 else 1

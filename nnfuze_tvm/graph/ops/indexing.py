@@ -138,7 +138,7 @@ def _full(call: Call, *values: Any) -> np.ndarray:
 
 def _operator(evaluate: Any, *examples: Example, **facts: Any) -> Operator:
     # What makes constants is computed before there are kernels.
-    kernels = ("elementwise", "fallback") if examples else ()
+    kernels = facts.pop("kernels", ("elementwise", "fallback") if examples else ())
     return Operator(effect="mixes", evaluate=evaluate, examples=examples, kernels=kernels, **facts)
 
 
@@ -186,8 +186,13 @@ OPERATORS = {
     "flip": _operator(_flip, Example(_DATA, lambda x: op.flip(x, 1)), degrees=grows(1)),
     "tile": _operator(_tile, Example(_DATA, lambda x: op.tile(x, (2, 1, 3))), degrees=grows(1)),
     "repeat": _operator(_repeat, Example(_DATA, lambda x: op.repeat(x, 2, 1)), degrees=grows(1)),
-    "cumsum": _operator(_accumulated(np.cumsum, 0), Example(_DATA, lambda x: op.cumsum(x, 1)), degrees=grows(1)),
-    "cumprod": _operator(_accumulated(np.cumprod, 1), Example(_DATA, lambda x: op.cumprod(x, 1))),
+    "cumsum": _operator(
+        _accumulated(np.cumsum, 0),
+        Example(_DATA, lambda x: op.cumsum(x, 1)),
+        degrees=grows(1),
+        kernels=("scan",),
+    ),
+    "cumprod": _operator(_accumulated(np.cumprod, 1), Example(_DATA, lambda x: op.cumprod(x, 1)), kernels=("scan",)),
     "sort": _operator(_ordered, Example(_DATA, lambda x: op.sort(x, -1))),
     "tril": _operator(_triangle(np.tril), Example(_DATA, lambda x: op.tril(x, 0))),
     "triu": _operator(_triangle(np.triu), Example(_DATA, lambda x: op.triu(x, 1))),

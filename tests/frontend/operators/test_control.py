@@ -98,11 +98,12 @@ def test_everything_that_is_needed_is_refused_in_all_files_at_once():
         ([node("Cast", "x", "t", to=INT64)], [node("Relu", "x", "e")], "as int64 [2, 3, 2] and as float32"),
         ([node("Div", "n k", "d"), node("Cast", "d", "c", to=FLOAT), node("Add", "c x", "t")],
          [node("Relu", "x", "e")], "divides by computed integers"),
-        ([node("Gather", "x k", "t")], [node("Relu", "x", "e")], "reads or writes at computed places"),
+        ([node("GatherElements", "x i", "t")], [node("Relu", "x", "e")], "reads or writes at computed places"),
     ],
 )  # fmt: skip
 def test_what_can_not_be_chosen_is_refused(then, other, reason):
     inputs = [info("x", [2, 3, 2]), info("flag", [], BOOL), info("n", [2], INT64), info("k", [2], INT64)]
+    inputs.append(info("i", [2, 3, 2], INT64))
     network = model([branches(graph(then, (), ["t"]), graph(other, (), ["e"]))], inputs, ["y"])
     assert "node 'If_y' (If): its condition is computed, and" in refusal(network)
     assert reason in refusal(network)

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nnfuze_tvm.deploy import build
+from nnfuze_tvm.devices.targets import resolve
 from nnfuze_tvm.errors import ModelError
 from tests.frontend.operators.one_node import check, imported, one_node
 from tests.helpers import run_module
@@ -135,3 +137,10 @@ def test_an_index_that_is_computed_reads_nothing_outside():
     mod = imported(network)
     feeds = {"x0": np.arange(4.0), "x1": np.array([2**40])}
     assert run_module(mod, feeds, level=0)[0] == [3.0]
+
+
+def test_a_computed_place_that_is_not_there_is_the_nearest_one():
+    rows = np.arange(12, dtype="float32").reshape(4, 3)
+    network, feeds = model("Gather", rows, np.array([1, 9, -1, -7]), constant=(0,))
+    (got,) = run_module(build.lower(imported(network), resolve("host")), feeds)
+    np.testing.assert_array_equal(got, rows[[1, 3, 3, 0]])
