@@ -116,6 +116,20 @@ def _exchange(one: Path, other: Path) -> bool:
     return renameat2(at_cwd, os.fsencode(one), at_cwd, os.fsencode(other), exchange) == 0
 
 
+# What was first loaded by a name: the system's loader knows libraries by it, and would hand that out again.
+_FIRST_LOADED: dict[str, tuple[int, int, int]] = {}
+
+
+def _library(path: Path) -> tvm.runtime.Module:
+    """Load what is at a path now, also where another library was when it was loaded before."""
+    name, facts = os.path.realpath(path), os.stat(path)
+    mine = (facts.st_dev, facts.st_ino, facts.st_mtime_ns)
+    if _FIRST_LOADED.setdefault(name, mine) == mine:
+        return tvm.runtime.load_module(name)
+    with tempfile.TemporaryDirectory(prefix="nnfuze-") as folder:
+        return tvm.runtime.load_module(shutil.copy(name, folder))
+
+
 class Bundle:
     """A compiled network, ready to run: ``Bundle.load("out").run({"audio": x})["keyword"]``.
 
@@ -148,7 +162,7 @@ class Bundle:
         check_files(directory, manifest)
         check_cpu(directory, manifest.target)
         try:
-            library = tvm.runtime.load_module(os.path.abspath(directory / LIBRARY))
+            library = _library(directory / LIBRARY)
         except Exception as error:  # the loader's errors have no common type
             raise BundleError(f"{directory / LIBRARY}: can't be loaded ({_reason(error)})") from None
         count = manifest.threads if threads is None else threads

@@ -188,6 +188,19 @@ def test_existing_directories(network: tuple, tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_what_replaces_a_loaded_bundle_is_loaded(network: tuple, copy: Path) -> None:
+    """The system's loader knows libraries by name."""
+    old = Bundle.load(copy)
+    mod = tvm.transform.Sequential(pipeline.merge_phases())(
+        load([classifier(seed=7), classifier(seed=7, head_seed=1, outputs=2)], ["one", "two"])
+    )
+    write_bundle(copy, build.build(mod, resolve("host")), network[1], force=True)
+    feed = {each.name: np.ones(each.shape, each.dtype) for each in old.inputs}
+    before, after = old.run(feed), Bundle.load(copy).run(feed)
+    assert not np.allclose(after["one"], before["one"])
+    np.testing.assert_array_equal(old.run(feed)["one"], before["one"])
+
+
 @pytest.mark.parametrize("existing", [False, True])
 def test_full_disk_leaves_everything_as_it_was(
     network: tuple, written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, existing: bool

@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 from tvm import relax
+from tvm.ir import Var
+from tvm_ffi import structural_equal
 
 from nnfuze_tvm.frontend.operators.node import Converter, Node, Operands, known
-from nnfuze_tvm.frontend.operators.values import scalar
+from nnfuze_tvm.frontend.operators.values import dtype_of, scalar
 from nnfuze_tvm.graph import ir
 from nnfuze_tvm.graph.constants import constant
-from nnfuze_tvm.graph.dataflow import Value
+from nnfuze_tvm.graph.dataflow import Value, op_name
 
 
 def _clip(node: Node, inputs: Operands) -> Any:
@@ -274,8 +276,25 @@ def _bit_shift(node: Node, inputs: Operands) -> Any:
     return relax.op.where(relax.op.less(amount, scalar(bits, data)), inside, scalar(0, data))
 
 
+def _subtract(node: Node, inputs: Operands) -> Any:
+    """Take away what was just added as its negative: TVM takes ``(x + c) - c`` for ``x`` and ``x - x`` for 0.
+
+    In floats they are not, and ``x + c - c`` with a large c is how some exporters round.
+    """
+    left, right = inputs[0], inputs[1]
+    if not dtype_of(left).startswith("float"):
+        return NotImplemented
+    before = node.builder.lookup_binding(left) if isinstance(left, Var) else None
+    taken = [left, *(before.args if before is not None and op_name(before) == "add" else [])]
+    if not any(each.same_as(right) or structural_equal(each, right) for each in taken):
+        return NotImplemented
+    number = known(right)
+    return relax.op.add(left, node.emit(relax.op.negative(right)) if number is None else constant(-number))
+
+
 CONVERTERS: dict[str, Converter] = {
     "Clip": _clip,
+    "Sub": _subtract,
     "Sum": _pairwise(relax.op.add),
     "Min": _pairwise(relax.op.minimum),
     "Max": _pairwise(relax.op.maximum),

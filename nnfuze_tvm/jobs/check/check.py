@@ -55,6 +55,8 @@ class _Link:
         Per sample the outputs.
     graph : tvm.IRModule
         What is disturbed to learn what rounding may do.
+    of_graph : bool
+        The references are what this graph gives.
     unit : float, optional
         By how much, see `tolerated`.
     tolerance : float
@@ -69,6 +71,7 @@ class _Link:
     answers: list[list[np.ndarray]]
     references: list[list[np.ndarray]]
     graph: tvm.IRModule
+    of_graph: bool
     unit: float | None
     tolerance: float
     steps: float
@@ -225,6 +228,7 @@ class Checker:
             [run(sample) for sample in given],
             references,
             self._merged,
+            False,
             0.0,
             self._precision(self._merged),
             _STEPS if self._given_quantized else 0.0,
@@ -240,6 +244,7 @@ class Checker:
             integers,
             [run(sample) for sample in given],
             last,
+            True,
             _RATIO if self._quantized else 0.0,
             self._precision(last),
             _INTEGERS if self._quantized else 0.0,
@@ -254,6 +259,7 @@ class Checker:
             [run(sample) for sample in given],
             integers,
             self._integer,
+            True,
             None if self._quantized else 0.0,
             self._precision(self._integer),
             _STEPS if _rounds_states(self._integer) else 0.0,
@@ -287,7 +293,9 @@ class Checker:
         usual = typical(link.answers, link.references)
         if max(usual) <= link.steps:
             return highest, [f"beyond {link.tolerance:.0e} only by steps of 8 bits in a few places"]
-        limits = [max(link.tolerance, limit) for limit in tolerated(link.graph, given, link.unit)]
+        known = link.references if link.of_graph else ()
+        found = tolerated(link.graph, given, link.unit, errors, known)
+        limits = [max(link.tolerance, limit) for limit in found]
         if link.unit == 0.0 and link.tolerance < _RECURRENT and self._originals.recurrent:
             limits = [max(_RECURRENT, limit) for limit in limits]
         bad = [n for n, error in enumerate(errors) if error > limits[n] and usual[n] > link.steps]

@@ -77,7 +77,13 @@ def _by_output(answers: Answers) -> list[tuple[np.ndarray, ...]]:
     return list(zip(*answers, strict=True))
 
 
-def tolerated(mod: tvm.IRModule, samples: Sequence[Arrays], unit: float | None = None) -> list[float]:
+def tolerated(
+    mod: tvm.IRModule,
+    samples: Sequence[Arrays],
+    unit: float | None = None,
+    enough: Sequence[float] = (),
+    references: Answers = (),
+) -> list[float]:
     """Return per output of ``main`` how far rounding may bring it, relative to its range.
 
     The graph is computed again with values disturbed as another order of the same sums would. What is discontinuous
@@ -92,6 +98,10 @@ def tolerated(mod: tvm.IRModule, samples: Sequence[Arrays], unit: float | None =
     unit : float, optional
         By how much, relatively, all float values are disturbed. By default by some units in the last place, and only
         what is not computed exactly on every machine.
+    enough : sequence of float, optional
+        Per output what suffices: when all is explained, nothing more is tried.
+    references : list, optional
+        What the graph gives, where that is known.
 
     Returns
     -------
@@ -99,7 +109,7 @@ def tolerated(mod: tvm.IRModule, samples: Sequence[Arrays], unit: float | None =
         Infinite where values come near the largest that their type has: sums overflow in one order and not in another.
     """
     run = evaluate.hooked_executor(mod)
-    references = [run(sample, None) for sample in samples]
+    references = references or [run(sample, None) for sample in samples]
     worst = [0.0] * len(references[0])
     for seed in range(_TRIES):
         disturb = Rounding(seed, unit)
@@ -107,6 +117,8 @@ def tolerated(mod: tvm.IRModule, samples: Sequence[Arrays], unit: float | None =
         worst = [max(pair) for pair in zip(worst, found, strict=True)]
         if disturb.overflows:
             return [float("inf")] * len(worst)
+        if enough and all(_MARGIN * value >= wanted for value, wanted in zip(worst, enough, strict=True)):
+            break
     return [_MARGIN * value for value in worst]
 
 

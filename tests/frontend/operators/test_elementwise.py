@@ -198,3 +198,24 @@ def test_kernels_keep_nan():
 def test_a_relu_is_one_instruction_that_keeps_nan(target, written):
     mod = imported(one_node("Relu", [np.zeros(64, "f4")])[0])
     assert written in build.fuse(mod, resolve(target)).script()
+
+
+@pytest.mark.parametrize("constant", [True, False], ids=["constant", "computed"])
+def test_what_was_added_is_taken_away_with_its_rounding(constant):
+    """As exporters round: TVM would take ``(x + c) - c`` for ``x``, and ``x - x`` for zero."""
+    x, c = np.array([[0.3, 1.7, -2.5, 7.49]], "float32"), np.full((1, 4), 1.5 * 2**23, "float32")
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["x", "c"], ["a"]), helper.make_node("Sub", ["a", "c"], ["y"]),
+         helper.make_node("Sub", ["x", "x"], ["z"])],
+        "net",
+        [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1, 4]) for n in ("xc"[:1] if constant else "xc")],
+        [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1, 4]) for n in "yz"],
+        [numpy_helper.from_array(c, "c")] if constant else [],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    mod = tvm.transform.Sequential(pipeline.merge_phases())(load([model], ["net"]))
+    runner = Runner(build.build(mod, resolve("host")), *signature(mod))
+    x[0, 3] = np.inf
+    feeds = {"x": x} if constant else {"x": x, "c": c}
+    for name, found in runner.run(feeds)["net"].items():
+        np.testing.assert_array_equal(found, x + c - c if name == "y" else [[0, 0, 0, np.nan]])
