@@ -9,6 +9,7 @@ import pytest
 import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import helper, numpy_helper
 
 from nnfuze_tvm.deploy import build
 from nnfuze_tvm.deploy.runner import Runner, signature

@@ -141,6 +141,6 @@ def test_an_index_that_is_computed_reads_nothing_outside():
 
 def test_a_computed_place_that_is_not_there_is_the_nearest_one():
     rows = np.arange(12, dtype="float32").reshape(4, 3)
-    network, feeds = model("Gather", rows, np.array([1, 9, -1, -7]), constant=(0,))
+    network, feeds = one_node("Gather", [rows, np.array([1, 9, -1, -7])], (0,))
     (got,) = run_module(build.lower(imported(network), resolve("host")), feeds)
     np.testing.assert_array_equal(got, rows[[1, 3, 3, 0]])
