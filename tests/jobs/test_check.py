@@ -108,7 +108,7 @@ class TestFaults:
 
     def test_integer_kernel(self, pair: Paths, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         np.savez(tmp_path / "calibration.npz", x=samples())
-        spoil(monkeypatch, "conv2d")
+        spoil(monkeypatch, "conv2d", "int8")
         with pytest.raises(CheckError, match=r"differs from its graph in NumPy.*'one/conv', in its kernel"):
             checked(pair, out, quantize="int8", calibration=str(tmp_path / "calibration.npz"))
 
@@ -320,8 +320,8 @@ def weights(*shape: int) -> np.ndarray:
     return np.random.default_rng(len(shape)).standard_normal(shape).astype(np.float32)
 
 
-def spoil(monkeypatch: pytest.MonkeyPatch, rule: str) -> None:
-    """Break the kernels that one schedule rule makes: what they store is doubled."""
+def spoil(monkeypatch: pytest.MonkeyPatch, rule: str, dtype: str = "float32") -> None:
+    """Break the kernels that one schedule rule makes of data of a type: what they store is doubled."""
     right = schedule_kernels.schedule_kernel
 
     def doubled(store: tirx.BufferStore) -> tirx.Stmt:
@@ -329,7 +329,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, rule: str) -> None:
 
     def schedule(name: str, func: tirx.PrimFunc, target: tvm.target.Target) -> tirx.PrimFunc:
         done = right(name, func, target)
-        if done.attrs["nnfuze.rule"] != rule:
+        if done.attrs["nnfuze.rule"] != rule or str(func.params[0].ty.dtype) != dtype:
             return done
         return done.with_body(tvm_ffi.structural_map(done.body, (tirx.BufferStore, doubled)))
 

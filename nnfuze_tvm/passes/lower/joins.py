@@ -6,7 +6,7 @@ compile as well as to run, and where parts end within a vector, no vector is lef
 
 from __future__ import annotations
 
-from math import gcd
+from math import gcd, prod
 from typing import Any
 
 from tvm import relax
@@ -39,8 +39,7 @@ def _concat(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
     shapes = [static_shape(part) for part in parts]
     axis = 0 if call.attrs.axis is None else int(call.attrs.axis) % len(shapes[0])
     sizes = [shape[axis] for shape in shapes]
-    behind = max(shapes[0][axis + 1 :], default=1)
-    torn = behind == 1 and gcd(*sizes) % _VECTOR != 0
+    torn = gcd(*sizes) * prod(shapes[0][axis + 1 :]) % _VECTOR != 0
     if len(parts) <= (_FEW_TORN if torn else _FEW) or 0 in static_shape(call):
         return by_tvm(builder, call)
     kernel = builder.add_func(_kernel(shapes, axis, str(call.ty.dtype)), "concatenate")
