@@ -25,6 +25,8 @@ _ELEMENTWISE = 0
 Channels = Callable[[Contraction], int]
 """How many output channels a machine should compute of a layer: no fewer than it has."""
 
+_LAYERS = frozenset({"matmul", "nn.conv1d", "nn.conv2d", "nn.conv3d"})
+
 
 @module_pass(opt_level=0, name="WholeChannels")
 class WholeChannels:
@@ -92,13 +94,13 @@ def first_channels(builder: relax.BlockBuilder, layer: Value, channels: int) -> 
 def _contraction(value: Value) -> tuple[Contraction | None, int]:
     """Return what a layer computes, and its weights' axis of output channels; None for what is no such layer."""
     name = op_name(value)
-    if not isinstance(value, Call) or len(value.args) < 2 or not isinstance(value.args[1], GenericConst):
+    if name not in _LAYERS or not isinstance(value.args[1], GenericConst):
         return None, 0
     shape, weights = static_shape(value), static_shape(value.args[1])
     dtypes = [str(e.ty.dtype) for e in (*value.args[:2], value)]
     if name == "matmul" and len(weights) == 2 and len(shape) > 1:
         return Contraction(1, prod(shape[:-1]), weights[1], weights[0], weights[0], *dtypes), 1
-    if name not in ("nn.conv1d", "nn.conv2d", "nn.conv3d"):
+    if name == "matmul":
         return None, 0
     attrs, axes = value.attrs, "DHW"[-len(shape) + 2 :]
     layouts = (str(attrs.data_layout), str(attrs.kernel_layout), str(attrs.out_layout or attrs.data_layout))
