@@ -137,7 +137,7 @@ REFUSED = re.compile(
     re.VERBOSE,
 )
 # Of operators with many tests so many are quick to run, and find most.
-FEW = 4
+FEW = 2
 
 
 def fails(case: Any, built: bool) -> str | None:
