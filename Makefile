@@ -17,7 +17,7 @@ demo: $(STAMP)
 	  --quantize int8 --prune 0.75 --trials 16 --work-dir build/demo-tuning --force -o build/demo
 
 # Some tests wait for others' processes most of the time, so there are more workers than the two cores that this asks for.
-WORKERS := -n 4 --dist worksteal
+WORKERS := -n 3 --dist worksteal
 
 # make test ARGS="tests/passes -k merge"
 test: $(STAMP)
@@ -53,5 +53,5 @@ $(STAMP): pyproject.toml constraints.txt
 	  { echo "$(PYTHON) cannot make virtual environments: sudo apt install python3-venv" >&2; exit 1; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
 	@echo "Installing into $(VENV) (the first time about 330 MB to download) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[test]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@
