@@ -131,7 +131,9 @@ def _disturbed(work: Workload) -> Workload:
     def value(array: np.ndarray) -> np.ndarray:
         if not np.issubdtype(array.dtype, np.floating):
             return array
-        return (array * (1 + _DISTURBANCE * rng.uniform(-1, 1, array.shape))).astype(array.dtype)
+        # Whole numbers may be indices. Of a single number, NumPy would make no array.
+        moved = array * (1 + _DISTURBANCE * rng.uniform(-1, 1, array.shape))
+        return np.asarray(np.where(array == np.rint(array), array, moved), array.dtype)
 
     samples = [[{name: value(array) for name, array in feed.items()} for feed in feeds] for feeds in work.evaluation]
     return replace(work, evaluation=samples)
