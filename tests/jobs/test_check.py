@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from nnfuze_tvm import cli
 from nnfuze_tvm.errors import CheckError
 from nnfuze_tvm.frontend import onnx_import
 from nnfuze_tvm.graph import dataflow
-from nnfuze_tvm.jobs.check.differences import difference
+from nnfuze_tvm.jobs.check.differences import difference, tolerated
 from nnfuze_tvm.jobs.check.originals import Originals
 from nnfuze_tvm.jobs.compile import compile
 from nnfuze_tvm.passes import pipeline
@@ -318,6 +318,21 @@ def quantized_file(path: Path, scale: float) -> str:
 
 def weights(*shape: int) -> np.ndarray:
     return np.random.default_rng(len(shape)).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize(("function", "most"), [(relax.op.sigmoid, 1e-5), (relax.op.exp, 1e-9)])
+def test_scores_near_zero_are_judged_as_parts_of_one(function: Callable[[relax.Expr], relax.Expr], most: float) -> None:
+    """What a wake word says of silence has hardly any digits."""
+    x = relax.Var("x", relax.TensorType((1, 4), "float32"))
+    builder = relax.BlockBuilder()
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            result = builder.emit_output([builder.emit(function(x))])
+        builder.emit_func_output(result)
+    given = {"x": np.linspace(-12, -11, 4, dtype="float32")[None]}
+    (allowed,) = tolerated(builder.get(), [given], 0.0)
+    values = np.exp(given["x"])
+    assert most / 20 < allowed * (values.max() - values.min()) < most
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, rule: str, dtype: str = "float32") -> None:

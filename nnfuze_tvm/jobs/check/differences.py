@@ -22,6 +22,8 @@ _TRIES = 3
 _MARGIN = 8
 # Sums of this part of the largest number of their type may overflow in another order.
 _NEAR = 0.1
+# What is at most one is judged as a part of one, however small it is on the samples: a wake word is silent mostly.
+_BOUNDED = frozenset(("sigmoid", "tanh", "erf", "nn.softmax", "sin", "cos"))
 # What IEEE 754 rounds the same way on every machine.
 _EXACT = frozenset(
     (
@@ -160,6 +162,8 @@ class Rounding:
             finite = sizes[np.isfinite(sizes)].astype(np.float64)
             sizes = sizes + (np.sqrt(np.mean(finite**2)) if finite.size else 0.0)
             self.overflows |= bool(np.isinf(sizes).any() or finite.max(initial=0.0) > _NEAR * limits.max)
+        elif name in _BOUNDED:
+            sizes = np.maximum(sizes, 1)
         elif name not in _EXACT:
             # What is this small is zero for some.
             tiny = (sizes < limits.tiny) & (sizes > 0)
