@@ -15,6 +15,7 @@ from nnfuze_tvm.schedules.rewrites.overlap import overlap_tiles
 from nnfuze_tvm.schedules.rewrites.partial_sums import sum_in_parts
 from nnfuze_tvm.schedules.rewrites.peel import peel_loops
 from nnfuze_tvm.schedules.rewrites.prefetch import prefetch_weights
+from nnfuze_tvm.schedules.rewrites.products import round_products
 from nnfuze_tvm.schedules.rewrites.row_pairs import pair_rows
 from nnfuze_tvm.schedules.rewrites.short_rows import keep_to_short_rows
 from nnfuze_tvm.schedules.rewrites.squares import vectorize_squares
@@ -62,6 +63,7 @@ def apply_rewrites(func: tirx.PrimFunc) -> tirx.PrimFunc:
         multiply_words,
         sum_in_parts,
         keep_to_short_rows,
+        round_products,
     )
     for step in passes:
         func = step(func)

@@ -260,7 +260,7 @@ class Checker:
             integers,
             self._integer,
             True,
-            None if self._quantized and not _multiplies_and_adds(self._integer) else 0.0,
+            None if self._quantized else 0.0,
             self._precision(self._integer),
             _STEPS if _rounds_states(self._integer) else 0.0,
             self._locate_executed,
@@ -370,17 +370,6 @@ def _rounds_states(mod: tvm.IRModule) -> bool:
     """Tell whether a layer rounds the states that its own floats lead to: then rounding decides between two codes."""
     recurrent = [(ops.of(b.value), b.value) for b in bindings(mod["main"])]
     return any(op is not None and op.recurs is not None and op.recurs.already(value) for op, value in recurrent)
-
-
-def _multiplies_and_adds(mod: tvm.IRModule) -> bool:
-    """Whether floats are multiplied and then added: LLVM makes one instruction of it, which rounds once."""
-    products = {b.var for b in bindings(mod["main"]) if op_name(b.value) == "multiply"}
-    return any(
-        op_name(b.value) in ("add", "subtract")
-        and str(b.var.ty.dtype).startswith("float")
-        and any(leaf in products for leaf in b.value.args)
-        for b in bindings(mod["main"])
-    )
 
 
 def _quantized(mod: tvm.IRModule) -> bool:
