@@ -7,7 +7,7 @@ gets a normalized function without dead bindings from :meth:`Emitter.finish`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import tvm
@@ -107,6 +107,52 @@ def with_kernels_of(mod: tvm.IRModule, main: relax.Function) -> tvm.IRModule:
     """Return a module with one Relax function, ``main``, and the PrimFuncs of ``mod``, which it may call."""
     kernels = {var: func for var, func in mod.functions.items() if not isinstance(func, relax.Function)}
     return tvm.IRModule({**kernels, "main": main.with_attr("global_symbol", "main")})
+
+
+def with_rewritten(
+    mod: tvm.IRModule, rewrite: Callable[[relax.Function, relax.BlockBuilder], relax.Function]
+) -> tvm.IRModule:
+    """Return ``mod`` with its Relax functions rewritten.
+
+    Parameters
+    ----------
+    mod : tvm.IRModule
+        The module.
+    rewrite : callable
+        From a function, and the builder of the module that PrimFuncs can be added to, to the new function.
+    """
+    builder = relax.BlockBuilder(mod)
+    for gvar, func in mod.functions_items():
+        if isinstance(func, relax.Function):
+            new = rewrite(func, builder)
+            if not new.same_as(func):
+                builder.update_func(gvar, new)
+    result = builder.get()
+    return result.with_attrs(dict(mod.attrs.items())) if mod.attrs is not None else result
+
+
+def with_values(func: relax.Function, change: Callable[[Value, str, Emitter], Value | None]) -> relax.Function:
+    """Return ``func`` with some of the values that it binds computed otherwise, itself if there are none.
+
+    Parameters
+    ----------
+    func : relax.Function
+        A straight-line function.
+    change : callable
+        From a value over the new function's variables, the name that it is bound to, and what binds others before it,
+        to the new value; None keeps it. A value that is bound already has another name.
+    """
+    emitter = Emitter()
+    values: dict[Value, Value] = {}
+    changed = False
+    for binding in bindings(func):
+        value, name = substitute(binding.value, values), binding.var.name
+        new = change(value, name, emitter)
+        changed |= new is not None
+        values[binding.var] = emitter.emit(value if new is None else new, name)
+    if not changed:
+        return func
+    return emitter.finish(func.params, [substitute(out, values) for out in output_fields(func)], func.attrs)
 
 
 class Emitter:

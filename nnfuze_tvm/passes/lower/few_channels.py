@@ -12,7 +12,7 @@ from tvm.ir import Call, GenericConst
 from tvm.ir.transform import PassContext, module_pass
 
 from nnfuze_tvm.graph.constants import array, constant
-from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, op_name, output_fields, substitute
+from nnfuze_tvm.graph.dataflow import Emitter, Value, op_name, with_rewritten, with_values
 from nnfuze_tvm.graph.integers.sums import OUT_ELEMENTWISE_FUSABLE
 from nnfuze_tvm.graph.ir import static_shape
 from nnfuze_tvm.passes.lower.row_convolutions import SEGMENT
@@ -44,23 +44,14 @@ class FewChannels:
 
     def transform_module(self, mod: tvm.IRModule, _: PassContext) -> tvm.IRModule:
         """Rewrite every Relax function of ``mod``."""
-        builder = relax.BlockBuilder(mod)
-        for gvar, func in mod.functions_items():
-            if isinstance(func, relax.Function) and any(self._vector(b.value) for b in bindings(func)):
-                builder.update_func(gvar, self._rewrite(func, builder))
-        result = builder.get()
-        return result.with_attrs(dict(mod.attrs.items())) if mod.attrs is not None else result
+        return with_rewritten(mod, self._rewrite)
 
     def _rewrite(self, func: relax.Function, builder: relax.BlockBuilder) -> relax.Function:
-        emitter = Emitter()
-        values: dict[Value, Value] = {}
-        for binding in bindings(func):
-            value = substitute(binding.value, values)
+        def by_rows(value: Value, _name: str, _emitter: Emitter) -> Value | None:
             lanes = self._vector(value)
-            if lanes:
-                value = _convolution(value, lanes, builder)
-            values[binding.var] = emitter.emit(value, binding.var.name)
-        return emitter.finish(func.params, [substitute(out, values) for out in output_fields(func)], func.attrs)
+            return _convolution(value, lanes, builder) if lanes else None
+
+        return with_values(func, by_rows)
 
     def _vector(self, value: Value) -> int:
         """Return of how many lanes vectors should be, 0 for what is no such convolution or is faster by channels."""

@@ -13,7 +13,7 @@ from tvm.ir.transform import PassContext, module_pass
 
 from nnfuze_tvm.graph.constants import array
 from nnfuze_tvm.graph.contraction import Contraction
-from nnfuze_tvm.graph.dataflow import Emitter, bindings, op_name, output_fields, substitute
+from nnfuze_tvm.graph.dataflow import Emitter, op_name, with_rewritten, with_values
 from nnfuze_tvm.graph.integers.sums import OUT_ELEMENTWISE_FUSABLE
 from nnfuze_tvm.graph.ir import static_shape
 from nnfuze_tvm.passes.lower.unsigned_bytes import ZERO, corrected, unsigned
@@ -50,23 +50,13 @@ class RowConvolutions:
 
     def transform_module(self, mod: tvm.IRModule, _: PassContext) -> tvm.IRModule:
         """Rewrite every Relax function of ``mod``."""
-        builder = relax.BlockBuilder(mod)
-        for gvar, func in mod.functions_items():
-            if isinstance(func, relax.Function) and any(_is_candidate(b.value) for b in bindings(func)):
-                builder.update_func(gvar, self._rewrite(func, builder))
-        result = builder.get()
-        return result.with_attrs(dict(mod.attrs.items())) if mod.attrs is not None else result
+        return with_rewritten(mod, self._rewrite)
 
     def _rewrite(self, func: relax.Function, builder: relax.BlockBuilder) -> relax.Function:
-        emitter = Emitter()
-        values: dict[relax.Expr, relax.Expr] = {}
-        for binding in bindings(func):
-            value = substitute(binding.value, values)
-            if _is_candidate(value):
-                values[binding.var] = self._by_rows(value, binding.var.name, emitter, builder)
-            else:
-                values[binding.var] = emitter.emit(value, binding.var.name)
-        return emitter.finish(func.params, [substitute(out, values) for out in output_fields(func)], func.attrs)
+        def by_rows(value: relax.Expr, name: str, emitter: Emitter) -> relax.Expr | None:
+            return self._by_rows(value, name, emitter, builder) if _is_candidate(value) else None
+
+        return with_values(func, by_rows)
 
     def _by_rows(self, call: Call, name: str, emitter: Emitter, builder: relax.BlockBuilder) -> relax.Expr:
         """Emit a convolution as one over kernel rows, and return its result."""

@@ -10,7 +10,16 @@ from tvm import relax, te, tirx
 from tvm.ir import Var
 from tvm.ir.transform import PassContext, module_pass
 
-from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, op_name, operands, output_fields, substitute
+from nnfuze_tvm.graph.dataflow import (
+    Emitter,
+    Value,
+    bindings,
+    op_name,
+    operands,
+    output_fields,
+    substitute,
+    with_rewritten,
+)
 from nnfuze_tvm.graph.ir import static_shape
 
 
@@ -24,12 +33,7 @@ class Shuffles:
 
     def transform_module(self, mod: tvm.IRModule, _: PassContext) -> tvm.IRModule:
         """Rewrite every Relax function of ``mod``."""
-        builder = relax.BlockBuilder(mod)
-        for gvar, func in mod.functions_items():
-            if isinstance(func, relax.Function):
-                builder.update_func(gvar, _rewrite(func, builder))
-        result = builder.get()
-        return result.with_attrs(dict(mod.attrs.items())) if mod.attrs is not None else result
+        return with_rewritten(mod, _rewrite)
 
 
 def _rewrite(func: relax.Function, builder: relax.BlockBuilder) -> relax.Function:

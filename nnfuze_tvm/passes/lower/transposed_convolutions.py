@@ -14,7 +14,7 @@ from tvm.ir.transform import PassContext, module_pass
 from tvm.relax import op
 
 from nnfuze_tvm.graph import ops
-from nnfuze_tvm.graph.dataflow import Value, bindings, op_name
+from nnfuze_tvm.graph.dataflow import Value, bindings, op_name, with_rewritten
 from nnfuze_tvm.graph.ir import static_shape
 from nnfuze_tvm.passes.lower.deferred import Form, Rewriter
 from nnfuze_tvm.passes.lower.separate_phases import separate_phases
@@ -37,12 +37,13 @@ class TransposedConvolutions:
 
     def transform_module(self, mod: tvm.IRModule, _: PassContext) -> tvm.IRModule:
         """Rewrite every Relax function of ``mod``."""
-        builder = relax.BlockBuilder(mod)
-        for gvar, func in mod.functions_items():
-            if isinstance(func, relax.Function) and any(_is_transposed(b.value) for b in bindings(func)):
-                builder.update_func(gvar, Rewriter(partial(_convolution, builder)).rewrite(func))
-        result = builder.get()
-        return result.with_attrs(dict(mod.attrs.items())) if mod.attrs is not None else result
+        return with_rewritten(mod, _rewrite)
+
+
+def _rewrite(func: relax.Function, builder: relax.BlockBuilder) -> relax.Function:
+    if not any(_is_transposed(b.value) for b in bindings(func)):
+        return func
+    return Rewriter(partial(_convolution, builder)).rewrite(func)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from tvm.ir.transform import PassContext, module_pass
 
 from nnfuze_tvm.graph.constants import array, constant
 from nnfuze_tvm.graph.contraction import Contraction
-from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, op_name, output_fields, substitute
+from nnfuze_tvm.graph.dataflow import Emitter, Value, op_name, with_rewritten, with_values
 from nnfuze_tvm.graph.ir import static_shape
 
 # The attribute of a PrimFunc that returns the first channels of a layer, and nothing else.
@@ -46,27 +46,20 @@ class WholeChannels:
 
     def transform_module(self, mod: tvm.IRModule, _: PassContext) -> tvm.IRModule:
         """Rewrite every Relax function of ``mod``."""
-        builder = relax.BlockBuilder(mod)
-        for gvar, func in mod.functions_items():
-            if isinstance(func, relax.Function):
-                builder.update_func(gvar, self._rewrite(func, builder))
-        result = builder.get()
-        return result.with_attrs(dict(mod.attrs.items())) if mod.attrs is not None else result
+        return with_rewritten(mod, self._rewrite)
 
     def _rewrite(self, func: relax.Function, builder: relax.BlockBuilder) -> relax.Function:
-        emitter = Emitter()
-        values: dict[Value, Value] = {}
-        for binding in bindings(func):
-            value = substitute(binding.value, values)
+        def wider(value: Value, name: str, emitter: Emitter) -> Value | None:
             work, axis = _contraction(value)
             count = self.channels(work) if work is not None else 0
-            if work is not None and count > work.channels:
-                data, weights = value.args
-                wide = constant(with_channels(array(weights), axis, count))
-                call = Call(value.op, [data, wide], value.attrs, value.ty_args, value.span)
-                value = emitter.emit(first_channels(builder, emitter.emit(call, binding.var.name), work.channels))
-            values[binding.var] = emitter.emit(value, binding.var.name)
-        return emitter.finish(func.params, [substitute(out, values) for out in output_fields(func)], func.attrs)
+            if work is None or count <= work.channels:
+                return None
+            data, weights = value.args
+            wide = constant(with_channels(array(weights), axis, count))
+            call = Call(value.op, [data, wide], value.attrs, value.ty_args, value.span)
+            return emitter.emit(first_channels(builder, emitter.emit(call, name), work.channels))
+
+        return with_values(func, wider)
 
 
 def with_channels(weights: np.ndarray, axis: int, count: int) -> np.ndarray:

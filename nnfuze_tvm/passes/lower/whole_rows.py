@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import tvm
-from tvm import relax
 from tvm.ir import Call, GenericConst
 from tvm.ir.transform import PassContext, module_pass
 from tvm.relax import op
 
 from nnfuze_tvm.graph.constants import array, constant
-from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, op_name, output_fields, substitute
+from nnfuze_tvm.graph.dataflow import Emitter, Value, op_name, with_rewritten, with_values
 from nnfuze_tvm.graph.ir import static_shape
 
 # A dot product takes this many neighbours.
@@ -25,10 +24,7 @@ class WholeRows:
 
     def transform_module(self, mod: tvm.IRModule, _: PassContext) -> tvm.IRModule:
         """Rewrite every Relax function of ``mod``."""
-        for gvar, func in mod.functions_items():
-            if isinstance(func, relax.Function) and any(_has_odd_rows(b.value) for b in bindings(func)):
-                mod.update_func(gvar, _rewrite(func))
-        return mod
+        return with_rewritten(mod, lambda func, _builder: with_values(func, _whole))
 
 
 def _has_odd_rows(value: Value) -> bool:
@@ -46,15 +42,8 @@ def _has_odd_rows(value: Value) -> bool:
     )
 
 
-def _rewrite(func: relax.Function) -> relax.Function:
-    emitter = Emitter()
-    values: dict[Value, Value] = {}
-    for binding in bindings(func):
-        value = substitute(binding.value, values)
-        if _has_odd_rows(value):
-            value = _wider(value, emitter)
-        values[binding.var] = emitter.emit(value, binding.var.name)
-    return emitter.finish(func.params, [substitute(out, values) for out in output_fields(func)], func.attrs)
+def _whole(value: Value, _name: str, emitter: Emitter) -> Value | None:
+    return _wider(value, emitter) if _has_odd_rows(value) else None
 
 
 def _wider(call: Call, emitter: Emitter) -> Call:

@@ -7,7 +7,7 @@ from tvm import relax
 from tvm.ir import Call, GenericConst
 from tvm.ir.transform import PassContext, module_pass
 
-from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, op_name, output_fields, substitute
+from nnfuze_tvm.graph.dataflow import Emitter, Value, op_name, with_rewritten, with_values
 from nnfuze_tvm.graph.ir import static_shape
 from nnfuze_tvm.passes.lower.winograd.winograd_kernel import MAX_INTEGER_CHANNELS, Shape, prim_func, transform_weights
 
@@ -45,12 +45,18 @@ class Winograd:
 
     def transform_module(self, mod: tvm.IRModule, _: PassContext) -> tvm.IRModule:
         """Rewrite every Relax function of ``mod``."""
-        result = relax.BlockBuilder(mod)
-        for gvar, func in mod.functions_items():
-            if isinstance(func, relax.Function):
-                result.update_func(gvar, _rewrite(func, result, self.integers, self.far_macs))
-        new = result.get()
-        return new.with_attrs(dict(mod.attrs.items())) if mod.attrs is not None else new
+        return with_rewritten(mod, self._rewrite)
+
+    def _rewrite(self, func: relax.Function, builder: relax.BlockBuilder) -> relax.Function:
+        def multiplied_less(value: Value, _name: str, _emitter: Emitter) -> Value | None:
+            shape = _shape(value, self.integers, self.far_macs)
+            if shape is None:
+                return None
+            kernel = builder.add_func(prim_func(shape), f"winograd{shape.m}x{shape.m}_conv2d")
+            weights = relax.const(transform_weights(value.args[1].value.numpy(), shape.m))
+            return relax.call_tir(kernel, [value.args[0], weights], value.ty)
+
+        return with_values(func, multiplied_less)
 
 
 def best_tile(
@@ -71,20 +77,6 @@ def best_tile(
         products = cost((m + 2) ** 2, tiles, bytes_each)
         costs[m] = products + tiles * (channels + outputs) * _TRANSFORM[m]
     return min(costs, key=lambda m: costs[m])
-
-
-def _rewrite(func: relax.Function, module: relax.BlockBuilder, integers: bool, far_macs: float) -> relax.Function:
-    emitter = Emitter()
-    values: dict[Value, Value] = {}
-    for binding in bindings(func):
-        value = substitute(binding.value, values)
-        shape = _shape(value, integers, far_macs)
-        if shape is not None:
-            kernel = module.add_func(prim_func(shape), f"winograd{shape.m}x{shape.m}_conv2d")
-            weights = relax.const(transform_weights(value.args[1].value.numpy(), shape.m))
-            value = relax.call_tir(kernel, [value.args[0], weights], value.ty)
-        values[binding.var] = emitter.emit(value, binding.var.name)
-    return emitter.finish(func.params, [substitute(out, values) for out in output_fields(func)], func.attrs)
 
 
 def _shape(value: Value, integers: bool, far_macs: float) -> Shape | None:
