@@ -17,7 +17,6 @@ from nnfuze_tvm.passes.lower.shuffles import Shuffles
 from nnfuze_tvm.passes.lower.strided_rows import StridedRows
 from nnfuze_tvm.passes.lower.transposed_convolutions import TransposedConvolutions
 from nnfuze_tvm.passes.lower.unsigned_bytes import UnsignedBytes
-from nnfuze_tvm.passes.lower.unsigned_rows import UnsignedRows
 from nnfuze_tvm.passes.lower.whole_channels import WholeChannels
 from nnfuze_tvm.passes.lower.whole_columns import WholeColumns
 from nnfuze_tvm.passes.lower.whole_rows import WholeRows
@@ -49,7 +48,6 @@ __all__ = [
     "ToNHWC",
     "TransposedConvolutions",
     "UnsignedBytes",
-    "UnsignedRows",
     "WholeChannels",
     "WholeColumns",
     "WholeRows",

@@ -29,7 +29,6 @@ from nnfuze_tvm.passes.lower.skip_nan import legalizations as max_poolings
 from nnfuze_tvm.passes.lower.strided_rows import StridedRows
 from nnfuze_tvm.passes.lower.transposed_convolutions import TransposedConvolutions
 from nnfuze_tvm.passes.lower.unsigned_bytes import UnsignedBytes
-from nnfuze_tvm.passes.lower.unsigned_rows import UnsignedRows
 from nnfuze_tvm.passes.lower.whole_channels import Channels, WholeChannels
 from nnfuze_tvm.passes.lower.whole_columns import WholeColumns
 from nnfuze_tvm.passes.lower.whole_rows import WholeRows
@@ -100,7 +99,7 @@ class Machine:
     lanes : int
         Float32 numbers in a vector; see ``FewChannels``.
     unsigned : bool
-        Its dot products of bytes want unsigned data; see ``UnsignedBytes``, ``UnsignedRows``.
+        Its dot products of bytes want unsigned data; see ``UnsignedBytes``.
     keeps_nan : bool
         LLVM's maximum and minimum, which keep NaN, are instructions that it has.
     """
@@ -143,7 +142,6 @@ def kernel_phase(machine: Machine) -> tvm.transform.Pass:
         FewChannels(machine.lanes),
         WholeChannels(machine.channels),
         UnsignedBytes(machine.unsigned),
-        UnsignedRows(machine.unsigned),
         RoundToInteger(machine.nearest, machine.saturating),
         HideKernels(),
         relax.transform.LegalizeOps(

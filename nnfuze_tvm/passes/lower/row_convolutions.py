@@ -10,13 +10,14 @@ import tvm
 from tvm import relax, te, tirx
 from tvm.ir import Call, GenericConst
 from tvm.ir.transform import PassContext, module_pass
+from tvm.relax import op
 
-from nnfuze_tvm.graph.constants import array
+from nnfuze_tvm.graph.constants import array, constant
 from nnfuze_tvm.graph.contraction import Contraction
 from nnfuze_tvm.graph.dataflow import Emitter, op_name, with_rewritten, with_values
 from nnfuze_tvm.graph.integers.sums import OUT_ELEMENTWISE_FUSABLE
 from nnfuze_tvm.graph.ir import static_shape
-from nnfuze_tvm.passes.lower.unsigned_bytes import ZERO, corrected, unsigned
+from nnfuze_tvm.passes.lower.unsigned_bytes import ZERO, correction, unsigned
 from nnfuze_tvm.passes.lower.whole_channels import Channels, first_channels
 
 # The annotation of a block that copies data: so many numbers of the last axis are all padding or all data.
@@ -71,7 +72,7 @@ class RowConvolutions:
         wide[:own, :, : width * channels] = weights.reshape(own, height, -1)
         value = emitter.emit(_over_rows(call, wide, signed, builder), name)
         if signed:
-            value = emitter.emit(corrected(value, wide))
+            value = emitter.emit(op.add(value, constant(correction(wide))))
         return value if count == own else emitter.emit(first_channels(builder, value, own))
 
 

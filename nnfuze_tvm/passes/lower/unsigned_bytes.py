@@ -12,22 +12,33 @@ from tvm.ir.transform import PassContext, module_pass
 from tvm.relax import op
 
 from nnfuze_tvm.graph.constants import array, constant
-from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, op_name, output_fields, substitute
+from nnfuze_tvm.graph.dataflow import (
+    Emitter,
+    Value,
+    bindings,
+    op_name,
+    operands,
+    output_fields,
+    substitute,
+    with_rewritten,
+)
+from nnfuze_tvm.graph.integers.context import dtype_of
 from nnfuze_tvm.graph.integers.sums import OUT_ELEMENTWISE_FUSABLE
+from nnfuze_tvm.graph.integers.values import INT32_MAX
 from nnfuze_tvm.graph.ir import static_shape
 
-# What stands for zero.
-ZERO = 128
-# Sums of more products might not fit int32.
-_MAX_PRODUCTS = 1 << 16
+# What stands for zero, and the largest number there is.
+ZERO, _LARGEST = 128, 255
+# The machine adds so many products at once to so many channels; matrix products of others stay as they are.
+_DEPTH, _CHANNELS = 4, 8
 
 
 @module_pass(opt_level=0, name="UnsignedBytes")
 class UnsignedBytes:
-    """Let convolutions of int8 data copy them as uint8, with 128 added, and take from each sum what that adds to it.
+    """Add 128 to the int8 data of layers with constant weights, and take back what that adds to the int32 sums.
 
-    That is 128 times the sum of a channel's weights, a constant. Sums are the same bits. Takes int8 convolutions of
-    constant weights with the channels last that are not grouped.
+    That is 128 times the sum of a channel's weights, a constant, which joins the bias. Sums are the same bits. Takes
+    convolutions with the channels last that are not grouped, which copy their data so, and products with a matrix.
 
     Parameters
     ----------
@@ -41,14 +52,13 @@ class UnsignedBytes:
 
     def transform_module(self, mod: tvm.IRModule, _: PassContext) -> tvm.IRModule:
         """Rewrite every Relax function of ``mod``."""
-        if not self.unsigned:
-            return mod
-        builder = relax.BlockBuilder(mod)
-        for gvar, func in mod.functions_items():
-            if isinstance(func, relax.Function) and any(_is_candidate(b.value) for b in bindings(func)):
-                builder.update_func(gvar, _rewrite(func, builder))
-        result = builder.get()
-        return result.with_attrs(dict(mod.attrs.items())) if mod.attrs is not None else result
+        return with_rewritten(mod, _rewrite) if self.unsigned else mod
+
+
+def _rewrite(func: relax.Function, builder: relax.BlockBuilder) -> relax.Function:
+    if not any(_is_convolution(b.value) or _is_product(b.value) for b in bindings(func)):
+        return func
+    return _Rewriter(builder).run(func)
 
 
 def unsigned(data: tirx.Expr) -> tirx.Expr:
@@ -56,13 +66,30 @@ def unsigned(data: tirx.Expr) -> tirx.Expr:
     return tirx.reinterpret("uint8", data ^ tirx.const(-ZERO, "int8"))
 
 
-def corrected(sums: Value, weights: np.ndarray) -> Call:
-    """Return the sums of unsigned data as those of signed ones; weights and sums have one axis of output channels."""
+def correction(weights: np.ndarray) -> np.ndarray:
+    """Return what takes 128 times the weights from sums, per channel; weights have output channels first."""
     totals = weights.astype("int64").reshape(len(weights), -1).sum(axis=1)
-    return op.add(sums, constant((-ZERO * totals).astype("int32")))
+    return (-ZERO * totals).astype("int32")
 
 
-def _is_candidate(value: Value) -> bool:
+def _fits(products: int) -> bool:
+    """Whether sums of so many products fit int32."""
+    return products * ZERO * _LARGEST <= INT32_MAX
+
+
+def _is_product(call: Value) -> bool:
+    if op_name(call) != "matmul" or str(call.attrs.out_dtype) != "int32":
+        return False
+    data, weights = call.args
+    if (dtype_of(data), dtype_of(weights)) != ("int8", "int8") or not isinstance(weights, GenericConst):
+        return False
+    if len(static_shape(weights)) != 2:
+        return False
+    depth, channels = static_shape(weights)
+    return depth % _DEPTH == 0 and channels % _CHANNELS == 0 and _fits(depth)
+
+
+def _is_convolution(value: Value) -> bool:
     if op_name(value) not in ("nn.conv1d", "nn.conv2d", "nn.conv3d") or not isinstance(value.args[1], GenericConst):
         return False
     attrs, axes = value.attrs, "DHW"[-len(static_shape(value)) + 2 :]
@@ -71,21 +98,57 @@ def _is_candidate(value: Value) -> bool:
         layouts == (f"N{axes}C", f"O{axes}I", f"N{axes}C")
         and [str(e.ty.dtype) for e in (*value.args, value)] == ["int8", "int8", "int32"]
         and int(attrs.groups) == 1
-        and prod(static_shape(value.args[1])[1:]) <= _MAX_PRODUCTS
+        and _fits(prod(static_shape(value.args[1])[1:]))
     )
 
 
-def _rewrite(func: relax.Function, builder: relax.BlockBuilder) -> relax.Function:
-    emitter = Emitter()
-    values: dict[Value, Value] = {}
-    for binding in bindings(func):
-        value = substitute(binding.value, values)
-        if _is_candidate(value):
-            sums = emitter.emit(_convolution(value, builder), binding.var.name)
-            values[binding.var] = emitter.emit(corrected(sums, array(value.args[1])))
-        else:
-            values[binding.var] = emitter.emit(value, binding.var.name)
-    return emitter.finish(func.params, [substitute(out, values) for out in output_fields(func)], func.attrs)
+class _Rewriter:
+    def __init__(self, builder: relax.BlockBuilder) -> None:
+        self._builder = builder
+        self._emitter = Emitter()
+        self._values: dict[Value, Value] = {}
+        # Sums that are too large, and what is to be added to them.
+        self._shifted: dict[Value, tuple[Value, np.ndarray]] = {}
+        self._unsigned: dict[Value, Value] = {}
+
+    def run(self, func: relax.Function) -> relax.Function:
+        for binding in bindings(func):
+            value, name = binding.value, binding.var.name
+            if _is_product(value):
+                sums = self._emitter.emit(self._product(value), name)
+                self._shifted[binding.var] = sums, correction(array(value.args[1]).T)
+            elif _is_convolution(value):
+                sums = self._emitter.emit(_convolution(self._restored(value), self._builder), name)
+                self._shifted[binding.var] = sums, correction(array(value.args[1]))
+            else:
+                if op_name(value) == "add":
+                    value = self._with_bias(value)
+                self._values[binding.var] = self._emitter.emit(self._restored(value), name)
+        outputs = [self._restored(out) for out in output_fields(func)]
+        return self._emitter.finish(func.params, outputs, func.attrs)
+
+    def _product(self, call: Call) -> Call:
+        data, weights = self._restored(call.args[0]), call.args[1]
+        if data not in self._unsigned:
+            wide = op.add(op.astype(data, "int16"), relax.const(np.int16(ZERO)))
+            self._unsigned[data] = self._emitter.emit(op.astype(wide, "uint8"))
+        return op.matmul(self._unsigned[data], weights, out_dtype="int32")
+
+    def _with_bias(self, value: Call) -> Call:
+        """Add what is to be added to sums to the constant that a call adds to them."""
+        for sums, bias in (value.args, reversed(value.args)):
+            if sums in self._shifted and isinstance(bias, GenericConst):
+                raw, more = self._shifted[sums]
+                return op.add(raw, constant(array(bias) + more))
+        return value
+
+    def _restored(self, value: Value) -> Value:
+        for leaf in operands(value):
+            if leaf in self._shifted and leaf not in self._values:
+                raw, more = self._shifted[leaf]
+                shape = (1,) * (len(static_shape(raw)) - 1) + more.shape
+                self._values[leaf] = self._emitter.emit(op.add(raw, constant(more.reshape(shape))))
+        return substitute(value, self._values)
 
 
 def _convolution(call: Call, builder: relax.BlockBuilder) -> Call:

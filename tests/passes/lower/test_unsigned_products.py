@@ -1,4 +1,4 @@
-"""UnsignedRows: equal sums, of unsigned data."""
+"""UnsignedBytes on matrix products: equal sums, of unsigned data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nnfuze_tvm.devices.targets import resolve
 from nnfuze_tvm.graph.dataflow import bindings, op_name
 from nnfuze_tvm.graph.evaluate import evaluate
 from nnfuze_tvm.graph.integers.context import dtype_of
-from nnfuze_tvm.passes.lower.unsigned_rows import UnsignedRows
+from nnfuze_tvm.passes.lower.unsigned_bytes import UnsignedBytes
 from nnfuze_tvm.schedules.intrinsics import wants_unsigned
 from tests.schedules.kernels import single_function
 
@@ -51,7 +51,7 @@ def types_of_data(mod):
 def test_sums_are_the_same_bits(rows, depth, columns, biases, read_twice):
     mod, inputs = network(np.random.default_rng(0), (*rows, 2, depth), columns, biases, read_twice)
     want = evaluate(mod["main"], inputs)
-    new = UnsignedRows(unsigned=True)(mod)
+    new = UnsignedBytes(unsigned=True)(mod)
     fits = depth % 4 == 0 and columns % 8 == 0
     assert types_of_data(new) == ["uint8" if fits else "int8"] * 2
     for one, other in zip(evaluate(new["main"], inputs), want, strict=True):
@@ -60,7 +60,7 @@ def test_sums_are_the_same_bits(rows, depth, columns, biases, read_twice):
 
 def test_the_bias_takes_it_back():
     mod, _ = network(np.random.default_rng(0), (2, 4), 8, biases=1)
-    new = UnsignedRows(unsigned=True)(mod)
+    new = UnsignedBytes(unsigned=True)(mod)
     # One for the data, one for each product's sums.
     assert sum(op_name(b.value) == "add" for b in bindings(new["main"])) == 3
 
@@ -75,4 +75,4 @@ def test_which_machines_want_it(target, wanted):
 
 def test_others_keep_signed_data():
     mod, _ = network(np.random.default_rng(0), (2, 4), 8)
-    assert UnsignedRows(unsigned=False)(mod).same_as(mod)
+    assert UnsignedBytes(unsigned=False)(mod).same_as(mod)
