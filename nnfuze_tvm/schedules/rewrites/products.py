@@ -28,7 +28,7 @@ def round_products(func: tirx.PrimFunc) -> tirx.PrimFunc:
     def visit(store: tirx.BufferStore) -> tirx.BufferStore:
         if not _is_of_floats(store) or _adds_up(store):
             return store
-        value = tvm_ffi.structural_map(store.value, (tirx.Add, _apart), (tirx.Sub, _apart))
+        value = tvm_ffi.structural_map(store.value, ((tirx.Add, tirx.Sub), _apart))
         # What is kept in a buffer is read from a register, and may be added there.
         return tirx.BufferStore(store.buffer, _rounded(value), store.indices)
 
