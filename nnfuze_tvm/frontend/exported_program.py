@@ -11,6 +11,7 @@ from pathlib import Path
 import onnx
 
 from nnfuze_tvm.errors import ModelError
+from nnfuze_tvm.frontend.onnx_tensors import first_line
 
 _OPSET = 20
 
@@ -37,18 +38,13 @@ def to_onnx(path: Path) -> onnx.ModelProto:
         try:
             program = torch.export.load(path)
         except Exception as error:  # whatever PyTorch says of damaged files
-            raise ModelError(f"{path}: not a program that torch.export.save wrote ({_line(error)})") from None
+            raise ModelError(f"{path}: not a program that torch.export.save wrote ({first_line(error)})") from None
         try:
             exported = torch.onnx.export(program, dynamo=True, opset_version=_OPSET, verbose=False)
         except Exception as error:
-            raise ModelError(f"{path}: PyTorch can't export it to ONNX ({_line(error)})") from None
+            raise ModelError(f"{path}: PyTorch can't export it to ONNX ({first_line(error)})") from None
     assert exported is not None
     return exported.model_proto
-
-
-def _line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:200]
 
 
 @contextmanager

@@ -35,36 +35,24 @@ def _bias(w: Writer, index: int) -> list[str]:
     return [w.read(index)]
 
 
-def convolution(w: Writer, op: Operator) -> None:
-    """CONV_2D, with weights ``[out, rows, columns, in]``."""
-    options, weights, x = op.options, w.given(1), w.given(0)
-    dilation = (options.DilationHFactor(), options.DilationWFactor())
-    result = w.add(
-        "Conv",
-        [w.read(0, FIRST), w.read(1, FIRST), *_bias(w, 2)],
-        kernel_shape=weights.shape[1:3],
-        strides=[options.StrideH(), options.StrideW()],
-        dilations=dilation,
-        pads=_pads(op, weights.shape[1:3], dilation),  # type: ignore[arg-type]
-        group=x.shape[3] // weights.shape[3],
-    )
-    w.write(w.activated(result, options.FusedActivationFunction()), order=LAST)
+def convolution(depthwise: bool = False) -> Callable[[Writer, Operator], None]:
+    """CONV_2D, with weights ``[out, rows, columns, in]``; DEPTHWISE_CONV_2D, with ``[1, rows, columns, out]``."""
 
+    def convert(w: Writer, op: Operator) -> None:
+        options, weights, depth = op.options, w.given(1).shape, w.given(0).shape[3]
+        dilation = (options.DilationHFactor(), options.DilationWFactor())
+        result = w.add(
+            "Conv",
+            [w.read(0, FIRST), w.read(1, (3, 0, 1, 2) if depthwise else FIRST), *_bias(w, 2)],
+            kernel_shape=weights[1:3],
+            strides=[options.StrideH(), options.StrideW()],
+            dilations=dilation,
+            pads=_pads(op, weights[1:3], dilation),  # type: ignore[arg-type]
+            group=depth if depthwise else depth // weights[3],
+        )
+        w.write(w.activated(result, options.FusedActivationFunction()), order=LAST)
 
-def depthwise(w: Writer, op: Operator) -> None:
-    """DEPTHWISE_CONV_2D, with weights ``[1, rows, columns, out]``."""
-    options, weights = op.options, w.given(1)
-    dilation = (options.DilationHFactor(), options.DilationWFactor())
-    result = w.add(
-        "Conv",
-        [w.read(0, FIRST), w.read(1, (3, 0, 1, 2)), *_bias(w, 2)],
-        kernel_shape=weights.shape[1:3],
-        strides=[options.StrideH(), options.StrideW()],
-        dilations=dilation,
-        pads=_pads(op, weights.shape[1:3], dilation),  # type: ignore[arg-type]
-        group=w.given(0).shape[3],
-    )
-    w.write(w.activated(result, options.FusedActivationFunction()), order=LAST)
+    return convert
 
 
 def transposed(w: Writer, op: Operator) -> None:
