@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from tvm.relax import op
 
-from nnfuze_tvm.frontend.operators.node import Converter, Node, Operands, known, part_of
+from nnfuze_tvm.frontend.operators.node import Converter, Node, Operands, known, part_of, refused
 from nnfuze_tvm.frontend.operators.values import dtype_of
 from nnfuze_tvm.graph.constants import constant
 from nnfuze_tvm.graph.dataflow import Value
@@ -157,20 +157,11 @@ def _stft(node: Node, inputs: Operands) -> Any:
     return op.reshape(turned, [shape[0], static_shape(turned)[1], bins, 2])
 
 
-def _known_only(what: str) -> Converter:
-    """Return the converter of what is made of constants by the import itself; nothing else can be."""
-
-    def convert(node: Node, inputs: Operands) -> Any:
-        raise ValueError(f"a computed {what} is not supported")
-
-    return convert
-
-
 CONVERTERS: dict[str, Converter] = {
     "DFT": _dft,
     "STFT": _stft,
-    "HannWindow": _known_only("size of a window"),
-    "HammingWindow": _known_only("size of a window"),
-    "BlackmanWindow": _known_only("size of a window"),
-    "MelWeightMatrix": _known_only("size or frequency of a filter bank"),
+    "HannWindow": refused("a computed size of a window is not supported"),
+    "HammingWindow": refused("a computed size of a window is not supported"),
+    "BlackmanWindow": refused("a computed size of a window is not supported"),
+    "MelWeightMatrix": refused("a computed size or frequency of a filter bank is not supported"),
 }

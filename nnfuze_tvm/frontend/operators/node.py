@@ -105,3 +105,12 @@ def part_of(value: Value, axis: int, begin: int, end: int, keep: bool = True) ->
         return constant(cut if keep else cut.squeeze(axis))
     cut = relax.op.strided_slice(value, [axis], [begin], [end])
     return cut if keep else relax.op.squeeze(cut, [axis])
+
+
+def refused(reason: str) -> Converter:
+    """Return the converter of what only the import itself can compute, of constants, and nothing else can."""
+
+    def convert(_node: Node, _inputs: Operands) -> Any:
+        raise ValueError(reason)
+
+    return convert

@@ -8,7 +8,7 @@ import numpy as np
 from tvm.relax import op
 
 from nnfuze_tvm.frontend.onnx_file import TYPES, type_name
-from nnfuze_tvm.frontend.operators.node import Converter, Node, Operands
+from nnfuze_tvm.frontend.operators.node import Converter, Node, Operands, refused
 from nnfuze_tvm.frontend.operators.values import axis_of, dtype_of, list_of, required, reshaped, scalar
 from nnfuze_tvm.graph import ir
 from nnfuze_tvm.graph.constants import constant
@@ -100,15 +100,6 @@ def _cast_like(node: Node, inputs: Operands) -> Any:
     return cast(inputs[0], dtype)
 
 
-def _of_computed(what: str) -> Converter:
-    """Refuse what is no constant: the shape of its result would depend on data."""
-
-    def convert(node: Node, inputs: Operands) -> Any:
-        raise ValueError(f"{what}: the shape of the result depends on data")
-
-    return convert
-
-
 CONVERTERS: dict[str, Converter] = {
     "Reshape": _reshape,
     "Flatten": _flatten,
@@ -117,8 +108,8 @@ CONVERTERS: dict[str, Converter] = {
     "EyeLike": _eye_like,
     "Cast": _cast,
     "CastLike": _cast_like,
-    "ConstantOfShape": _of_computed("a shape that is computed"),
-    "Range": _of_computed("bounds that are computed"),
-    "NonZero": _of_computed("values that are computed"),
-    "Unique": _of_computed("values that are computed"),
+    "ConstantOfShape": refused("a shape that is computed: the shape of the result depends on data"),
+    "Range": refused("bounds that are computed: the shape of the result depends on data"),
+    "NonZero": refused("values that are computed: the shape of the result depends on data"),
+    "Unique": refused("values that are computed: the shape of the result depends on data"),
 }
