@@ -43,8 +43,6 @@ def to_onnx(data: bytes, label: str) -> onnx.ModelProto:
         outputs = [_value(checked(tensor)) for tensor in network.outputs]
     except ValueError as error:
         raise ModelError(f"{label}: {error}") from None
-    for tensor in network.inputs:
-        writer.bind(tensor)
     for operator in network.operators:
         writer.operator = operator
         name = operator.outputs[0].name if operator.outputs else ""

@@ -68,7 +68,6 @@ class Tensor:
     dtype: str
     quantization: Quantization | None = None
     data: np.ndarray | None = None
-    variable: bool = False
 
 
 @dataclass(frozen=True)
@@ -176,7 +175,7 @@ class _Reader:
             data = np.frombuffer(buffer.DataAsNumpy().tobytes(), dtype).reshape(shape)
         elif 0 in shape and not tensor.IsVariable() and tensor.Buffer():
             data = np.zeros(shape, dtype)
-        return Tensor(number, name, shape, dtype, _quantization(tensor), data, bool(tensor.IsVariable()))
+        return Tensor(number, name, shape, dtype, _quantization(tensor), data)
 
 
 def _places(count: Callable[[], int], item: Callable[[int], int]) -> list[int]:

@@ -39,11 +39,11 @@ class Writer:
         self._used: set[str] = set()
         self._count = 0
 
-    def bind(self, tensor: Tensor, name: str | None = None) -> str:
-        """Return the name of a tensor's value as it is stored, with a name given to it if it has none yet."""
+    def bind(self, tensor: Tensor) -> str:
+        """Return the name of a tensor's value as it is stored."""
         if tensor.data is not None and tensor.number not in self._names:
             self._names[tensor.number] = self.constant(tensor.data)
-        return self._names.setdefault(tensor.number, name or tensor.name)
+        return self._names.setdefault(tensor.number, tensor.name)
 
     def constant(self, value: Any, dtype: str | None = None) -> str:
         """Add a constant and return its name."""
