@@ -144,7 +144,7 @@ class Runner:
         # The first call's outputs until the second call, and then per output whether every call makes it anew.
         self._first: list[np.ndarray] = []
         self._fresh: list[bool] = []
-        self._stream = self.stream()
+        self._states = self.first_states()
 
     def stream(self) -> Stream:
         """Return a stream of calls with states of its own, zeros at first."""
@@ -152,7 +152,11 @@ class Runner:
 
     def reset(self) -> None:
         """Begin anew: the states of `run` become zeros."""
-        self._stream.reset()
+        self._states = self.first_states()
+
+    def first_states(self) -> list[tvm.runtime.Tensor]:
+        """Return the states before the first call: zeros."""
+        return [_tensor(np.zeros(s.shape, s.dtype)) for s in self.states]
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray | dict[str, np.ndarray]]:
         """Run all tasks once; what a call leaves is what the next one begins with.
@@ -172,7 +176,7 @@ class Runner:
         InputError
             If a name, a shape or a dtype isn't the network's.
         """
-        return self._stream.run(inputs)
+        return self.named(self.call(inputs, self._states))
 
     def named(self, arrays: Sequence[np.ndarray]) -> dict[str, np.ndarray | dict[str, np.ndarray]]:
         """Return outputs in order as `run` does."""
@@ -215,20 +219,22 @@ class Runner:
         """Return one call's outputs, copied unless the call made them: inputs and constants can be outputs, too."""
         fields = self.invoke(states)
         count = len(self._fields)
-        tensors = [_item(fields, n) for n in range(count + len(states))]
+        arrays = [np.from_dlpack(_item(fields, n)) for n in range(count)]
+        following = [_item(fields, count + n) for n in range(len(states))] if states else []
         if self._fresh:
-            states[:] = [t if own else _copy(t) for t, own in zip(tensors[count:], self._fresh[count:], strict=True)]
-            outputs = map(np.from_dlpack, tensors[:count])
-            return [array if own else array.copy() for array, own in zip(outputs, self._fresh, strict=False)]
-        arrays = [np.from_dlpack(tensor) for tensor in tensors]
+            if states:
+                own = zip(following, self._fresh[count:], strict=True)
+                states[:] = [tensor if fresh else _copy(tensor) for tensor, fresh in own]
+            return [array if fresh else array.copy() for array, fresh in zip(arrays, self._fresh, strict=False)]
+        both = [*arrays, *map(np.from_dlpack, following)]
         if self._first:
             # What two calls have at one address while both are alive, or two outputs of one call, is nobody's own.
-            addresses = [array.ctypes.data for array in arrays]
-            both = zip(addresses, self._first, strict=True)
-            self._fresh = [now != first.ctypes.data and addresses.count(now) == 1 for now, first in both]
-        self._first = [] if self._first else arrays
-        states[:] = map(_copy, tensors[count:])
-        return [array.copy() for array in arrays[:count]]
+            addresses = [array.ctypes.data for array in both]
+            pairs = zip(addresses, self._first, strict=True)
+            self._fresh = [now != first.ctypes.data and addresses.count(now) == 1 for now, first in pairs]
+        self._first = [] if self._first else both
+        states[:] = map(_copy, following)
+        return [array.copy() for array in arrays]
 
     def _complain(self, inputs: Mapping[str, np.ndarray]) -> None:
         wanted = ", ".join(i.name for i in self.inputs)
@@ -258,12 +264,11 @@ class Stream:
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
-        self._states: list[tvm.runtime.Tensor] = []
-        self.reset()
+        self._states = runner.first_states()
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray | dict[str, np.ndarray]]:
         """Run all tasks once; see `Runner.run`."""
-        return self._runner.named(self.step(inputs))
+        return self._runner.named(self._runner.call(inputs, self._states))
 
     def step(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Run all tasks once and return the outputs in order."""
@@ -271,7 +276,7 @@ class Stream:
 
     def reset(self) -> None:
         """Begin anew, with zeros."""
-        self._states = [_tensor(np.zeros(s.shape, s.dtype)) for s in self._runner.states]
+        self._states = self._runner.first_states()
 
 
 def _tensor(array: np.ndarray) -> tvm.runtime.Tensor:
