@@ -89,10 +89,17 @@ def _with_attributes(evaluate: Any, call: Any, **facts: Any) -> Operator:
 
 OPERATORS = {
     "nn.relu": operator(
-        lambda x: np.maximum(x, 0), 1, op.nn.relu, integer=_relu, nonnegative=always, bounds=True, half=True
+        lambda x: np.maximum(x, 0), 1, op.nn.relu, integer=_relu, nonnegative=always, bounds=True, exact=True, half=True
     ),
     "nn.relu6": operator(
-        lambda x: np.clip(x, 0, 6), 1, op.nn.relu6, integer=_relu6, nonnegative=always, bounds=True, half=True
+        lambda x: np.clip(x, 0, 6),
+        1,
+        op.nn.relu6,
+        integer=_relu6,
+        nonnegative=always,
+        bounds=True,
+        exact=True,
+        half=True,
     ),
     "clip": _with_attributes(
         _evaluate_clip,
@@ -100,9 +107,10 @@ OPERATORS = {
         integer=_clip,
         nonnegative=lambda call, _: number(call.args[1]) >= 0,
         bounds=True,
+        exact=True,
         half=True,
     ),
-    "sigmoid": operator(_sigmoid, 1, op.sigmoid, nonnegative=always),
+    "sigmoid": operator(_sigmoid, 1, op.sigmoid, nonnegative=always, of_one=True),
     "nn.silu": operator(lambda x: x * _sigmoid(x), 1, op.nn.silu, degrees=grows(1)),
     "nn.gelu": operator(_gelu, 1, op.nn.gelu, degrees=grows(1)),
     "nn.gelu_tanh": operator(_gelu_tanh, 1, op.nn.gelu_tanh, degrees=grows(1)),

@@ -258,7 +258,7 @@ def operator(function: Function, arity: int, call: Any = None, **facts: Any) -> 
 
 def _binary() -> dict[str, Operator]:
     def arithmetic(function: Function, call: Any, affine: Affine, **facts: Any) -> Operator:
-        return operator(function, 2, call, affine=affine, folds=True, **facts)
+        return operator(function, 2, call, affine=affine, exact=True, folds=True, **facts)
 
     found = {
         "add": arithmetic(np.add, op.add, _affine_add, degrees=_EVENLY, integer=_add, half=True),
@@ -269,8 +269,8 @@ def _binary() -> dict[str, Operator]:
         "divide": arithmetic(
             _quotient, op.divide, _affine_divide, degrees=grows(1, -1), integer=_divide, range=(0.5, 2.0)
         ),
-        "maximum": operator(np.maximum, 2, op.maximum, integer=_bound(True), bounds=True, half=True),
-        "minimum": operator(np.minimum, 2, op.minimum, integer=_bound(False), bounds=True, half=True),
+        "maximum": operator(np.maximum, 2, op.maximum, integer=_bound(True), bounds=True, exact=True, half=True),
+        "minimum": operator(np.minimum, 2, op.minimum, integer=_bound(False), bounds=True, exact=True, half=True),
         "floor_divide": operator(np.floor_divide, 2, op.floor_divide, range=(0.5, 2.0)),
         "power": operator(np.power, 2, op.power, degrees=_power_degrees, range=(0.5, 2.0)),
         "mod": operator(np.fmod, 2, op.mod, range=(0.5, 2.0)),
@@ -278,7 +278,9 @@ def _binary() -> dict[str, Operator]:
         "log_add_exp": operator(np.logaddexp, 2, op.log_add_exp),
         # An angle is that of a ratio.
         "atan2": operator(np.arctan2, 2, op.atan2, degrees=grows(0, 0)),
-        "where": operator(np.where, 3, lambda c, x, y: op.where(_positive(c), x, y), degrees=grows(None, 1, 1)),
+        "where": operator(
+            np.where, 3, lambda c, x, y: op.where(_positive(c), x, y), degrees=grows(None, 1, 1), exact=True
+        ),
     }
     compared = {
         "equal": np.equal, "not_equal": np.not_equal, "greater": np.greater, "greater_equal": np.greater_equal,
@@ -311,21 +313,27 @@ def _unary() -> dict[str, Operator]:
     everywhere: dict[str, tuple[Function, tuple[float, float]]] = {
         "acosh": (np.arccosh, (1.5, 3.0)), "acos": (np.arccos, (-0.9, 0.9)), "asin": (np.arcsin, (-0.9, 0.9)),
         "asinh": (np.arcsinh, (-2.0, 2.0)), "atan": (np.arctan, (-2.0, 2.0)), "atanh": (np.arctanh, (-0.9, 0.9)),
-        "ceil": (np.ceil, (-2.0, 2.0)), "cos": (np.cos, (-2.0, 2.0)),
-        "erf": (erf, (-2.0, 2.0)), "floor": (np.floor, (-2.0, 2.0)),
-        "round": (np.rint, (-2.0, 2.0)), "sign": (np.sign, (-2.0, 2.0)),
-        "sin": (np.sin, (-2.0, 2.0)),
-        "tan": (np.tan, (-1.0, 1.0)), "tanh": (np.tanh, (-2.0, 2.0)), "trunc": (np.trunc, (-2.0, 2.0)),
+        "tan": (np.tan, (-1.0, 1.0)),
         "isfinite": (np.isfinite, (-2.0, 2.0)), "isinf": (np.isinf, (-2.0, 2.0)), "isnan": (np.isnan, (-2.0, 2.0)),
     }  # fmt: skip
+    whole: dict[str, Function] = {
+        "ceil": np.ceil,
+        "floor": np.floor,
+        "round": np.rint,
+        "sign": np.sign,
+        "trunc": np.trunc,
+    }
+    of_one: dict[str, Function] = {"cos": np.cos, "erf": erf, "sin": np.sin, "tanh": np.tanh}
     found = {
         name: operator(function, 1, getattr(op, name), range=span) for name, (function, span) in everywhere.items()
     }
+    found |= {name: operator(function, 1, getattr(op, name), exact=True) for name, function in whole.items()}
+    found |= {name: operator(function, 1, getattr(op, name), of_one=True) for name, function in of_one.items()}
     return found | {
-        "abs": operator(np.abs, 1, op.abs, degrees=grows(1), nonnegative=always, half=True),
+        "abs": operator(np.abs, 1, op.abs, degrees=grows(1), nonnegative=always, exact=True, half=True),
         "exp": operator(np.exp, 1, op.exp, nonnegative=always),
         "square": operator(np.square, 1, op.square, degrees=grows(2), nonnegative=always),
-        "negative": operator(np.negative, 1, op.negative, degrees=grows(1), half=True, folds=True),
+        "negative": operator(np.negative, 1, op.negative, degrees=grows(1), exact=True, half=True, folds=True),
         "log": operator(np.log, 1, op.log, degrees=grows(0), range=(0.5, 3.0)),
         "sqrt": operator(np.sqrt, 1, op.sqrt, degrees=grows(0.5), folds=True, range=(0.5, 3.0)),
         "rsqrt": operator(lambda x: 1 / np.sqrt(x), 1, op.rsqrt, degrees=grows(-0.5), range=(0.5, 3.0)),
@@ -352,6 +360,7 @@ OPERATORS = {
         evaluate=_astype,
         degrees=grows(1),
         retypes=True,
+        exact=True,
         folds=True,
     ),
 }

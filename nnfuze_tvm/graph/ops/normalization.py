@@ -158,6 +158,7 @@ OPERATORS = {
         Example(((2, 6, 32),), lambda x: op.nn.softmax(x, -1)),
         couple=_fixed_axes("axis"),
         nonnegative=always,
+        of_one=True,
         batch=along(_position),
     ),
     "nn.log_softmax": _operator(

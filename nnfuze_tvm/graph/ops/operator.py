@@ -156,6 +156,10 @@ class Operator:
         Its result is the same numbers in another type.
     affine : callable, optional
         What it does with a constant per channel, see `Affine`.
+    exact : bool
+        Every machine rounds it the same way: one operation of IEEE 754 per value, or none.
+    of_one : bool
+        Its results are parts of one, at most one in size; of a small one only its difference from others counts.
     folds : bool
         Calls of constants are computed on the spot: that is quick and rounds as NumPy does.
     opaque : bool
@@ -186,6 +190,8 @@ class Operator:
     transposed: Callable[[Call, list[Value], tuple[int, ...]], Value | None] | None = None
     retypes: bool = False
     affine: Affine | None = None
+    exact: bool = False
+    of_one: bool = False
     folds: bool = False
     opaque: bool = False
     kernels: tuple[str, ...] = ()

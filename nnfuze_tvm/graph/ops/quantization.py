@@ -85,6 +85,7 @@ def _operator(evaluate: Evaluate, integer: IntegerForm) -> Operator:
         integer=integer,
         transposed=_transposed,
         retypes=True,
+        exact=True,
         kernels=("elementwise",),
     )
 

@@ -22,15 +22,6 @@ _TRIES = 3
 _MARGIN = 8
 # Sums of this part of the largest number of their type may overflow in another order.
 _NEAR = 0.1
-# What is at most one is judged as a part of one, however small it is on the samples: a wake word is silent mostly.
-_BOUNDED = frozenset(("sigmoid", "tanh", "erf", "nn.softmax", "sin", "cos"))
-# What IEEE 754 rounds the same way on every machine.
-_EXACT = frozenset(
-    (
-        "add subtract multiply divide negative abs maximum minimum clip nn.relu round floor ceil trunc sign astype "
-        "quantize dequantize where"
-    ).split()
-)
 
 
 def difference(answers: Sequence[np.ndarray], references: Sequence[np.ndarray]) -> float:
@@ -150,8 +141,8 @@ class Rounding:
         if not isinstance(result, np.ndarray | np.generic) or result.dtype.kind != "f" or not result.size:
             return result
         operator, name = ops.of(value), op_name(value)
-        effect = "" if operator is None else operator.effect
-        if not name or effect in ("moves", "joins") or (self._unit is None and name in _EXACT):
+        effect, exact = ("", False) if operator is None else (operator.effect, operator.exact)
+        if not name or effect in ("moves", "joins") or (self._unit is None and exact):
             return result
         limits = np.finfo(result.dtype)
         unit = max(4 * float(limits.eps), self._unit or 0.0)
@@ -162,9 +153,10 @@ class Rounding:
             finite = sizes[np.isfinite(sizes)].astype(np.float64)
             sizes = sizes + (np.sqrt(np.mean(finite**2)) if finite.size else 0.0)
             self.overflows |= bool(np.isinf(sizes).any() or finite.max(initial=0.0) > _NEAR * limits.max)
-        elif name in _BOUNDED:
+        elif operator is not None and operator.of_one:
+            # However small it is on the samples: a wake word is silent mostly.
             sizes = np.maximum(sizes, 1)
-        elif name not in _EXACT:
+        elif not exact:
             # What is this small is zero for some.
             tiny = (sizes < limits.tiny) & (sizes > 0)
             result = np.where(tiny, limits.tiny * self._rng.integers(0, 2, result.shape), result).astype(result.dtype)
