@@ -54,10 +54,10 @@ def check_destination(path: str | os.PathLike, *, force: bool = False) -> Path:
     if os.path.lexists(final):
         is_bundle = (final / MANIFEST).is_file()
         is_empty = final.is_dir() and not any(final.iterdir())
-        if not force:
-            raise BundleError(f"{path}: exists already; use --force to replace it")
         if not (is_bundle or is_empty):
             raise BundleError(f"{path}: exists and is not a bundle, so it is not replaced; choose another output")
+        if not force:
+            raise BundleError(f"{path}: exists already; use --force to replace it")
     parent = next(parent for parent in final.parents if os.path.lexists(parent))
     try:
         with tempfile.TemporaryDirectory(prefix=f".{final.name}-", dir=parent):

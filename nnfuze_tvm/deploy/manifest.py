@@ -186,6 +186,8 @@ def read_manifest(directory: Path) -> Manifest:
     BundleError
         If there is none, it is damaged, or its format is not this version's.
     """
+    if directory.is_file():
+        raise BundleError(f"{directory}: a file, not a bundle; make one with `nnfuze compile`")
     path = directory / MANIFEST
     try:
         fields = json.loads(path.read_bytes())

@@ -18,6 +18,7 @@ from tvm import relax
 
 from nnfuze_tvm.errors import InputError
 from nnfuze_tvm.graph import ir
+from nnfuze_tvm.graph.samples import in_a_row
 
 # What an array's own indexing calls after it has asked for the length: half the time.
 _item = tvm.get_global_func("ffi.ArrayGetItem")
@@ -197,7 +198,7 @@ class Runner:
 
     def set_inputs(self, inputs: Mapping[str, np.ndarray]) -> None:
         """Check the inputs and copy them into the network's buffers."""
-        if len(inputs) != len(self._slots):
+        if not isinstance(inputs, dict) or len(inputs) != len(self._slots):
             self._complain(inputs)
         for name, shape, dtype, view in self._slots:
             array = inputs.get(name)
@@ -238,6 +239,9 @@ class Runner:
 
     def _complain(self, inputs: Mapping[str, np.ndarray]) -> None:
         wanted = ", ".join(i.name for i in self.inputs)
+        if not isinstance(inputs, Mapping):
+            example = f"{{{self.inputs[0].name!r}: array}}" if self.inputs else "{}"
+            raise InputError(f"inputs: a {type(inputs).__name__}; give arrays by name: {example}")
         for name in inputs:
             if all(name != i.name for i in self.inputs):
                 raise InputError(f"input {name!r}: the network has no such input; it takes {wanted}")
@@ -293,9 +297,9 @@ def _copy(tensor: tvm.runtime.Tensor) -> tvm.runtime.Tensor:
 def sample_batches(
     arrays: Mapping[str, np.ndarray], inputs: Sequence[Input], what: str = "evaluation data"
 ) -> list[dict[str, np.ndarray]]:
-    """Return samples ``[N, …]`` (``[N]`` of numbers) cut into the network's batches; what fills no batch is left out.
+    """Return samples, ``[N, …]`` (``[N]`` of numbers) or by inference, cut into the network's batches.
 
-    Errors call the arrays ``what``.
+    What fills no batch is left out. Errors call the arrays ``what``.
 
     Raises
     ------
@@ -303,6 +307,7 @@ def sample_batches(
         If an input is missing, or shape or dtype don't fit, or there is not one full batch.
     """
     counts = {}
+    arrays = {**arrays, **{i.name: in_a_row(arrays[i.name], i.shape) for i in inputs if i.name in arrays}}
     for i in inputs:
         if i.name not in arrays:
             raise InputError(f"{what}: no array for input {i.name!r}; it has {', '.join(arrays) or 'none'}")

@@ -95,8 +95,17 @@ def read(path: str | Path) -> onnx.ModelProto:
     try:
         external_data_helper.load_external_data_for_model(model, str(path.parent))
     except (OSError, ValueError, checker.ValidationError) as error:
+        missing = [name for name in _external_files(model) if not (path.parent / name).is_file()]
+        if missing:
+            raise ModelError(f"{path}: its weights are in {', '.join(missing)}: copy that beside it, too") from None
         raise ModelError(f"{path}: external data can't be read: {first_line(error)}") from None
     return model
+
+
+def _external_files(model: onnx.ModelProto) -> list[str]:
+    """Return the files in which a model's weights are, each once."""
+    entries = (entry for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location")
+    return list(dict.fromkeys(entry.value for entry in entries))
 
 
 def sources(models: Sequence[str | Path | onnx.ModelProto], tasks: Sequence[str] | None) -> list[Source]:
@@ -118,6 +127,8 @@ def sources(models: Sequence[str | Path | onnx.ModelProto], tasks: Sequence[str]
     named = [_named(model, index) for index, model in enumerate(models)]
     names = list(tasks) if tasks is not None else [name for name, _ in named]
     for name, (_, where) in zip(names, named, strict=True):
+        if isinstance(where, Path) and where.is_dir():
+            raise InputError(f"{where}: a directory; name the model file in it")
         if not name or ":" in name:
             label = where if isinstance(where, str | Path) else "model"
             raise InputError(f"{label}: {name!r} is no task name (empty, or has a colon): use name=path")
@@ -241,17 +252,18 @@ def _check_edges(source: Source, graph: onnx.GraphProto, outside: set[str]) -> N
 def input_shapes(source: Source, shapes: Mapping[str, Sequence[int]]) -> dict[str, Shape]:
     """Return the static shape of every graph input.
 
-    ``shapes`` maps input names, or ``task:input``, to shapes. Dimensions that neither it nor the file fixes
-    are taken as 1.
+    ``shapes`` maps input names, or ``task:input``, to shapes. What neither it nor the file fixes is taken as 1 where it
+    is a batch: the first dimension, or another one of the same name.
 
     Raises
     ------
     InputError
-        If a given shape has another rank or another static dimension than the file.
+        If a given shape has another rank or another static dimension than the file, or another dimension is open.
     ModelError
         If an input is no tensor or has unknown rank.
     """
     result = {}
+    batches = {value.type.tensor_type.shape.dim[0].dim_param for value in source.inputs if _rank(value)} - {""}
     for value in source.inputs:
         if not value.type.HasField("tensor_type"):
             raise ModelError(f"{source.label}: input {value.name!r} is no tensor")
@@ -266,6 +278,14 @@ def input_shapes(source: Source, shapes: Mapping[str, Sequence[int]]) -> dict[st
         dims = value.type.tensor_type.shape.dim
         fixed = [dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else None for dim in dims]
         if given is None:
+            for axis, dim in enumerate(dims):
+                if axis and fixed[axis] is None and dim.dim_param not in batches:
+                    called = f" ({dim.dim_param})" if dim.dim_param else ""
+                    example = ",".join("N" if n == axis else str(1 if d is None else d) for n, d in enumerate(fixed))
+                    raise InputError(
+                        f"{source.label}: input {value.name!r}: dimension {axis}{called} is open; say how long it is, "
+                        f"as in --shape {value.name}={example}"
+                    )
             result[value.name] = tuple(1 if dim is None else dim for dim in fixed)
             continue
         given = tuple(int(dim) for dim in given)
@@ -279,6 +299,11 @@ def input_shapes(source: Source, shapes: Mapping[str, Sequence[int]]) -> dict[st
             raise InputError(f"{source.label}: input {value.name!r} is {text}, which can't be {given}")
         result[value.name] = given
     return result
+
+
+def _rank(value: onnx.ValueInfoProto) -> int:
+    """Return the number of an input's dimensions, 0 where it is not known."""
+    return len(value.type.tensor_type.shape.dim) if value.type.HasField("tensor_type") else 0
 
 
 def type_name(number: int, where: str = "") -> str:

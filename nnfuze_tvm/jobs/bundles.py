@@ -15,6 +15,7 @@ from nnfuze_tvm.deploy.bundle import Bundle, bytes_on_disk
 from nnfuze_tvm.deploy.manifest import read_manifest
 from nnfuze_tvm.deploy.runner import made_up
 from nnfuze_tvm.errors import BundleError, InputError
+from nnfuze_tvm.graph.samples import by_inference
 
 
 def bench(bundle: Bundle, repeats: int) -> dict[str, Any]:
@@ -45,14 +46,15 @@ def bench(bundle: Bundle, repeats: int) -> dict[str, Any]:
 
 
 def run(bundle: Bundle, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Run a bundle once or, where arrays have one axis more than their inputs, as often as that is long.
+    """Run a bundle once or, where arrays hold the inputs of several inferences, as often as that.
 
     Parameters
     ----------
     bundle : Bundle
         The bundle; its states are zeros at first, then what the inference before left.
     arrays : mapping of str to numpy.ndarray
-        By input, of its shape or ``[N, …]``; of what has its shape, every inference gets the same.
+        By input, of its shape, ``[N, *shape]``, or samples one behind the other as calibration takes them; of what has
+        its shape, every inference gets the same.
 
     Returns
     -------
@@ -65,6 +67,8 @@ def run(bundle: Bundle, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
         If names, shapes or types aren't the bundle's, or numbers of inferences differ.
     """
     ranks = {i.name: len(i.shape) for i in bundle.inputs}
+    shapes = {i.name: i.shape for i in bundle.inputs}
+    arrays = {name: by_inference(a, shapes[name]) if name in shapes else a for name, a in arrays.items()}
     counts = {name: len(a) for name, a in arrays.items() if name in ranks and a.ndim == ranks[name] + 1}
     if len(set(counts.values())) > 1:
         found = ", ".join(f"{name}: {count}" for name, count in counts.items())

@@ -119,7 +119,7 @@ def _check_names(arrays: Arrays, known: Sequence[str], path: str) -> None:
 
 
 def read_inputs(texts: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return the arrays of ``["audio=x.npy"]`` by input name.
+    """Return the arrays of ``["audio=x.npy"]``, or of an ``.npz`` file with several, by input name.
 
     Raises
     ------
@@ -129,8 +129,11 @@ def read_inputs(texts: Sequence[str]) -> dict[str, np.ndarray]:
     arrays = {}
     for text in texts:
         name, found, path = text.partition("=")
+        if not found and text.endswith(".npz"):
+            arrays.update(read_arrays(text, "inputs"))
+            continue
         if not found or not name or not path:
-            raise InputError(f"--input {text}: write it as name=array.npy")
+            raise InputError(f"--input {text}: write it as name=array.npy, or name an .npz file")
         try:
             array = np.load(path, allow_pickle=False)
         except OSError as error:

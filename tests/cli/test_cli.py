@@ -176,6 +176,9 @@ def test_run(compiled: Path, sample: str, tmp_path: Path, capsys: pytest.Capture
     capsys.readouterr()
     assert cli.run(["run", str(compiled), "--input", sample]) == 0
     assert f"at {int(np.argmax(expected['one']))}" in capsys.readouterr().out
+    np.savez(tmp_path / "inputs.npz", x=samples(3))
+    assert cli.run(["run", str(compiled), "--input", str(tmp_path / "inputs.npz"), "--json"]) == 0
+    assert np.shape(json.loads(capsys.readouterr().out)["one"]) == (3, *expected["one"].shape)
 
 
 def test_bench(compiled: Path, capsys: pytest.CaptureFixture[str]) -> None:

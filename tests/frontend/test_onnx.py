@@ -202,6 +202,25 @@ def test_conventions():
     assert names.count("reshape") == 1 and "permute_dims" not in names
 
 
+def open_net(**inputs: list[int | str | None]) -> onnx.ModelProto:
+    """Return a network that adds one to each of its inputs."""
+    one = numpy_helper.from_array(np.ones(1, "float32"), "one")
+    nodes = [helper.make_node("Add", [name, "one"], [f"{name}_more"]) for name in inputs]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, dims) for name, dims in inputs.items()]
+    results = [helper.make_tensor_value_info(f"{name}_more", TensorProto.FLOAT, None) for name in inputs]
+    return helper.make_model(helper.make_graph(nodes, "g", values, results, [one]))
+
+
+def test_batches_are_one_and_other_open_dimensions_must_be_said():
+    mod = load([open_net(x=["N", 3], state=[2, "N", 4], other=[None, 5])], tasks=["t"])
+    assert [ir.static_shape(param) for param in mod["t"].params] == [(1, 3), (2, 1, 4), (1, 5)]
+    message = error(InputError, [open_net(x=["N", "time", 40])], tasks=["t"])
+    assert "input 'x': dimension 1 (time) is open" in message and "--shape x=1,N,40" in message
+    assert "dimension 2 is open" in error(InputError, [open_net(x=[1, 2, None])], tasks=["t"])
+    said = load([open_net(x=["N", "time", 40])], tasks=["t"], shapes={"x": [1, 9, 40]})
+    assert ir.static_shape(said["t"].params[0]) == (1, 9, 40)
+
+
 def test_shapes_bind_open_dimensions():
     mod = load([keyword_net()], tasks=["kws"], shapes={"kws:audio": (3, 1, 9, 8)})
     assert ir.static_shape(mod["kws"].params[0]) == (3, 1, 9, 8)
@@ -330,7 +349,7 @@ def test_truncated_file(tmp_path, part):
 
 
 def test_directory(tmp_path):
-    assert "cannot be read" in error(ModelError, [tmp_path], tasks=["a"])
+    assert "a directory; name the model file" in error(InputError, [tmp_path], tasks=["a"])
 
 
 def test_missing_external_data(tmp_path):
@@ -338,7 +357,7 @@ def test_missing_external_data(tmp_path):
     load([tmp_path / "x.onnx"])
     (tmp_path / "x.bin").unlink()
     message = error(ModelError, [tmp_path / "x.onnx"])
-    assert "x.onnx: external data" in message and "x.bin" in message
+    assert "x.onnx: its weights are in x.bin: copy that beside it" in message
 
 
 def bad_convolution() -> onnx.ModelProto:

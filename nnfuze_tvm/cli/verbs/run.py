@@ -18,7 +18,10 @@ def command(
     *,
     input: Annotated[
         list[str],
-        typer.Option(help="An input: name=array.npy, once per input; [N, …] for N inferences.", show_default=False),
+        typer.Option(
+            help="An input: name=array.npy, once per input, or an .npz file with all of them; [N, …] for N inferences.",
+            show_default=False,
+        ),
     ],
     output: Annotated[str | None, typer.Option("--output", "-o", help="Directory for one .npy file per task.")] = None,
     as_json: AsJson = False,

@@ -162,7 +162,7 @@ class Checker:
         if why:
             result.notes.append(f"not compared with the networks as they were given: {why}")
         else:
-            result.against = self._originals.what
+            result.against = self._originals.against
             result.loaded, notes = self._compared(given, references)
             result.notes += notes
         if self._needs_two or why:

@@ -91,6 +91,12 @@ class Originals:
         return dict(zip(self._wiring.tasks, self._runs, strict=True))
 
     @property
+    def against(self) -> str:
+        """Who computes them, and what of them where that is not what was given."""
+        converted = any(source.label.endswith((".tflite", ".pt2")) for source in self.sources)
+        return f"{self.what} on the ONNX form of the files" if converted else self.what
+
+    @property
     def recurrent(self) -> bool:
         """Whether small differences may go round in a loop."""
         return any(node.op_type in _RECURRENT for s in self.sources for node in nodes(s.model.graph))

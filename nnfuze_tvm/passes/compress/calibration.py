@@ -18,6 +18,7 @@ from nnfuze_tvm.graph import evaluate, ir, ops
 from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, operands, substitute, with_kernels_of
 from nnfuze_tvm.graph.evaluate import Executor
 from nnfuze_tvm.graph.ir import static_shape
+from nnfuze_tvm.graph.samples import in_a_row
 from nnfuze_tvm.graph.wiring import stream
 
 CalibrationMethod = Literal["minmax", "percentile", "mse"]
@@ -107,6 +108,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
 def _checked(label: str, array: np.ndarray, param: relax.Var) -> np.ndarray:
     shape, dtype = static_shape(param), np.dtype(str(param.ty.dtype))
     batch = _batch(shape)
+    array = in_a_row(array, shape)
     expected = "[N" + "".join(f", {dim}" for dim in shape[1:]) + "]"
     if array.shape[1:] != shape[1:] or array.ndim != max(len(shape), 1):
         raise InputError(f"{label} has shape {list(array.shape)}; expected {expected}")

@@ -56,7 +56,7 @@ class LayerPolicy:
         try:
             self.stated = schema.entry.model_validate(stated).model_dump(exclude_unset=True)
         except ValidationError as error:
-            raise PolicyError(complaint(error)) from None
+            raise PolicyError(complaint(error, schema.fields)) from None
         values = {**schema.defaults, **schema.expanded(self.stated)}
         self.precision = schema.precision(values)
         self.__dict__.update(values, format=self.precision.format)
@@ -121,7 +121,7 @@ class Policy:
             self._default = self._schema.expanded(self.default, "default")
             self._layers = {name: self._schema.expanded(entry, f"layers.{name}") for name, entry in self.layers.items()}
         except ValidationError as error:
-            raise PolicyError(f"{source}: {complaint(error)}") from None
+            raise PolicyError(f"{source}: {complaint(error, self._schema.fields)}") from None
         except PolicyError as error:
             raise PolicyError(f"{source}: {error}") from None
 

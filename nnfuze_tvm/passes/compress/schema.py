@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -89,12 +90,15 @@ def _model(name: str, fields: dict[str, Any]) -> Any:
     return create_model(name, __config__=ConfigDict(extra="forbid"), **fields)
 
 
-def complaint(error: ValidationError) -> str:
-    """Return the first thing that pydantic says of a document, as one line."""
+def complaint(error: ValidationError, fields: Iterable[str]) -> str:
+    """Return the first thing that pydantic says of a policy, as one line; ``fields`` are what it may say of a layer."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        return f"unknown field {where!r}"
+        known = [*(("default", "layers") if len(first["loc"]) == 1 else ()), *fields, "bits"]
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+        return f"unknown field {where!r}; {hint}"
     if where == "":
         return "the policy must be a JSON object"
     if first["type"] == "literal_error" and first["loc"][-1] in (*_PRECISION, "bits"):
