@@ -78,6 +78,8 @@ def evaluate(call: Call, *operands: np.ndarray) -> np.ndarray:
 def _product(form: Form, named: dict[str, np.ndarray], d: int, states: np.ndarray, columns: slice) -> np.ndarray:
     """Return the product of states and some columns of a direction's weights."""
     weights = named["weights"][d, :, columns]
+    if form.dynamic:
+        return _dynamic_product(states, weights, named["scales"][d, columns])
     if not form.scale:
         return states @ weights
     codes = form.codes(states)
@@ -86,6 +88,16 @@ def _product(form: Form, named: dict[str, np.ndarray], d: int, states: np.ndarra
     # Exact: no sum of int32 is beyond the whole numbers of float64.
     sums = codes.astype("float64") @ weights.astype("float64")
     return sums.astype("float32") * named["scales"][d, columns]
+
+
+def _dynamic_product(states: np.ndarray, weights: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """Return the product of codes of states by their range and codes of weights, as float32."""
+    high, low = np.float32(states.max(initial=0)), np.float32(states.min(initial=0))
+    scale = (high - low) / np.float32(255) or np.float32(1)
+    zero = np.rint(np.clip(-low / scale, 0, 255))
+    codes = np.rint(np.clip(states / scale, -zero, 255 - zero))
+    sums = codes.astype("int64") @ weights.astype("int64")
+    return sums.astype("float32") * (scale * scales)
 
 
 def _run(form: Form, sizes: Sizes, d: int, named: dict[str, np.ndarray], result: np.ndarray) -> None:
@@ -124,6 +136,8 @@ def macs(call: Call) -> int:
 def integer(context: Integers, call: Call, name: str) -> Value | None:
     """Multiply codes of the states by int8 weights; everything else stays in float32."""
     form, _ = _read(call)
+    if form.integer:
+        return None
     if not form.scale:
         raise Unsupported("its states are not quantized")
     weights = context.weight(call.args[1], None)
@@ -138,7 +152,7 @@ def integer(context: Integers, call: Call, name: str) -> Value | None:
     added = [constant(scales, "float32"), constant(totals, "int32")]
     operands = [context.as_float(arg) for arg in call.args]
     operands[1] = constant(weights.codes, "int8")
-    return context.emit(recurrence(replace(form, integer=True), [*operands, *added]), name)
+    return context.emit(recurrence(replace(form, codes_in="int8"), [*operands, *added]), name)
 
 
 def in_8_bits(
@@ -158,6 +172,11 @@ def in_8_bits(
     return recurrence(
         replace(form, scale=float(np.float32((limit or 1.0) / LEVELS))), [call.args[0], wide, *call.args[2:]]
     )
+
+
+def _in_integers(call: Call) -> bool:
+    form, _ = _read(call)
+    return form.integer or bool(form.scale)
 
 
 def states(call: Call) -> tuple[Value, float]:
@@ -218,7 +237,7 @@ OPERATORS = {
         degrees=lambda call: [None] * len(call.args),
         quantizes=True,
         integer=integer,
-        recurs=Recurs(states, in_8_bits, lambda call: bool(call.attrs.scale)),
+        recurs=Recurs(states, in_8_bits, _in_integers),
         kernels=("recurrence",),
     ),
 }
