@@ -152,10 +152,11 @@ def test_recurrent_layers_equal_numpy(session: Session, board: Board, tmp_path: 
 
 @pytest.mark.parametrize("name", ["rpi3", "rpi5"])
 def test_recurrent_layers_in_integers_equal_numpy(name: str, session: Session, board: Board, tmp_path: Path) -> None:
-    mod, inputs, want = recurrent.exact_layers()
     remote = session(board(str(BOARDS[name].emulated)))
-    for got, expected in zip(run_on_board(mod, resolve(name), inputs, remote, tmp_path), want, strict=True):
-        np.testing.assert_array_equal(got, expected)
+    for dynamic in (False, True):
+        mod, inputs, want = recurrent.exact_layers(dynamic=dynamic)
+        for got, expected in zip(run_on_board(mod, resolve(name), inputs, remote, tmp_path), want, strict=True):
+            np.testing.assert_array_equal(got, expected)
 
 
 def test_products_of_computed_bytes_equal_numpy(session: Session, board: Board, tmp_path: Path) -> None:

@@ -225,3 +225,15 @@ def test_options(capsys):
     with pytest.raises(SystemExit):
         zoo._parse(["--networks", "resnet9"])
     assert "silero-v6" in capsys.readouterr().err
+
+
+def test_constants_move_by_less_than_a_millionth(tmp_path):
+    path = tmp_path / "a.onnx"
+    tensor = onnx.numpy_helper.from_array(np.float32([0.5, 0.25]), "c")
+    node = helper.make_node("Add", ["x", "c"], ["y"])
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in "xy")
+    onnx.save(helper.make_model(helper.make_graph([node], "g", [x], [y], [tensor])), path)
+    moved = onnx.load(zoo._with_constants(path, lambda array: array * np.float32(1 + 1e-6)))
+    np.testing.assert_array_equal(onnx.numpy_helper.to_array(onnx.load(path).graph.initializer[0]), [0.5, 0.25])
+    difference = onnx.numpy_helper.to_array(moved.graph.initializer[0]) - np.float32([0.5, 0.25])
+    assert (difference > 0).all() and (difference < 1e-6).all()

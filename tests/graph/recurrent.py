@@ -16,23 +16,30 @@ from tests.schedules import kernels
 SIZES = ((5, 1, 1, 64), (3, 2, 1, 20), (4, 1, 3, 37), (2, 1, 1, 3))
 
 
-def exact_layers(integer: bool = True) -> tuple[tvm.IRModule, dict[str, np.ndarray], list[np.ndarray]]:
+def exact_layers(
+    integer: bool = True, dynamic: bool = False
+) -> tuple[tvm.IRModule, dict[str, np.ndarray], list[np.ndarray]]:
     """Return a module of layers, in integers or in the floats that simulate them, their inputs, and what NumPy makes.
 
-    Scales are powers of two and the cells only bound their sums, so no float is ever rounded but to a code.
+    Scales are powers of two and the cells only bound their sums, so no float is ever rounded but to a code. Dynamic
+    scales are none, but what is added to their products is 0; every other layer then has weights of int16.
     """
     rng = np.random.default_rng(0)
     params, inputs, layers = {}, {}, []
     for n, (steps, directions, batch, units) in enumerate(SIZES):
         cell = Cell("rnn", (Activation("affine", 1.0, 0.0),), clip=1.0)
-        form = Form((cell,) * directions, (False, True)[:directions], scale=2.0**-7, integer=integer)
+        codes = ("int16" if dynamic and n % 2 else "int8") if integer else ""
+        reverse = (False, True)[:directions]
+        form = Form((cell,) * directions, reverse, scale=0.0 if dynamic else 2.0**-7, codes_in=codes)
         shapes = operand_shapes(form, Sizes(steps, directions, batch, units, "float32"))
         # The largest weights, too.
         weights = rng.choice([-127, -1, 3, 127], shapes["weights"]).astype("int8")
+        if codes == "int16":
+            weights = weights * np.int16(2)
         made = {
-            "projection": (rng.integers(-512, 512, shapes["projection"]) / 1024).astype("float32"),
+            "projection": (rng.integers(-512, 512, shapes["projection"]) / 1024 * (not dynamic)).astype("float32"),
             "hidden": (rng.integers(-300, 300, shapes["hidden"]) / 256).astype("float32"),
-            "scales": np.full((directions, units), 2.0**-14, "float32"),
+            "scales": np.full((directions, units), 2.0 ** (-9 if dynamic else -14), "float32"),
             "totals": weights.astype("int32").sum(1, dtype="int32"),
         }
         names = {name: f"{name}{n}" for name in ("projection", "hidden")}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,15 +19,13 @@ from nnfuze_tvm.graph.dataflow import Value
 from nnfuze_tvm.graph.ir import static_shape
 from nnfuze_tvm.graph.ops.recurrence import recurrence
 from nnfuze_tvm.graph.recurrent.cell import DEFAULTS, GATES, Activation, Cell, Kind
-from nnfuze_tvm.graph.recurrent.form import Form
+from nnfuze_tvm.graph.recurrent.form import LEVELS, Form
 
 _DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
 # What each cell computes with unless it is told otherwise.
 _USUAL = {"lstm": ("Sigmoid", "Tanh", "Tanh"), "gru": ("Sigmoid", "Tanh"), "rnn": ("Tanh",)}
 # So few steps are written out: their products are layers like any other.
 _WRITTEN_OUT = 2
-# As many steps that quantize their states by their ranges take a minute to compile.
-_MOST_QUANTIZED = 64
 
 
 def _convert(kind: Kind, node: Node, inputs: Operands) -> list[Value | None]:
@@ -177,7 +175,7 @@ class _Layer:
     def _operands(self, projection: Value, hidden: Value, cell: Value | None) -> dict[str, Value]:
         found = {
             "projection": projection,
-            "weights": op.permute_dims(self.recurrent, [0, 2, 1]),
+            **self._recurrent_operands(),
             "hidden": hidden,
             "cell": cell,
             "peepholes": self.peepholes,
@@ -189,14 +187,18 @@ class _Layer:
                 found["bias"] = op.strided_slice(self.bias, [1], [2 * rows - self.units], [2 * rows])
         return {name: self.node.emit(found[name]) for name in self.form.operands}
 
+    def _recurrent_operands(self) -> dict[str, Value]:
+        """Return what has to do with the weights of hidden states."""
+        return {"weights": op.permute_dims(self.recurrent, [0, 2, 1])}
+
     def _run(self, projection: Value, hidden: Value, cell: Value | None = None) -> list[Value]:
         """Return the same as `results` for sequences of equal length."""
         node, steps = self.node, static_shape(projection)[0] // static_shape(hidden)[1]
         operands = self._operands(projection, hidden, cell)
-        if steps <= _WRITTEN_OUT:
+        if steps <= _WRITTEN_OUT and not self.form.integer:
             return run_steps(node, self.form, operands)
         keeps = self.kind == "lstm" and len(node.proto.output) > 2 and bool(node.proto.output[2])
-        form = Form(self.form.cells, self.form.reverse, self.form.peepholes, keeps)
+        form = replace(self.form, keeps_cell=keeps)
         states = node.emit(recurrence(form, list(operands.values())))
         last = [_row(states, 0 if reverse else steps - 1, n) for n, reverse in enumerate(self.reverse)]
         results = [states, op.concat(last, 0) if len(last) > 1 else last[0]]
@@ -245,14 +247,12 @@ class _Codes:
     def __init__(self, codes: Value, scale: Value, zero: Value | None, direction: int) -> None:
         point = fixed(zero, "zero points")
         below = np.int16(0) if point is None else point[direction].astype("int16")
-        matrix = required(codes, "constant weights")[direction].astype("int16") - below
-        # Made once: every step reads them.
-        self.matrix = constant(matrix, "int8" if -128 <= matrix.min() and matrix.max() <= 127 else "int16")
-        self.scale = constant(required(scale, "constant scale of weights")[direction])
+        self.matrix = required(codes, "constant weights")[direction].astype("int16") - below
+        self.scale = required(scale, "constant scale of weights")[direction]
 
 
 class _QuantizedLayer(_Layer):
-    """Microsoft's LSTM of 8-bit weights, all steps written out.
+    """Microsoft's LSTM of 8-bit weights.
 
     As in ONNX Runtime on one thread, the input of all steps is quantized by its range, and in each step the hidden
     states of all sequences are by theirs. Weights are ``[D, I, 4·H]`` and ``[D, H, 4·H]``, their scales and zero points
@@ -265,34 +265,33 @@ class _QuantizedLayer(_Layer):
         super().__init__("lstm", node, [inputs[0], *weights, *(inputs[n] for n in range(3, 8))])
         if self.lengths is not None and self.batch > 1:
             raise ValueError("sequences of several lengths, which are quantized together, are not supported")
-        if self.steps * len(self.reverse) > _MOST_QUANTIZED:
-            raise ValueError(
-                f"{self.steps * len(self.reverse)} steps, each of which quantizes its state anew, are more than the "
-                f"{_MOST_QUANTIZED} that are supported"
-            )
-        self.codes = {
-            which: [_Codes(inputs[place], inputs[scale], inputs[scale + 1], n) for n in range(len(self.reverse))]
-            for which, place, scale in (("input", 1, 8), ("hidden", 2, 10))
-        }
-
-    def _product(self, which: str, value: Value, direction: int) -> Value:
-        """Return the product of what is quantized now and the weights of a direction, ``[…, 4·H]``."""
-        weights = self.codes[which][direction]
-        return self.node.emit(dynamic_product(self.node, value, weights.matrix, weights.scale, None)[0])
+        self.codes, own = (
+            [_Codes(inputs[place], inputs[scale], inputs[scale + 1], n) for n in range(len(self.reverse))]
+            for place, scale in ((1, 8), (2, 10))
+        )
+        self.matrices = np.stack([each.matrix for each in own])
+        self.scales = np.stack([np.broadcast_to(each.scale, self.matrices.shape[2:]) for each in own])
+        self.form = replace(self.form, codes_in="int8" if np.abs(self.matrices).max() <= LEVELS else "int16")
 
     def _projection(self) -> Value:
         data = self.node.emit(op.reshape(self.data, [self.steps * self.batch, self.width]))
-        parts = [self.node.emit(self._product("input", data, n)) for n in range(len(self.reverse))]
+        parts = []
+        for own in self.codes:
+            fits = -128 <= own.matrix.min() and own.matrix.max() <= 127
+            matrix, scale = constant(own.matrix, "int8" if fits else "int16"), constant(own.scale)
+            parts.append(self.node.emit(dynamic_product(self.node, data, matrix, scale, None)[0]))
         product = parts[0] if len(parts) == 1 else self.node.emit(op.concat(parts, 1))
         if self.bias is None:
             return product
         biases = required(self.bias, "constant biases").reshape(len(self.reverse), 2, -1)
         return self.node.emit(op.add(product, constant(biases.sum(1).reshape(-1))))
 
-    def _run(self, projection: Value, hidden: Value, cell: Value | None = None) -> list[Value]:
-        operands = {"projection": projection, "hidden": hidden, "cell": cell, "peepholes": self.peepholes}
-        given = {name: each for name, each in operands.items() if each is not None}
-        return run_steps(self.node, self.form, given, partial(self._product, "hidden"))
+    def _recurrent_operands(self) -> dict[str, Value]:
+        return {
+            "weights": constant(self.matrices, self.form.codes_in),
+            "scales": constant(self.scales, "float32"),
+            "totals": constant(self.matrices.sum(1, dtype="int32")),
+        }
 
 
 def _quantized_lstm(node: Node, inputs: Operands) -> Sequence[Value | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 from tvm.relax import op
@@ -14,11 +14,8 @@ from nnfuze_tvm.graph.ir import static_shape
 from nnfuze_tvm.graph.recurrent.cell import Math
 from nnfuze_tvm.graph.recurrent.form import Form
 
-Product = Callable[[Value, int], Value]
-"""``(hidden state [1, B, H], direction) -> [1, B, G·H]``: its product with the weights."""
 
-
-def run_steps(node: Node, form: Form, operands: Mapping[str, Value], product: Product | None = None) -> list[Value]:
+def run_steps(node: Node, form: Form, operands: Mapping[str, Value]) -> list[Value]:
     """Return all hidden states ``[T, D, B, H]``, the last ones and, of an LSTM, the cells' last states ``[D, B, H]``.
 
     Parameters
@@ -28,15 +25,13 @@ def run_steps(node: Node, form: Form, operands: Mapping[str, Value], product: Pr
     form : Form
         What is computed.
     operands : mapping of str to Expr
-        The operands that `Form` states, by name; ``weights`` may be left out if there is a product.
-    product : callable, optional
-        What hidden states are multiplied by. A GRU whose gates come first knows only weights.
+        The operands that `Form` states, by name.
     """
     _, batch, units = static_shape(operands["hidden"])
     rows, width = static_shape(operands["projection"])
     apart = node.emit(op.reshape(operands["projection"], [rows // batch, batch, width]))
     own = {**operands, "projection": apart}
-    directions = [_Direction(node, form, own, n, product) for n in range(len(form.cells))]
+    directions = [_Direction(node, form, own, n) for n in range(len(form.cells))]
     for direction in directions:
         direction.run()
     states = [[op.reshape(each, [1, 1, batch, units]) for each in direction.states] for direction in directions]
@@ -78,15 +73,12 @@ class _Direction:
     Its projection has steps and sequences apart.
     """
 
-    def __init__(
-        self, node: Node, form: Form, operands: Mapping[str, Value], direction: int, product: Product | None
-    ) -> None:
+    def __init__(self, node: Node, form: Form, operands: Mapping[str, Value], direction: int) -> None:
         self.node, self.form, self.direction = node, form, direction
         self.equations = form.cells[direction]
         self.projection = operands["projection"]
         self.math = _relax(node, str(self.projection.ty.dtype))
-        self.weights = self._matrix(operands["weights"]) if product is None else None
-        self.product = product or (lambda hidden, _: op.matmul(hidden, self.weights))
+        self.weights = self._matrix(operands["weights"])
         self.hidden = self._own(operands["hidden"])
         self.cell = self._own(operands["cell"]) if form.kind == "lstm" else self.hidden
         self.bias = self._own(operands["bias"]) if form.has_bias else None
@@ -132,7 +124,7 @@ class _Direction:
             self.hidden = self._waiting(inputs)
             return
         m, emit, gates = self.math, self.node.emit, self.form.gates
-        products = emit(self.product(self.hidden, self.direction))
+        products = emit(op.matmul(self.hidden, self.weights))
         if self.form.kind == "gru":
             own, other = self._pieces(inputs, 3), self._pieces(products, 3)
             assert self.bias is not None

@@ -171,11 +171,11 @@ def dtype_of(expr: relax.Expr) -> str:
     return "" if dtype is None else str(dtype.dtype)
 
 
-def along(values: np.ndarray, axis: int, rank: int) -> np.ndarray:
-    """Return a scalar or per-channel parameter with ``rank`` dimensions."""
-    shape = [1] * rank
-    if values.size > 1:
-        shape[axis % rank] = values.size
+def along(values: Any, axis: int, rank: int) -> Any:
+    """Return a scalar or per-channel parameter, an array or a tensor of PyTorch, with ``rank`` dimensions."""
+    shape, count = [1] * rank, len(values.reshape(-1))
+    if count > 1:
+        shape[axis % rank] = count
     return values.reshape(shape)
 
 

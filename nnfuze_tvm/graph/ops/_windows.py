@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,17 +14,30 @@ def accumulator(dtype: np.dtype) -> np.dtype:
 
 
 def to_channels_first(data: np.ndarray, layout: str) -> np.ndarray:
-    """Return ``data`` with its axes in the order N, C, then the others as they are in ``layout``."""
-    spatial = [axis for axis, letter in enumerate(layout) if letter not in "NCOI"]
-    first = [layout.index(letter) for letter in ("NC" if "N" in layout else "OI")]
-    return data.transpose([*first, *spatial])
+    """Return ``data`` with its axes in the order N, C (of weights O, I), then the others as they are in ``layout``."""
+    return data.transpose(channels_first(layout))
 
 
 def from_channels_first(data: np.ndarray, layout: str) -> np.ndarray:
     """Return ``data`` of axes N, C, then the others, in the order of ``layout``."""
-    spatial = [letter for letter in layout if letter not in "NC"]
-    order = ["N", "C", *spatial]
-    return data.transpose([order.index(letter) for letter in layout])
+    return data.transpose(np.argsort(channels_first(layout)))
+
+
+def channels_first(layout: str) -> list[int]:
+    """Return the axes of ``layout`` in the order N, C (of weights O, I), then the others."""
+    first = [layout.index(letter) for letter in ("NC" if "N" in layout else "OI")]
+    return [*first, *(axis for axis in range(len(layout)) if axis not in first)]
+
+
+def padded_to(torch: Any, data: Any, before: Sequence[int], reach: Sequence[int], fill: float = 0) -> Any:
+    """Return a PyTorch tensor ``[N, C, …]`` padded in front, and cut or padded behind to a length per axis."""
+    widths = [w for b, r, n in zip(before, reach, data.shape[2:], strict=True) for w in (r - b - n, b)]
+    return torch.nn.functional.pad(data, widths[::-1], value=fill) if any(widths) else data
+
+
+def reach_of(count: Sequence[int], size: Sequence[int], strides: Sequence[int], dilation: Sequence[int]) -> list[int]:
+    """Return how far ``count`` windows reach along each axis."""
+    return [(n - 1) * s + (k - 1) * d + 1 for n, s, k, d in zip(count, strides, size, dilation, strict=True)]
 
 
 def windows(
@@ -48,7 +62,7 @@ def windows(
         What is padded with.
     """
     rank = len(size)
-    reach = [(n - 1) * s + (k - 1) * d + 1 for n, s, k, d in zip(count, strides, size, dilation, strict=True)]
+    reach = reach_of(count, size, strides, dilation)
     widths = [(0, 0), (0, 0)]
     widths += [(b, max(0, r - b - e)) for b, r, e in zip(before, reach, data.shape[2:], strict=True)]
     padded = np.pad(data, widths, constant_values=np.asarray(fill, data.dtype)) if np.any(widths) else data

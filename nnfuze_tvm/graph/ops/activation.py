@@ -15,7 +15,7 @@ from nnfuze_tvm.graph.dataflow import Value
 from nnfuze_tvm.graph.integers.context import Integers, number
 from nnfuze_tvm.graph.integers.values import Known
 from nnfuze_tvm.graph.ops.elementwise import erf, operator
-from nnfuze_tvm.graph.ops.operator import Example, Operator, always, grows
+from nnfuze_tvm.graph.ops.operator import Example, Operator, Train, always, grows
 
 
 def _relu(context: Integers, call: Call, _: str) -> Known | None:
@@ -74,6 +74,11 @@ def cut_prelu(removal: Removal, _: tvm.ir.Var, call: Call, args: list[Value]) ->
     return Call(call.op, [args[0], removal.cut(args[1], [labels])], call.attrs, call.ty_args)
 
 
+def _torch_prelu(torch: Any, call: Call, x: Any, slope: Any) -> Any:
+    shape = [-1 if axis == int(call.attrs.axis) % x.ndim else 1 for axis in range(x.ndim)]
+    return torch.where(x >= 0, x, x * slope.reshape(shape))
+
+
 def _clipped(x: Any) -> Value:
     return op.clip(x, -0.5, 0.75)
 
@@ -87,14 +92,28 @@ def _with_attributes(evaluate: Any, call: Any, **facts: Any) -> Operator:
     return operator(np.positive, 1, call, evaluate=evaluate, **facts)
 
 
+def _torch(name: str, **options: Any) -> Train:
+    """Return how PyTorch computes a function of one tensor that it has itself."""
+    return lambda torch, _, x: getattr(torch.nn.functional, name)(x, **options)
+
+
 OPERATORS = {
     "nn.relu": operator(
-        lambda x: np.maximum(x, 0), 1, op.nn.relu, integer=_relu, nonnegative=always, bounds=True, exact=True, half=True
+        lambda x: np.maximum(x, 0),
+        1,
+        op.nn.relu,
+        train=_torch("relu"),
+        integer=_relu,
+        nonnegative=always,
+        bounds=True,
+        exact=True,
+        half=True,
     ),
     "nn.relu6": operator(
         lambda x: np.clip(x, 0, 6),
         1,
         op.nn.relu6,
+        train=_torch("relu6"),
         integer=_relu6,
         nonnegative=always,
         bounds=True,
@@ -104,23 +123,39 @@ OPERATORS = {
     "clip": _with_attributes(
         _evaluate_clip,
         _clipped,
+        train=lambda torch, _, x, low, high: torch.clamp(x, low, high),
         integer=_clip,
         nonnegative=lambda call, _: number(call.args[1]) >= 0,
         bounds=True,
         exact=True,
         half=True,
     ),
-    "sigmoid": operator(_sigmoid, 1, op.sigmoid, nonnegative=always, of_one=True),
-    "nn.silu": operator(lambda x: x * _sigmoid(x), 1, op.nn.silu, degrees=grows(1)),
-    "nn.gelu": operator(_gelu, 1, op.nn.gelu, degrees=grows(1)),
-    "nn.gelu_tanh": operator(_gelu_tanh, 1, op.nn.gelu_tanh, degrees=grows(1)),
-    "nn.selu": operator(_selu, 1, op.nn.selu, degrees=grows(1)),
-    "nn.leakyrelu": _with_attributes(_leaky, op.nn.leakyrelu, degrees=grows(1), half=True),
-    "nn.softplus": _with_attributes(_softplus, op.nn.softplus),
+    "sigmoid": operator(_sigmoid, 1, op.sigmoid, train=_torch("sigmoid"), nonnegative=always, of_one=True),
+    "nn.silu": operator(lambda x: x * _sigmoid(x), 1, op.nn.silu, train=_torch("silu"), degrees=grows(1)),
+    "nn.gelu": operator(_gelu, 1, op.nn.gelu, train=_torch("gelu"), degrees=grows(1)),
+    "nn.gelu_tanh": operator(
+        _gelu_tanh, 1, op.nn.gelu_tanh, train=_torch("gelu", approximate="tanh"), degrees=grows(1)
+    ),
+    "nn.selu": operator(_selu, 1, op.nn.selu, train=_torch("selu"), degrees=grows(1)),
+    "nn.leakyrelu": _with_attributes(
+        _leaky,
+        op.nn.leakyrelu,
+        train=lambda torch, call, x: torch.nn.functional.leaky_relu(x, float(call.attrs.alpha)),
+        degrees=grows(1),
+        half=True,
+    ),
+    "nn.softplus": _with_attributes(
+        _softplus,
+        op.nn.softplus,
+        train=lambda torch, call, x: torch.nn.functional.softplus(
+            x, float(call.attrs.beta), float(call.attrs.threshold)
+        ),
+    ),
     "nn.prelu": Operator(
         effect="maps",
         evaluate=_prelu,
         examples=(Example(((2, 8, 6, 6), (8,)), lambda x, slope: op.nn.prelu(x, slope, axis=1), constants=1),),
+        train=_torch_prelu,
         couple=couple_prelu,
         cut=cut_prelu,
         degrees=grows(1, None),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from math import prod
+from typing import Any
 
 import numpy as np
 import tvm
@@ -18,7 +19,15 @@ from nnfuze_tvm.graph.dataflow import Value, op_name
 from nnfuze_tvm.graph.integers.context import Integers, weight_constant
 from nnfuze_tvm.graph.integers.values import Known
 from nnfuze_tvm.graph.ir import static_shape
-from nnfuze_tvm.graph.ops._windows import accumulator, from_channels_first, to_channels_first, windows
+from nnfuze_tvm.graph.ops._windows import (
+    accumulator,
+    channels_first,
+    from_channels_first,
+    padded_to,
+    reach_of,
+    to_channels_first,
+    windows,
+)
 from nnfuze_tvm.graph.ops.operator import Example, Layer, Operator
 
 
@@ -33,6 +42,22 @@ def evaluate(call: Call, data: np.ndarray, weight: np.ndarray) -> np.ndarray:
     ints = [[int(each) for each in field] for field in (attrs.strides, attrs.dilation, attrs.padding)]
     seen = windows(data, weight.shape[2:], ints[0], ints[1], ints[2][: len(count)], count, 0)
     return from_channels_first(_products(seen, weight, int(attrs.groups)), layouts[2])
+
+
+def train(torch: Any, call: Call, data: Any, weight: Any) -> Any:
+    """Return what `evaluate` does."""
+    attrs, out_layout = call.attrs, str(call.attrs.out_layout or call.attrs.data_layout)
+    data, weight = (
+        data.permute(channels_first(str(attrs.data_layout))),
+        weight.permute(channels_first(str(attrs.kernel_layout))),
+    )
+    strides, dilation, padding = ([int(e) for e in field] for field in (attrs.strides, attrs.dilation, attrs.padding))
+    size, order = weight.shape[2:], channels_first(out_layout)
+    count = [static_shape(call)[axis] for axis in order[2:]]
+    padded = padded_to(torch, data, padding[: len(size)], reach_of(count, size, strides, dilation))
+    function = getattr(torch.nn.functional, f"conv{len(size)}d")
+    result = function(padded, weight, None, strides, 0, dilation, int(attrs.groups))
+    return result.permute(np.argsort(order).tolist())
 
 
 def _products(seen: np.ndarray, weight: np.ndarray, groups: int) -> np.ndarray:
@@ -207,6 +232,7 @@ def _operator(rank: int, kernels: tuple[str, ...]) -> Operator:
     return Operator(
         effect="layer",
         evaluate=evaluate,
+        train=train,
         examples=(_example(rank, 1, 1), _example(rank, 16, 1), _example(rank, 4, 2)),
         layer=layer,
         macs=macs,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from nnfuze_tvm.graph.dataflow import Value
 from nnfuze_tvm.graph.integers.context import Integers
 from nnfuze_tvm.graph.integers.values import Constant, Known, Quantized, Sum
 from nnfuze_tvm.graph.ir import static_shape
-from nnfuze_tvm.graph.ops.operator import Affine, Example, Operator, always, grows
+from nnfuze_tvm.graph.ops.operator import Affine, Example, Operator, Train, always, grows
 
 Function = Callable[..., np.ndarray]
 
@@ -350,14 +351,29 @@ def _astype(call: Call, value: np.ndarray) -> np.ndarray:
         return value.astype(str(call.attrs.dtype))
 
 
+def _in_torch(name: str) -> Train:
+    """Return how PyTorch computes what it has, most of it under the same name."""
+    names = {
+        "equal": "eq", "floor_mod": "remainder", "left_shift": "bitwise_left_shift", "log_add_exp": "logaddexp",
+        "mod": "fmod", "power": "pow", "right_shift": "bitwise_right_shift",
+    }  # fmt: skip
+
+    def train(torch: Any, _: Call, *values: Any) -> Any:
+        if name == "divide" and not values[0].is_floating_point():
+            return torch.div(*values, rounding_mode="trunc")
+        return getattr(torch, names.get(name, name))(*values)
+
+    return train
+
+
 OPERATORS = {
-    **_binary(),
-    **_unary(),
+    **{name: replace(each, train=_in_torch(name)) for name, each in {**_binary(), **_unary()}.items()},
     "astype": operator(
         np.positive,
         1,
         lambda x: op.astype(x, "float16"),
         evaluate=_astype,
+        train=lambda torch, call, x: x.to(getattr(torch, str(call.attrs.dtype))),
         degrees=grows(1),
         retypes=True,
         exact=True,

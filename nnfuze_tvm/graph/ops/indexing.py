@@ -17,7 +17,7 @@ from nnfuze_tvm.graph.integers.context import Integers
 from nnfuze_tvm.graph.integers.values import Known
 from nnfuze_tvm.graph.ir import static_shape
 from nnfuze_tvm.graph.ops.moving import move
-from nnfuze_tvm.graph.ops.operator import Example, Operator, as_its_operand, grows
+from nnfuze_tvm.graph.ops.operator import Example, Operator, Train, as_its_operand, grows
 
 
 def _take(call: Call, data: np.ndarray, indices: np.ndarray) -> np.ndarray:
@@ -128,12 +128,76 @@ def _triangle(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
     return evaluate
 
 
+def _torch_take(torch: Any, call: Call, data: Any, indices: Any) -> Any:
+    axis = call.attrs.axis
+    data, axis = (data.flatten(), 0) if axis is None else (data, int(axis) % data.ndim)
+    size = data.shape[axis]
+    clips = str(call.attrs.mode) == "clip"
+    places = indices.clamp(0, size - 1) if clips else torch.where(indices < 0, indices + size, indices)
+    return data.index_select(axis, places.flatten()).reshape(static_shape(call))
+
+
+def _torch_gather(torch: Any, call: Call, data: Any, indices: Any) -> Any:
+    axis = int(call.attrs.axis) % data.ndim
+    return torch.gather(data, axis, torch.where(indices < 0, indices + data.shape[axis], indices))
+
+
+def _torch_scatter(torch: Any, call: Call, data: Any, indices: Any, updates: Any) -> Any:
+    axis, reduction = int(call.attrs.axis) % data.ndim, str(call.attrs.reduction)
+    places = torch.where(indices < 0, indices + data.shape[axis], indices)
+    if reduction == "update":
+        return torch.scatter(data, axis, places, updates)
+    combine = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}[reduction]
+    return torch.scatter_reduce(data, axis, places, updates, combine)
+
+
+def _torch_accumulated(name: str, start: float) -> Train:
+    def train(torch: Any, call: Call, data: Any) -> Any:
+        data, axis = (data.flatten(), 0) if call.attrs.axis is None else (data, int(call.attrs.axis))
+        total = getattr(torch, name)(data, axis)
+        if not int(call.attrs.exclusive):
+            return total
+        first = torch.full_like(total.narrow(axis, 0, 1), start)
+        return torch.cat([first, total.narrow(axis, 0, total.shape[axis] - 1)], axis)
+
+    return train
+
+
+def _torch_largest(torch: Any, call: Call, data: Any) -> Any:
+    axis, wanted = int(call.attrs.axis), str(call.attrs.ret_type)
+    values, places = torch.sort(data, dim=axis, descending=bool(call.attrs.largest), stable=True)
+    both = {"values": values, "indices": places}
+    both = {name: each.narrow(axis, 0, int(call.attrs.k)) for name, each in both.items()}
+    return tuple(both.values()) if wanted == "both" else both[wanted]
+
+
+def _torch_ordered(torch: Any, call: Call, data: Any) -> Any:
+    return torch.sort(data, dim=int(call.attrs.axis), descending=bool(call.attrs.descending)).values
+
+
+def _torch_triangle(name: str) -> Train:
+    return lambda torch, _, data, offset: getattr(torch, name)(data, offset)
+
+
+def _torch_repeat(torch: Any, call: Call, data: Any) -> Any:
+    axis = None if call.attrs.axis is None else int(call.attrs.axis)
+    return torch.repeat_interleave(data, int(call.attrs.repeats), axis)
+
+
+def _torch_filled(torch: Any, call: Call, *_: Any) -> Any:
+    return torch.from_numpy(_filled(call))
+
+
 def _filled(call: Call, *_: Any) -> np.ndarray:
     return np.full(static_shape(call), 1 if call.op.name.endswith(("ones", "ones_like")) else 0)
 
 
 def _full(call: Call, *values: Any) -> np.ndarray:
     return np.full(static_shape(call), values[1])
+
+
+def _torch_full(_: Any, call: Call, *values: Any) -> Any:
+    return values[1].broadcast_to(static_shape(call))
 
 
 def _operator(evaluate: Any, *examples: Example, **facts: Any) -> Operator:
@@ -148,6 +212,7 @@ OPERATORS = {
     "take": _operator(
         _take,
         Example(_DATA, lambda x: op.take(x, relax.const(np.array([5, 0, 2])), 1)),
+        train=_torch_take,
         couple=_couple_take,
         degrees=grows(1, None),
         moves=_picks,
@@ -158,11 +223,13 @@ OPERATORS = {
     "gather_elements": _operator(
         _gather_elements,
         Example(_DATA, lambda x: op.gather_elements(x, relax.const(np.arange(24).reshape(2, 2, 6) % 8), 1)),
+        train=_torch_gather,
         degrees=grows(1, None),
     ),
     "scatter_elements": Operator(
         effect="mixes",
         evaluate=_scattered,
+        train=_torch_scatter,
         examples=tuple(
             Example(
                 (*_DATA, (2, 3, 6)),
@@ -177,29 +244,56 @@ OPERATORS = {
     "topk": Operator(
         effect="mixes",
         evaluate=_largest,
+        train=_torch_largest,
         examples=tuple(
             Example(_DATA, lambda x, largest=largest: op.topk(x, 3, 1, "both", largest, "int64"))
             for largest in (True, False)
         ),
         kernels=("fallback",),
     ),
-    "flip": _operator(_flip, Example(_DATA, lambda x: op.flip(x, 1)), degrees=grows(1)),
-    "tile": _operator(_tile, Example(_DATA, lambda x: op.tile(x, (2, 1, 3))), degrees=grows(1)),
-    "repeat": _operator(_repeat, Example(_DATA, lambda x: op.repeat(x, 2, 1)), degrees=grows(1)),
+    "flip": _operator(
+        _flip,
+        Example(_DATA, lambda x: op.flip(x, 1)),
+        train=lambda _, call, data: data.flip(int(call.attrs.axis)),
+        degrees=grows(1),
+    ),
+    "tile": _operator(
+        _tile,
+        Example(_DATA, lambda x: op.tile(x, (2, 1, 3))),
+        train=lambda torch, call, data: torch.tile(data, [int(each) for each in call.attrs.repeats]),
+        degrees=grows(1),
+    ),
+    "repeat": _operator(_repeat, Example(_DATA, lambda x: op.repeat(x, 2, 1)), train=_torch_repeat, degrees=grows(1)),
     "cumsum": _operator(
         _accumulated(np.cumsum, 0),
         Example(_DATA, lambda x: op.cumsum(x, 1)),
+        train=_torch_accumulated("cumsum", 0),
         degrees=grows(1),
         kernels=("scan",),
     ),
-    "cumprod": _operator(_accumulated(np.cumprod, 1), Example(_DATA, lambda x: op.cumprod(x, 1)), kernels=("scan",)),
-    "sort": _operator(_ordered, Example(_DATA, lambda x: op.sort(x, -1))),
-    "tril": _operator(_triangle(np.tril), Example(_DATA, lambda x: op.tril(x, 0))),
-    "triu": _operator(_triangle(np.triu), Example(_DATA, lambda x: op.triu(x, 1))),
-    "zeros": _operator(_filled),
-    "ones": _operator(_filled),
-    "zeros_like": _operator(_filled),
-    "ones_like": _operator(_filled),
-    "full": _operator(_full),
-    "full_like": _operator(_full),
+    "cumprod": _operator(
+        _accumulated(np.cumprod, 1),
+        Example(_DATA, lambda x: op.cumprod(x, 1)),
+        train=_torch_accumulated("cumprod", 1),
+        kernels=("scan",),
+    ),
+    "sort": _operator(
+        _ordered,
+        Example(_DATA, lambda x: op.sort(x, -1)),
+        train=lambda torch, call, data: (
+            torch.sort(data, dim=int(call.attrs.axis), descending=bool(call.attrs.descending)).values
+        ),
+    ),
+    "tril": _operator(
+        _triangle(np.tril),
+        Example(_DATA, lambda x: op.tril(x, 0)),
+        train=lambda torch, _, data, offset: torch.tril(data, offset),
+    ),
+    "triu": _operator(
+        _triangle(np.triu),
+        Example(_DATA, lambda x: op.triu(x, 1)),
+        train=lambda torch, _, data, offset: torch.triu(data, offset),
+    ),
+    **{name: _operator(_filled, train=_torch_filled) for name in ("zeros", "ones", "zeros_like", "ones_like")},
+    **{name: _operator(_full, train=_torch_full) for name in ("full", "full_like")},
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tvm
@@ -21,6 +22,11 @@ from nnfuze_tvm.graph.ops.operator import Example, Operator
 def _evaluate(call: Call, parts: list[np.ndarray]) -> np.ndarray:
     axis = call.attrs.axis
     return np.concatenate([part.ravel() for part in parts] if axis is None else parts, 0 if axis is None else int(axis))
+
+
+def _joined(torch: Any, call: Call, parts: list[Any]) -> Any:
+    axis = call.attrs.axis
+    return torch.cat([part.flatten() for part in parts] if axis is None else parts, 0 if axis is None else int(axis))
 
 
 def _stacked(call: Call, parts: list[np.ndarray]) -> np.ndarray:
@@ -95,6 +101,7 @@ OPERATORS = {
     "concat": Operator(
         effect="joins",
         evaluate=_evaluate,
+        train=_joined,
         examples=(Example(((2, 8, 6, 6), (2, 4, 6, 6)), lambda x, y: op.concat([x, y], 1)),),
         couple=_couple,
         integer=_integer,
@@ -106,5 +113,6 @@ OPERATORS = {
     "stack": Operator(
         effect="mixes",
         evaluate=_stacked,
+        train=lambda torch, call, parts: torch.stack(parts, int(call.attrs.axis)),
     ),
 }

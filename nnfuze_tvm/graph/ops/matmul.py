@@ -147,6 +147,7 @@ OPERATORS = {
     "matmul": Operator(
         effect="layer",
         evaluate=evaluate,
+        train=lambda torch, _, left, right: torch.matmul(left, right),
         examples=(
             Example(((1, 32), (32, 24)), op.matmul, constants=1),
             Example(((5, 32), (32, 24)), op.matmul, constants=1),

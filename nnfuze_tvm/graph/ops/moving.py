@@ -24,6 +24,10 @@ def _reshaped(call: Call, value: np.ndarray, *_: Any) -> np.ndarray:
     return value.reshape(static_shape(call))
 
 
+def _torch_reshape(_: Any, call: Call, value: Any, *_shape: Any) -> Any:
+    return value.reshape(static_shape(call))
+
+
 def _permuted(call: Call, value: np.ndarray) -> np.ndarray:
     return value.transpose(_order(call))
 
@@ -42,6 +46,18 @@ def _pieces(call: Call, value: np.ndarray, *_: Any) -> tuple[np.ndarray, ...]:
     axis = int(call.attrs.axis) % value.ndim
     sizes = [int(field.shape.values[axis]) for field in call.ty.fields]
     return tuple(np.split(value, np.cumsum(sizes)[:-1], axis))
+
+
+def _torch_slice(torch: Any, call: Call, value: Any, *_: Any) -> Any:
+    for axis, taken in (slices(call, value.ndim) or {}).items():
+        places = range(*taken.indices(value.shape[axis]))
+        value = value.index_select(axis, torch.tensor(list(places), dtype=torch.int64))
+    return value
+
+
+def _torch_pieces(torch: Any, call: Call, value: Any, *_: Any) -> Any:
+    axis = int(call.attrs.axis) % value.ndim
+    return torch.split(value, [int(field.shape.values[axis]) for field in call.ty.fields], axis)
 
 
 def _order(call: Call) -> tuple[int, ...]:
@@ -297,7 +313,13 @@ def _operator(evaluate: Any, *examples: Example, **facts: Any) -> Operator:
 
 
 def _shape_operator(*examples: Example, **facts: Any) -> Operator:
-    found = {"couple": couple_reshape, "integer": _integer_reshape, "batch": _batch_reshape, "folds": True}
+    found = {
+        "train": _torch_reshape,
+        "couple": couple_reshape,
+        "integer": _integer_reshape,
+        "batch": _batch_reshape,
+        "folds": True,
+    }
     return _operator(_reshaped, *examples, **{**found, **facts})
 
 
@@ -312,6 +334,7 @@ OPERATORS = {
     "permute_dims": _operator(
         _permuted,
         Example((_DATA,), lambda x: op.permute_dims(x, [0, 2, 3, 1])),
+        train=lambda _, call, value: value.permute(_order(call)),
         couple=_couple_permutation,
         integer=_integer_permutation,
         batch=along(_position),
@@ -320,6 +343,7 @@ OPERATORS = {
     "strided_slice": _operator(
         _sliced,
         Example((_DATA,), lambda x: op.strided_slice(x, [1, 3], [2, 5], [8, 0], [2, -1])),
+        train=_torch_slice,
         couple=_couple_slice,
         cut=_cut_slice,
         transposed=_transposed_slice,
@@ -327,6 +351,7 @@ OPERATORS = {
     "split": _operator(
         _pieces,
         Example((_DATA,), lambda x: op.split(x, [3], 1)),
+        train=_torch_pieces,
         couple=_couple_split,
         cut=_cut_split,
         integer=_integer_split,
@@ -335,6 +360,10 @@ OPERATORS = {
         kernels=("fallback",),
     ),
     "broadcast_to": _operator(
-        _broadcast, Example(((2, 8, 1, 1),), lambda x: op.broadcast_to(x, _DATA)), half=False, folds=True
+        _broadcast,
+        Example(((2, 8, 1, 1),), lambda x: op.broadcast_to(x, _DATA)),
+        train=lambda _, call, value, *shape: value.broadcast_to(static_shape(call)),
+        half=False,
+        folds=True,
     ),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from nnfuze_tvm.graph.ops.operator import Example, Operator, always
 from nnfuze_tvm.graph.ops.reduction import axes_of
 
 
-def _vector(values: np.ndarray, axis: int, rank: int) -> np.ndarray:
+def _vector(values: Any, axis: int, rank: int) -> Any:
     return values.reshape([-1 if one == axis % rank else 1 for one in range(rank)])
 
 
@@ -60,6 +60,46 @@ def _rms_norm(call: Call, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     axes = tuple(axes_of(call.attrs.axes, x.ndim))
     wide = x.astype(np.result_type(x.dtype, np.float32))
     return wide / np.sqrt(np.square(wide).mean(axes, keepdims=True) + float(call.attrs.epsilon)) * weight
+
+
+def _torch_batch_norm(torch: Any, call: Call, x: Any, *moments: Any) -> tuple[Any, Any, Any]:
+    assert not call.attrs.training
+    gamma, beta, mean, variance = (_vector(each, int(call.attrs.axis), x.ndim) for each in moments)
+    result = (x - mean) * torch.rsqrt(variance + float(call.attrs.epsilon))
+    if call.attrs.scale:
+        result = result * gamma
+    return result + beta if call.attrs.center else result, moments[2], moments[3]
+
+
+def _torch_normalized(torch: Any, x: Any, axes: Sequence[int], epsilon: float) -> Any:
+    variance, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
+    return (x - mean) * torch.rsqrt(variance + epsilon)
+
+
+def _torch_layer_norm(torch: Any, call: Call, x: Any, gamma: Any, beta: Any) -> Any:
+    axes = axes_of(call.attrs.axes, x.ndim)
+    shape = [size if axis in axes else 1 for axis, size in enumerate(x.shape)]
+    normal = _torch_normalized(torch, x, axes, float(call.attrs.epsilon))
+    return normal * gamma.reshape(shape) + beta.reshape(shape)
+
+
+def _torch_instance_norm(torch: Any, call: Call, x: Any, gamma: Any, beta: Any) -> Any:
+    axis = int(call.attrs.channel_axis)
+    normal = _torch_normalized(torch, x, axes_of(call.attrs.axes, x.ndim), float(call.attrs.epsilon))
+    return normal * _vector(gamma, axis, x.ndim) + _vector(beta, axis, x.ndim)
+
+
+def _torch_group_norm(torch: Any, call: Call, x: Any, gamma: Any, beta: Any) -> Any:
+    axis, count = int(call.attrs.channel_axis) % x.ndim, int(call.attrs.num_groups)
+    axes = [one + (one >= axis) for one in axes_of(call.attrs.axes, x.ndim) if one != axis]
+    apart = x.reshape(*x.shape[:axis], count, -1, *x.shape[axis + 1 :])
+    normal = _torch_normalized(torch, apart, [axis + 1, *axes], float(call.attrs.epsilon)).reshape(x.shape)
+    return normal * _vector(gamma, axis, x.ndim) + _vector(beta, axis, x.ndim)
+
+
+def _torch_rms_norm(torch: Any, call: Call, x: Any, weight: Any) -> Any:
+    square = torch.square(x).mean(axes_of(call.attrs.axes, x.ndim), keepdim=True)
+    return x * torch.rsqrt(square + float(call.attrs.epsilon)) * weight
 
 
 def _softmax(call: Call, x: np.ndarray) -> np.ndarray:
@@ -128,12 +168,14 @@ OPERATORS = {
             high=1.5,
         ),
         couple=couple_per_channel,
+        train=_torch_batch_norm,
         cut=cut_per_channel,
         kernels=("elementwise",),
     ),
     "nn.instance_norm": _operator(
         _instance_norm,
         Example((_DATA, (8,), (8,)), lambda x, g, b: op.nn.instance_norm(x, g, b, 1, [2, 3]), constants=2),
+        train=_torch_instance_norm,
         couple=couple_per_channel,
         cut=cut_per_channel,
         kernels=("reduction", "fallback"),
@@ -141,27 +183,34 @@ OPERATORS = {
     "nn.group_norm": _operator(
         _group_norm,
         Example((_DATA, (8,), (8,)), lambda x, g, b: op.nn.group_norm(x, g, b, 2, 1, [2, 3]), constants=2),
+        train=_torch_group_norm,
         kernels=("reduction", "fallback"),
     ),
     "nn.layer_norm": _operator(
         _layer_norm,
         Example(((2, 6, 32), (32,), (32,)), lambda x, g, b: op.nn.layer_norm(x, g, b, -1), constants=2),
+        train=_torch_layer_norm,
         couple=_fixed_axes("axes"),
     ),
     "nn.rms_norm": _operator(
         _rms_norm,
         Example(((2, 6, 32), (32,)), lambda x, g: op.nn.rms_norm(x, g, -1), constants=1),
+        train=_torch_rms_norm,
         couple=_fixed_axes("axes"),
     ),
     "nn.softmax": _operator(
         _softmax,
         Example(((2, 6, 32),), lambda x: op.nn.softmax(x, -1)),
+        train=lambda torch, call, x: torch.softmax(x, int(call.attrs.axis)),
         couple=_fixed_axes("axis"),
         nonnegative=always,
         of_one=True,
         batch=along(_position),
     ),
     "nn.log_softmax": _operator(
-        _log_softmax, Example(((2, 6, 32),), lambda x: op.nn.log_softmax(x, -1)), couple=_fixed_axes("axis")
+        _log_softmax,
+        Example(((2, 6, 32),), lambda x: op.nn.log_softmax(x, -1)),
+        train=lambda torch, call, x: torch.log_softmax(x, int(call.attrs.axis)),
+        couple=_fixed_axes("axis"),
     ),
 }

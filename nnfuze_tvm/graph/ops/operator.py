@@ -18,6 +18,9 @@ from nnfuze_tvm.graph.integers.context import IntegerForm
 Evaluate = Callable[..., Any]
 """``(call, *operands) -> array``, or a tuple of arrays; see `evaluate` for what operands are."""
 
+Train = Callable[..., Any]
+"""``(torch, call, *operands) -> tensor``, or a tuple of them: what `Evaluate` is, with PyTorch, which is handed in."""
+
 Effect = Literal["layer", "moves", "joins", "maps", "averages", "mixes"]
 """What an operator does to values: multiplies them by weights; puts the same numbers in another place; puts those of
 several tensors side by side; computes element by element; averages; or anything else."""
@@ -104,6 +107,8 @@ class Operator:
         What it does to values, see `Effect`.
     evaluate : callable, optional
         Computes it with NumPy, see `Evaluate`; without it TVM's own kernel is compiled.
+    train : callable, optional
+        Computes it with PyTorch, see `Train`; its gradients are PyTorch's. No operand is changed in place.
     examples : tuple of Example
         Calls that its test makes.
     family : str
@@ -171,6 +176,7 @@ class Operator:
 
     effect: Effect
     evaluate: Evaluate | None = None
+    train: Train | None = None
     examples: tuple[Example, ...] = ()
     family: str = ""
     layer: Callable[[Call], Layer | None] | None = None

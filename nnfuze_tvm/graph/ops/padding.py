@@ -16,6 +16,9 @@ from nnfuze_tvm.graph.integers.values import Known, Quantized
 from nnfuze_tvm.graph.ir import static_shape
 from nnfuze_tvm.graph.ops.operator import Example, Operator
 
+# What NumPy calls them.
+_MODES = {"replicate": "edge", "circular": "wrap"}
+
 
 def _widths(call: Call) -> np.ndarray:
     return np.array([int(width) for width in call.attrs.pad_width]).reshape(-1, 2)
@@ -25,7 +28,18 @@ def _evaluate(call: Call, value: np.ndarray, *_: Any) -> np.ndarray:
     mode = str(call.attrs.pad_mode)
     if mode == "constant":
         return np.pad(value, _widths(call), constant_values=np.asarray(call.attrs.pad_value, value.dtype))
-    return np.pad(value, _widths(call), {"replicate": "edge", "circular": "wrap"}.get(mode, mode))  # type: ignore[call-overload]
+    return np.pad(value, _widths(call), _MODES.get(mode, mode))  # type: ignore[call-overload]
+
+
+def _train(torch: Any, call: Call, value: Any, *_: Any) -> Any:
+    mode, widths = str(call.attrs.pad_mode), _widths(call)
+    if mode == "constant":
+        behind_first = [int(width) for pair in widths[::-1] for width in pair]
+        return torch.nn.functional.pad(value, behind_first, value=float(call.attrs.pad_value))
+    for axis, width in enumerate(widths):
+        places = np.pad(np.arange(value.shape[axis]), width, _MODES.get(mode, mode))  # type: ignore[call-overload]
+        value = value.index_select(axis, torch.from_numpy(places))
+    return value
 
 
 def _couple(coupling: Coupling, var: tvm.ir.Var, call: Call) -> Labels:
@@ -55,6 +69,7 @@ OPERATORS = {
     "nn.pad": Operator(
         effect="moves",
         evaluate=_evaluate,
+        train=_train,
         examples=(Example(((2, 8, 6, 6),), lambda x: op.nn.pad(x, [0, 0, 0, 0, 1, 2, 0, 1])),),
         couple=_couple,
         integer=_integer,

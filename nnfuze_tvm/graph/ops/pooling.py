@@ -19,7 +19,14 @@ from nnfuze_tvm.graph.integers.context import Integers, checked, scaled
 from nnfuze_tvm.graph.integers.values import Known, Quantized
 from nnfuze_tvm.graph.integers.windows import reduce_sum, window_sum
 from nnfuze_tvm.graph.ir import static_shape
-from nnfuze_tvm.graph.ops._windows import from_channels_first, to_channels_first, windows
+from nnfuze_tvm.graph.ops._windows import (
+    channels_first,
+    from_channels_first,
+    padded_to,
+    reach_of,
+    to_channels_first,
+    windows,
+)
 from nnfuze_tvm.graph.ops.moving import move
 from nnfuze_tvm.graph.ops.operator import Example, Operator, as_its_operand
 
@@ -35,7 +42,7 @@ def _seen(call: Call, data: np.ndarray, fill: float) -> np.ndarray:
     return windows(first, sizes, strides, dilation, padding[: len(sizes)], count, fill)
 
 
-def _inner(view: np.ndarray) -> tuple[int, ...]:
+def _inner(view: Any) -> tuple[int, ...]:
     return tuple(range(2 + (view.ndim - 2) // 2, view.ndim))
 
 
@@ -69,6 +76,47 @@ def _counts(call: Call, shape: Sequence[int], out_shape: Sequence[int], channels
     return counts
 
 
+def _torch_windows(torch: Any, call: Call, data: Any, fill: float) -> Any:
+    """Return what `_seen` does."""
+    attrs, order = call.attrs, channels_first(str(call.attrs.layout))
+    count = [static_shape(call)[axis] for axis in order[2:]]
+    sizes, strides, dilation, padding = (
+        [int(each) for each in field] for field in (attrs.pool_size, attrs.strides, attrs.dilation, attrs.padding)
+    )
+    reach = reach_of(count, sizes, strides, dilation)
+    view = padded_to(torch, data.permute(order), padding[: len(sizes)], reach, fill)
+    for axis, (size, stride, apart) in enumerate(zip(sizes, strides, dilation, strict=True), start=2):
+        view = view.unfold(axis, (size - 1) * apart + 1, stride)[..., ::apart]
+    return view
+
+
+def _torch_largest(torch: Any, call: Call, data: Any) -> Any:
+    view = _torch_windows(torch, call, data, -torch.inf)
+    return view.amax(_inner(view)).permute(np.argsort(channels_first(str(call.attrs.layout))).tolist())
+
+
+def _torch_average(torch: Any, call: Call, data: Any) -> Any:
+    view = _torch_windows(torch, call, data, 0.0)
+    counts = _counts(call, static_shape(call.args[0]), static_shape(call), channels_first=True)
+    result = view.sum(_inner(view)) / torch.from_numpy(counts).to(view.dtype)
+    return result.permute(np.argsort(channels_first(str(call.attrs.layout))).tolist())
+
+
+def _torch_adaptive(torch: Any, call: Call, data: Any) -> Any:
+    order = channels_first(str(call.attrs.layout))
+    result = data.permute(order)
+    for axis in range(2, len(order)):
+        length, size = result.shape[axis], static_shape(call)[order[axis]]
+        parts = [result.narrow(axis, start, end - start) for start, end in _borders(length, size)]
+        result = torch.cat([part.mean(axis, keepdim=True) for part in parts], axis)
+    return result.permute(np.argsort(order).tolist())
+
+
+def _borders(length: int, size: int) -> list[tuple[int, int]]:
+    """Return where each of ``size`` windows of an adaptive pooling begins and ends."""
+    return [(i * length // size, -(-(i + 1) * length // size)) for i in range(size)]
+
+
 def _adaptive(call: Call, data: np.ndarray) -> np.ndarray:
     layout = str(call.attrs.layout)
     first = to_channels_first(data, layout)
@@ -76,7 +124,7 @@ def _adaptive(call: Call, data: np.ndarray) -> np.ndarray:
     result = first.astype(np.result_type(data.dtype, np.float32))
     for axis, size in enumerate(sizes, start=2):
         length = first.shape[axis]
-        borders = [(i * length // size, -(-(i + 1) * length // size)) for i in range(size)]
+        borders = _borders(length, size)
         parts = [result.take(range(start, end), axis).mean(axis, keepdims=True) for start, end in borders]
         result = np.concatenate(parts, axis)
     return from_channels_first(result, layout)
@@ -165,6 +213,7 @@ def _operators(rank: int) -> dict[str, Operator]:
         f"nn.max_pool{rank}d": Operator(
             effect="moves",
             evaluate=_largest,
+            train=_torch_largest,
             examples=(Example((data,), partial(largest, **window)),),
             integer=move,
             nonnegative=as_its_operand,
@@ -174,6 +223,7 @@ def _operators(rank: int) -> dict[str, Operator]:
         f"nn.avg_pool{rank}d": Operator(
             effect="averages",
             evaluate=_average,
+            train=_torch_average,
             examples=(Example((data,), partial(average, **window)),),
             integer=_integer_average,
             **common,
@@ -181,6 +231,7 @@ def _operators(rank: int) -> dict[str, Operator]:
         f"nn.adaptive_avg_pool{rank}d": Operator(
             effect="averages",
             evaluate=_adaptive,
+            train=_torch_adaptive,
             examples=(Example((data,), partial(adaptive, output_size=(1,) * rank)),),
             integer=_integer_adaptive,
             # TVM writes it as loops of varying length, which a rule takes behind a convolution only (channels last).

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from tvm.ir import Call
 from tvm.relax import op
@@ -10,7 +12,7 @@ from nnfuze_tvm.graph.dataflow import Value, op_name
 from nnfuze_tvm.graph.integers.context import IntegerForm, Integers, Unsupported, along, dtype_of
 from nnfuze_tvm.graph.integers.sums import stored
 from nnfuze_tvm.graph.integers.values import Codes, Constant, ConstantCodes, Known, Parts, Quantized, Sum
-from nnfuze_tvm.graph.ops.operator import Evaluate, Operator
+from nnfuze_tvm.graph.ops.operator import Evaluate, Operator, Train
 
 
 def _quantized(call: Call, data: np.ndarray, scale: np.ndarray, zero_point: np.ndarray) -> np.ndarray:
@@ -78,10 +80,26 @@ def _transposed(call: Call, sources: list[Value], axes: tuple[int, ...]) -> Valu
     return function(sources[0], *call.args[1:3], axes[int(call.attrs.axis)], call.attrs.out_dtype)
 
 
-def _operator(evaluate: Evaluate, integer: IntegerForm) -> Operator:
+def _torch_quantize(torch: Any, call: Call, data: Any, scale: Any, zero_point: Any) -> Any:
+    """Return codes in floats; the gradient of rounding is one (Bengio et al. 2013), that of saturation zero."""
+    limits, axis = np.iinfo(str(call.attrs.out_dtype)), int(call.attrs.axis)
+    scale, zero_point = (along(each, axis, data.ndim) for each in (scale, zero_point))
+    exact = data / scale
+    rounded = exact + (torch.round(exact) - exact).detach() + zero_point
+    return rounded.clamp(int(limits.min), int(limits.max))
+
+
+def _torch_dequantize(_: Any, call: Call, codes: Any, scale: Any, zero_point: Any) -> Any:
+    axis = int(call.attrs.axis)
+    scale, zero_point = (along(each, axis, codes.ndim) for each in (scale, zero_point))
+    return (codes.to(scale.dtype) - zero_point.to(scale.dtype)) * scale
+
+
+def _operator(evaluate: Evaluate, train: Train, integer: IntegerForm) -> Operator:
     return Operator(
         effect="maps",
         evaluate=evaluate,
+        train=train,
         integer=integer,
         transposed=_transposed,
         retypes=True,
@@ -90,4 +108,7 @@ def _operator(evaluate: Evaluate, integer: IntegerForm) -> Operator:
     )
 
 
-OPERATORS = {"quantize": _operator(_quantized, _quantize), "dequantize": _operator(_dequantized, _dequantize)}
+OPERATORS = {
+    "quantize": _operator(_quantized, _torch_quantize, _quantize),
+    "dequantize": _operator(_dequantized, _torch_dequantize, _dequantize),
+}

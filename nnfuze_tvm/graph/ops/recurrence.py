@@ -6,7 +6,7 @@ Relax has no operator for them: ``nnfuze.recurrence`` is our own, see `form.Form
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,13 +18,14 @@ from tvm.ir import Call, Op
 from tvm.relax import op
 from tvm.relax.transform.legalize_ops.common import register_legalize
 
+from nnfuze_tvm.errors import NNFuzeError
 from nnfuze_tvm.graph.constants import array, constant
 from nnfuze_tvm.graph.dataflow import Value
 from nnfuze_tvm.graph.integers.context import Integers, Unsupported
 from nnfuze_tvm.graph.integers.values import INT32_MAX
 from nnfuze_tvm.graph.ir import static_shape
 from nnfuze_tvm.graph.ops.operator import Example, Operator, Recurs
-from nnfuze_tvm.graph.recurrent.cell import Activation, Cell, arrays
+from nnfuze_tvm.graph.recurrent.cell import Activation, Cell, Math, arrays, tensors
 from nnfuze_tvm.graph.recurrent.form import LEVELS, Form, Sizes, operand_shapes, operand_types
 from nnfuze_tvm.graph.recurrent.kernel import prim_func
 from nnfuze_tvm.graph.recurrent.tile import Tile
@@ -69,15 +70,16 @@ def evaluate(call: Call, *operands: np.ndarray) -> np.ndarray:
     """Return all hidden states, step by step."""
     form, sizes = _read(call)
     named = dict(zip(form.operands, operands, strict=True))
-    result = np.empty(sizes.result(form), sizes.dtype)
-    for direction in range(sizes.directions):
-        _run(form, sizes, direction, named, result[:, direction])
-    return result
+    m = arrays(np.dtype(sizes.dtype))
+    rows = [_run(form, sizes, d, m, named, partial(_product, form, named, d)) for d in range(sizes.directions)]
+    return np.stack([np.stack(one) for one in rows], 1)
 
 
 def _product(form: Form, named: dict[str, np.ndarray], d: int, states: np.ndarray, columns: slice) -> np.ndarray:
     """Return the product of states and some columns of a direction's weights."""
     weights = named["weights"][d, :, columns]
+    if form.dynamic:
+        return _dynamic_product(states, weights, named["scales"][d, columns])
     if not form.scale:
         return states @ weights
     codes = form.codes(states)
@@ -88,12 +90,30 @@ def _product(form: Form, named: dict[str, np.ndarray], d: int, states: np.ndarra
     return sums.astype("float32") * named["scales"][d, columns]
 
 
-def _run(form: Form, sizes: Sizes, d: int, named: dict[str, np.ndarray], result: np.ndarray) -> None:
-    m, cell = arrays(np.dtype(sizes.dtype)), form.cells[d]
-    hidden, units, product = named["hidden"][d], sizes.hidden, partial(_product, form, named, d)
+def _dynamic_product(states: np.ndarray, weights: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """Return the product of codes of states by their range and codes of weights, as float32."""
+    high, low = np.float32(states.max(initial=0)), np.float32(states.min(initial=0))
+    scale = (high - low) / np.float32(255) or np.float32(1)
+    zero = np.rint(np.clip(-low / scale, 0, 255))
+    codes = np.rint(np.clip(states / scale, -zero, 255 - zero))
+    sums = codes.astype("int64") @ weights.astype("int64")
+    return sums.astype("float32") * (scale * scales)
+
+
+def _parts(values: Any, count: int) -> list[Any]:
+    """Return the last axis in equal parts."""
+    width = values.shape[-1] // count
+    return [values[..., part * width : (part + 1) * width] for part in range(count)]
+
+
+def _run(form: Form, sizes: Sizes, d: int, m: Math, named: Mapping[str, Any], product: Callable[..., Any]) -> list[Any]:
+    """Return the hidden states of one direction by step, and the last state of the cell where that is kept."""
+    cell, units = form.cells[d], sizes.hidden
+    hidden = named["hidden"][d]
     state = named["cell"][d] if form.kind == "lstm" else hidden
-    peepholes = np.split(named["peepholes"][d], 3) if form.peepholes else []
+    peepholes = _parts(named["peepholes"][d], 3) if form.peepholes else []
     projection, width = named["projection"].reshape(sizes.steps, sizes.batch, -1), form.gates * sizes.hidden
+    result: dict[int, Any] = {}
     steps = range(sizes.steps)
     for step in reversed(steps) if form.reverse[d] else steps:
         inputs = projection[step, :, d * width : (d + 1) * width]
@@ -101,9 +121,9 @@ def _run(form: Form, sizes: Sizes, d: int, named: dict[str, np.ndarray], result:
         if form.kind == "rnn":
             hidden = cell.rnn(m, inputs + products)
         elif form.kind == "lstm":
-            hidden, state = cell.lstm(m, np.split(inputs + products, 4, -1), state, peepholes)
+            hidden, state = cell.lstm(m, _parts(inputs + products, 4), state, peepholes)
         else:
-            own, gates = np.split(inputs, 3, -1), np.split(products, 3, -1)
+            own, gates = _parts(inputs, 3), _parts(products, 3)
             update, reset = (cell.gate(m, own[n] + gates[n]) for n in range(2))
             if form.waits:
                 total = own[2] + product(reset * hidden, slice(2 * units, None))
@@ -111,8 +131,25 @@ def _run(form: Form, sizes: Sizes, d: int, named: dict[str, np.ndarray], result:
                 total = own[2] + reset * (gates[2] + named["bias"][d])
             hidden = cell.gru(m, update, total, hidden)
         result[step] = hidden
-    if form.keeps_cell:
-        result[sizes.steps] = state
+    rows = [result[step] for step in steps]
+    return [*rows, state] if form.keeps_cell else rows
+
+
+def train(torch: Any, call: Call, *operands: Any) -> Any:
+    """Return what `evaluate` does; rounding of states to codes has the gradient one."""
+    form, sizes = _read(call)
+    if form.integer:
+        raise NNFuzeError("a recurrent layer of integers can't be trained: give the network in float32")
+    named = dict(zip(form.operands, operands, strict=True))
+
+    def product(d: int, states: Any, columns: slice) -> Any:
+        if form.scale:
+            exact = torch.clamp(states / form.scale, -LEVELS, LEVELS)
+            states = (exact + (torch.round(exact) - exact).detach()) * form.scale
+        return states @ named["weights"][d, :, columns]
+
+    rows = [_run(form, sizes, d, tensors(torch), named, partial(product, d)) for d in range(sizes.directions)]
+    return torch.stack([torch.stack(one) for one in rows], 1)
 
 
 def macs(call: Call) -> int:
@@ -124,6 +161,8 @@ def macs(call: Call) -> int:
 def integer(context: Integers, call: Call, name: str) -> Value | None:
     """Multiply codes of the states by int8 weights; everything else stays in float32."""
     form, _ = _read(call)
+    if form.integer:
+        return None
     if not form.scale:
         raise Unsupported("its states are not quantized")
     weights = context.weight(call.args[1], None)
@@ -138,7 +177,7 @@ def integer(context: Integers, call: Call, name: str) -> Value | None:
     added = [constant(scales, "float32"), constant(totals, "int32")]
     operands = [context.as_float(arg) for arg in call.args]
     operands[1] = constant(weights.codes, "int8")
-    return context.emit(recurrence(replace(form, integer=True), [*operands, *added]), name)
+    return context.emit(recurrence(replace(form, codes_in="int8"), [*operands, *added]), name)
 
 
 def in_8_bits(
@@ -158,6 +197,11 @@ def in_8_bits(
     return recurrence(
         replace(form, scale=float(np.float32((limit or 1.0) / LEVELS))), [call.args[0], wide, *call.args[2:]]
     )
+
+
+def _in_integers(call: Call) -> bool:
+    form, _ = _read(call)
+    return form.integer or bool(form.scale)
 
 
 def states(call: Call) -> tuple[Value, float]:
@@ -213,12 +257,13 @@ OPERATORS = {
     "nnfuze.recurrence": Operator(
         effect="layer",
         evaluate=evaluate,
+        train=train,
         examples=_EXAMPLES,
         macs=macs,
         degrees=lambda call: [None] * len(call.args),
         quantizes=True,
         integer=integer,
-        recurs=Recurs(states, in_8_bits, lambda call: bool(call.attrs.scale)),
+        recurs=Recurs(states, in_8_bits, _in_integers),
         kernels=("recurrence",),
     ),
 }

@@ -17,7 +17,7 @@ from nnfuze_tvm.graph.integers.context import Integers, checked, scaled
 from nnfuze_tvm.graph.integers.values import Known, Quantized
 from nnfuze_tvm.graph.integers.windows import reduce_sum
 from nnfuze_tvm.graph.ir import static_shape
-from nnfuze_tvm.graph.ops.operator import Example, Operator, grows
+from nnfuze_tvm.graph.ops.operator import Example, Operator, Train, grows
 
 Function = Callable[..., np.ndarray]
 
@@ -36,6 +36,30 @@ def _reduced(function: Function) -> Callable[..., np.ndarray]:
         return function(data, axis=axes, keepdims=bool(call.attrs.keepdims))
 
     return evaluate
+
+
+def _in_torch(name: str, **options: Any) -> Train:
+    """Return how PyTorch reduces over several axes."""
+
+    def train(torch: Any, call: Call, data: Any) -> Any:
+        axes = axes_of(call.attrs.axis, data.ndim)
+        return getattr(torch, name)(data, dim=axes, keepdim=bool(call.attrs.keepdims), **options)
+
+    return train
+
+
+def _torch_product(torch: Any, call: Call, data: Any) -> Any:
+    for axis in sorted(axes_of(call.attrs.axis, data.ndim), reverse=True):
+        data = torch.prod(data, dim=axis, keepdim=bool(call.attrs.keepdims))
+    return data
+
+
+def _torch_place(name: str) -> Train:
+    def train(torch: Any, call: Call, data: Any) -> Any:
+        axis = None if call.attrs.axis is None else int(call.attrs.axis)
+        return getattr(torch, name)(data, dim=axis, keepdim=bool(call.attrs.keepdims))
+
+    return train
 
 
 def _position_of(function: Function) -> Callable[..., np.ndarray]:
@@ -97,23 +121,43 @@ def _operator(function: Function, call: Any, **facts: Any) -> Operator:
 
 OPERATORS = {
     "mean": _operator(
-        np.mean, op.mean, effect="averages", integer=_integer_mean, batch=along(_position), transposed=_transposed
+        np.mean,
+        op.mean,
+        train=_in_torch("mean"),
+        effect="averages",
+        integer=_integer_mean,
+        batch=along(_position),
+        transposed=_transposed,
     ),
-    "sum": _operator(np.sum, op.sum, degrees=grows(1), batch=along(_position)),
-    "max": _operator(np.max, op.max, degrees=grows(1), batch=along(_position)),
-    "min": _operator(np.min, op.min, degrees=grows(1), batch=along(_position)),
-    "prod": _operator(np.prod, op.prod),
-    "std": _operator(np.std, op.std, degrees=grows(1), kernels=("pooling", "reduction", "fallback")),
-    "variance": _operator(np.var, op.variance, degrees=grows(2), kernels=("pooling", "reduction", "fallback")),
+    "sum": _operator(np.sum, op.sum, train=_in_torch("sum"), degrees=grows(1), batch=along(_position)),
+    "max": _operator(np.max, op.max, train=_in_torch("amax"), degrees=grows(1), batch=along(_position)),
+    "min": _operator(np.min, op.min, train=_in_torch("amin"), degrees=grows(1), batch=along(_position)),
+    "prod": _operator(np.prod, op.prod, train=_torch_product),
+    "std": _operator(
+        np.std,
+        op.std,
+        train=_in_torch("std", correction=0),
+        degrees=grows(1),
+        kernels=("pooling", "reduction", "fallback"),
+    ),
+    "variance": _operator(
+        np.var,
+        op.variance,
+        train=_in_torch("var", correction=0),
+        degrees=grows(2),
+        kernels=("pooling", "reduction", "fallback"),
+    ),
     "argmax": Operator(
         effect="mixes",
         evaluate=_position_of(np.argmax),
+        train=_torch_place("argmax"),
         examples=(Example(((4, 16),), lambda x: op.argmax(x, -1)),),
         kernels=("reduction",),
     ),
     "argmin": Operator(
         effect="mixes",
         evaluate=_position_of(np.argmin),
+        train=_torch_place("argmin"),
         examples=(Example(((4, 16),), lambda x: op.argmin(x, -1)),),
         kernels=("reduction",),
     ),

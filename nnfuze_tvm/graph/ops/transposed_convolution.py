@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from functools import partial
 from math import prod
+from typing import Any
 
 import numpy as np
 from tvm import relax
@@ -14,7 +15,7 @@ from tvm.ir import Call
 
 from nnfuze_tvm.graph.ir import static_shape
 from nnfuze_tvm.graph.ops import convolution
-from nnfuze_tvm.graph.ops._windows import accumulator, from_channels_first, to_channels_first
+from nnfuze_tvm.graph.ops._windows import accumulator, channels_first, from_channels_first, padded_to, to_channels_first
 from nnfuze_tvm.graph.ops.operator import Example, Operator
 
 
@@ -46,6 +47,20 @@ def evaluate(call: Call, data: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return from_channels_first(result[(slice(None), slice(None), *inside)], out_layout)
 
 
+def train(torch: Any, call: Call, data: Any, weight: Any) -> Any:
+    """Return what `evaluate` does."""
+    attrs, out_layout = call.attrs, str(call.attrs.out_layout or call.attrs.data_layout)
+    data = data.permute(channels_first(str(attrs.data_layout)))
+    weight = weight.permute(channels_first(str(attrs.kernel_layout))).transpose(0, 1)
+    strides, dilation, padding = ([int(e) for e in field] for field in (attrs.strides, attrs.dilation, attrs.padding))
+    function = getattr(torch.nn.functional, f"conv_transpose{data.ndim - 2}d")
+    result = function(data, weight, None, strides, 0, 0, int(attrs.groups), dilation)
+    order = channels_first(out_layout)
+    before = [-pad for pad in padding[: data.ndim - 2]]
+    inside = padded_to(torch, result, before, [static_shape(call)[axis] for axis in order[2:]])
+    return inside.permute(np.argsort(order).tolist())
+
+
 def macs(call: Call) -> int:
     """Return the multiply-accumulates of a transposed convolution."""
     weight = static_shape(call.args[1])
@@ -62,6 +77,7 @@ def _operator(rank: int, kernels: tuple[str, ...]) -> Operator:
     return Operator(
         effect="layer",
         evaluate=evaluate,
+        train=train,
         examples=(_example(rank, 1, 2, 4), _example(rank, 1, 1, 3), _example(rank, 4, 2, 3)),
         layer=convolution.layer,
         macs=macs,

@@ -76,6 +76,23 @@ def arrays(dtype: np.dtype) -> Math:
     )
 
 
+def tensors(torch: Any) -> Math:
+    """Return the functions of PyTorch's tensors; the module is handed in."""
+    return Math(
+        number=float,
+        keep=lambda x: x,
+        exp=torch.exp,
+        log=torch.log,
+        tanh=torch.tanh,
+        sigmoid=torch.sigmoid,
+        absolute=torch.abs,
+        maximum=lambda bound, x: torch.clamp(x, min=bound),
+        minimum=lambda bound, x: torch.clamp(x, max=bound),
+        divide=torch.div,
+        below=lambda x, bound, yes, no: torch.where(x < bound, yes, no),
+    )
+
+
 @dataclass(frozen=True)
 class Activation:
     """One of ONNX's activation functions of recurrent layers, in lower case, with its parameters."""

@@ -26,8 +26,8 @@ class Form:
     - LSTM: ``cell [D, B, H]``, its state at the beginning, and with peepholes ``[D, 3·H]``, those of input, output and
       forget gate;
     - GRU that is linear before the reset: ``bias [D, H]``, which is added to what is reset;
-    - in integers: ``scales [D, G·H]``, what one unit of each sum stands for, and ``totals [D, G·H]``, the int32 sums of
-      the weights of each, for machines that hold states with an offset.
+    - in integers: ``scales [D, G·H]``, what one unit of each sum stands for (where states are dynamic, one unit of its
+      weights), and ``totals [D, G·H]``, the int32 sums of the weights of each, for states that are held with an offset.
 
     The result is ``[T, D, B, H]``, the hidden states; with `keeps_cell` it has a further row, the last states of the
     cells. A reversed direction goes from the last step to the first.
@@ -45,8 +45,10 @@ class Form:
     scale : float
         Where it is not 0, what is multiplied by weights, the hidden state or what is left of it by a reset, is rounded
         before to a multiple of it of at most 127 (`codes`).
-    integer : bool
-        The weights are int8: sums are exact in int32, and become float32 by one multiplication.
+    codes_in : str
+        The type of the weights where they are codes, int8 of at most 127 or int16: sums are exact in int32, and become
+        float32 by one multiplication. Without a scale, states are dynamic: in each step the hidden states of all
+        sequences become codes of 0 to 255 by their own range, as DynamicQuantizeLinear says.
     """
 
     cells: tuple[Cell, ...]
@@ -54,7 +56,7 @@ class Form:
     peepholes: bool = False
     keeps_cell: bool = False
     scale: float = 0.0
-    integer: bool = False
+    codes_in: str = ""
 
     @property
     def kind(self) -> Kind:
@@ -65,6 +67,16 @@ class Form:
     def gates(self) -> int:
         """Sums per hidden unit."""
         return GATES[self.kind]
+
+    @property
+    def integer(self) -> bool:
+        """Whether sums are those of integers."""
+        return bool(self.codes_in)
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether states become codes by their range in each step."""
+        return self.integer and not self.scale
 
     @property
     def waits(self) -> bool:
@@ -111,7 +123,7 @@ class Form:
             "peepholes": int(self.peepholes),
             "keeps_cell": int(self.keeps_cell),
             "scale": self.scale,
-            "integer": int(self.integer),
+            "codes_in": self.codes_in,
         }
 
     @staticmethod
@@ -127,7 +139,7 @@ class Form:
             for n in range(0, len(functions), count)
         )
         facts = (bool(attributes["peepholes"]), bool(attributes["keeps_cell"]))
-        return Form(cells, reverse, *facts, float(attributes["scale"]), bool(attributes["integer"]))
+        return Form(cells, reverse, *facts, float(attributes["scale"]), str(attributes["codes_in"]))
 
 
 @dataclass(frozen=True)
@@ -168,5 +180,5 @@ def operand_shapes(form: Form, sizes: Sizes) -> dict[str, tuple[int, ...]]:
 
 def operand_types(form: Form, sizes: Sizes) -> dict[str, str]:
     """Return the types of the operands by their names, in order."""
-    integers = {"weights": "int8", "totals": "int32"} if form.integer else {}
+    integers = {"weights": form.codes_in, "totals": "int32"} if form.integer else {}
     return {name: integers.get(name, sizes.dtype) for name in form.operands}

@@ -13,8 +13,8 @@ from nnfuze_tvm.graph.recurrent.form import Form, Sizes
 from nnfuze_tvm.graph.recurrent.loops import Loops
 from nnfuze_tvm.graph.recurrent.tile import Held, Place, Spot, Tile
 
-# Adding it rounds a float32 to an integer, which then stands in its low bits.
-_ROUND = 12582912.0
+ROUND = 12582912.0
+"""Adding it rounds a float32 to an integer, which then stands in its low bits."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class IntegerLoops(Loops):
         """
         lanes = value.ty.dtype.lanes
         integers, held = (kind if lanes == 1 else f"{kind}x{lanes}" for kind in ("int32", self.held_type))
-        base = tirx.const(_ROUND + self.dots.shift, "float32")
+        base = tirx.const(ROUND + self.dots.shift, "float32")
         near = self._scaled(value) + (base if lanes == 1 else tirx.Broadcast(base, lanes))
         return tirx.Cast(held, tirx.reinterpret(integers, near))
 
@@ -120,8 +120,12 @@ class IntegerLoops(Loops):
         for row, gate, vector in self._each(gates):
             own = self._place(vector)
             count = tirx.Cast(kind, self.counts[row][gate - gates.start][own])
-            total = count * self.buffers["scales"][self._column(spot, gate, vector)] + begin(row, gate, vector)
+            total = count * self._scale(spot, gate, vector) + begin(row, gate, vector)
             T.buffer_store(self.sums[row][gate - gates.start], total, [own])
+
+    def _scale(self, spot: Spot, gate: int, vector: int) -> Any:
+        """Return what one unit of a sum stands for."""
+        return self.buffers["scales"][self._column(spot, gate, vector)]
 
     def _none(self, spot: Spot, gate: int, vector: int) -> Any:
         """Return what an integer sum begins with: less what the codes' shift will add."""
@@ -148,7 +152,7 @@ class IntegerLoops(Loops):
             weight = source[d, row, column // own * s.hidden + unit]
             if self.width == s.hidden:
                 return weight
-            return tirx.if_then_else(row < s.hidden, weight, tirx.const(0, "int8"))
+            return tirx.if_then_else(row < s.hidden, weight, tirx.const(0, str(source.dtype)))
 
         copy = self._copied(shape, value)
 

@@ -9,6 +9,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from nnfuze_tvm.graph.recurrent.dynamic_loops import DynamicLoops
 from nnfuze_tvm.graph.recurrent.form import Form, Sizes, operand_shapes, operand_types
 from nnfuze_tvm.graph.recurrent.integer_loops import ONE_BY_ONE, Dots, IntegerLoops
 from nnfuze_tvm.graph.recurrent.loops import Loops
@@ -56,7 +57,9 @@ def prim_func(
             *buffers, out = (T.arg(name, each) for name, each in zip((*shapes, "out"), given, strict=True))
             with T.sblock("root"):
                 named = dict(zip(shapes, buffers, strict=True))
-                if form.integer:
+                if form.dynamic:
+                    DynamicLoops(form, sizes, tile, named, out, dots).write(packed)
+                elif form.integer:
                     IntegerLoops(form, sizes, tile, named, out, dots).write(packed)
                 else:
                     Loops(form, sizes, tile, named, out).write(packed)

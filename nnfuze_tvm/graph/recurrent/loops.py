@@ -19,11 +19,13 @@ from nnfuze_tvm.graph.recurrent.form import LEVELS, Form, Sizes
 from nnfuze_tvm.graph.recurrent.tile import Held, Place, Spot, Tile
 
 
-def _alloc(shape: Sequence[int], dtype: str) -> Any:
+def alloc(shape: Sequence[int], dtype: str) -> Any:
+    """Make a buffer of the kernel's own."""
     return T.sblock_alloc_buffer([tirx.IntImm("int64", extent) for extent in shape], dtype, layout=None)
 
 
-def _serial(extent: int) -> Any:
+def serial(extent: int) -> Any:
+    """Open a loop."""
     return T.serial(tirx.IntImm("int64", 0), tirx.IntImm("int64", extent))
 
 
@@ -67,13 +69,13 @@ class Loops:
         """Write everything: packed weights, then direction by direction all steps of some sequences."""
         s, form = self.sizes, self.form
         # Half of the double buffer, which state, sequence, unit.
-        self.state = _alloc((2, self.states, s.batch, s.hidden), s.dtype)
+        self.state = alloc((2, self.states, s.batch, s.hidden), s.dtype)
         self.held: Any = None
         if form.scale:
-            self.held = _alloc((2, s.batch, self.width), self.held_type)
+            self.held = alloc((2, s.batch, self.width), self.held_type)
         if form.waits:
-            self.update = _alloc((s.batch, s.hidden), s.dtype)
-            self.reset = _alloc((s.batch, self.width), self.held_type)
+            self.update = alloc((s.batch, s.hidden), s.dtype)
+            self.reset = alloc((s.batch, self.width), self.held_type)
         # One buffer for each gate of each row: small ones live in registers.
         gates = 2 if form.waits else form.gates
         self.sums = self._registers(gates, s.dtype)
@@ -85,33 +87,36 @@ class Loops:
                 self._direction(direction)
 
     def _registers(self, gates: int, dtype: str) -> list[list[Any]]:
-        return [[_alloc((self.tile.units,), dtype) for _ in range(gates)] for _ in range(self.tile.rows)]
+        return [[alloc((self.tile.units,), dtype) for _ in range(gates)] for _ in range(self.tile.rows)]
 
     def _read(self) -> list[Any]:
         return list(self.buffers.values())
 
     def _direction(self, direction: int) -> None:
-        s, rows = self.sizes, self.tile.rows
-        with _serial(s.batch // rows) as chunk:
+        rows = self.tile.rows
+        with serial(self.sizes.batch // rows) as chunk:
             first = chunk * rows
             for row in range(rows):
                 self._begin(direction, first + row)
-            with _serial(s.steps) as step:
+            with serial(self.sizes.steps) as step:
                 self._step(direction, first, step)
-            if self.form.keeps_cell:
-                for row in range(rows):
-                    with _serial(s.hidden) as unit:
-                        last = self.state[s.steps % 2, 1, first + row, unit]
-                        T.buffer_store(self.out, last, [s.steps, direction, first + row, unit])
+            for row in range(rows):
+                self._end(direction, first + row)
 
     def _begin(self, direction: int, row: Any) -> None:
         names = ("hidden", "cell")[: self.states]
         for which, name in enumerate(names):
-            with _serial(self.sizes.hidden) as unit:
+            with serial(self.sizes.hidden) as unit:
                 value = self.buffers[name][direction, row, unit]
                 T.buffer_store(self.state, value, [0, which, row, unit])
                 if self.held is not None and name == "hidden":
                     T.buffer_store(self.held, self._rounded(value), [0, row, unit])
+
+    def _end(self, direction: int, row: Any) -> None:
+        s = self.sizes
+        if self.form.keeps_cell:
+            with serial(s.hidden) as unit:
+                T.buffer_store(self.out, self.state[s.steps % 2, 1, row, unit], [s.steps, direction, row, unit])
 
     def _step(self, direction: int, first: Any, step: Any) -> None:
         old, new = step % 2, (step + 1) % 2
@@ -121,7 +126,7 @@ class Loops:
         if self.form.waits:
             self._gates(direction, first, time, old)
             write = self._candidate
-        with _serial(self.tiles) as block:
+        with serial(self.tiles) as block:
             write(cell, Spot(direction, first, block, self._first_unit(block)), (time, old, new))
 
     def _first_unit(self, block: Any) -> Any:
@@ -177,7 +182,7 @@ class Loops:
         """Write all steps of a reduction, some in each iteration."""
         unroll = self.tile.unroll
         whole = count // unroll
-        with _serial(whole) as block:
+        with serial(whole) as block:
             for part in range(unroll):
                 step(block * unroll + part)
         for i in range(whole * unroll, count):
@@ -215,7 +220,7 @@ class Loops:
         if isinstance(value, tirx.Var):
             return value
         if self.used == len(self.values):
-            self.values.append(_alloc((self.tile.lanes,), self.sizes.dtype))
+            self.values.append(alloc((self.tile.lanes,), self.sizes.dtype))
         buffer, place = self.values[self.used], self._place(0)
         self.used += 1
         T.buffer_store(buffer, value, [place])
@@ -281,7 +286,7 @@ class Loops:
     def _gates(self, direction: int, first: Any, time: Any, old: Any) -> None:
         """Compute a GRU's gates, and what the reset leaves of its state."""
         cell = self.form.cells[direction]
-        with _serial(self.tiles) as block:
+        with serial(self.tiles) as block:
             spot = Spot(direction, first, block, self._first_unit(block))
             begin = partial(self._begun, spot, time)
             self._accumulate(spot, range(2), begin, self._multiplied(old))
@@ -344,7 +349,7 @@ class Loops:
     def _copied(self, shape: Sequence[int], value: Callable[..., Any]) -> Any:
         """Return the weights in another order, written by a block that is evaluated at compile time."""
         source = self.buffers["weights"]
-        copy = _alloc(shape, str(source.dtype))
+        copy = alloc(shape, str(source.dtype))
         with T.grid(*(tirx.IntImm("int64", extent) for extent in shape)) as loops, T.sblock("weights_packed"):
             place = [
                 T.axis.spatial(tirx.IntImm("int64", extent), loop, dtype="int64")

@@ -41,7 +41,7 @@ def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
     shapes = [[int(extent) for extent in param.ty.shape] for param in func.params]
     sizes = Sizes.of(shapes[0], shapes[2], str(func.params[0].ty.dtype))
     packed = "weights" in {param.name for param in layout_free(sch)}
-    dots = best_dots(sizes, hw) if form.integer and packed else ONE_BY_ONE
+    dots = best_dots(sizes, hw, form.codes_in) if form.integer and packed else ONE_BY_ONE
     tile = best_tile(form, sizes, hw, dots)
     new = prim_func(form, sizes, tile, packed, func.params, dots)
     sch.state.replace(sch.get_sref(outermost), new.body.block)
@@ -49,13 +49,16 @@ def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
     return True
 
 
-def best_dots(sizes: Sizes, hw: Hardware) -> Dots:
+def best_dots(sizes: Sizes, hw: Hardware, weights: str = "int8") -> Dots:
     """Return how a machine multiplies states in 8 bits best: by the longest vectors that a layer fills."""
     signed = hw.isa == "arm" or not bytes_are_fast(hw.features)
     # x86 multiplies bytes with a sign by bytes without one; where it adds them without saturation, those may be any.
     shift = 0 if signed else 128
-    known = known_dots(hw.features, "int8" if signed else "uint8", "int8")
-    known += signed_dots(hw.features) if signed else []
+    if weights == "int16":
+        known = known_dots(hw.features, weights, weights)
+    else:
+        known = known_dots(hw.features, "int8" if signed else "uint8", weights)
+        known += signed_dots(hw.features) if signed else []
     fit = [dot for dot in known if dot.lanes <= min(sizes.hidden, hw.lanes("int32")) and dot.rows == 1]
     if not fit:
         return ONE_BY_ONE

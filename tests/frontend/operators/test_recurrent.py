@@ -69,6 +69,8 @@ def recurrent(operator, sizes, given=(), lengths=None, outputs=3, opset=14, kind
 def session(model):
     options = ort.SessionOptions()
     options.log_severity_level = 4
+    # Several threads would quantize each its own sequences.
+    options.intra_op_num_threads = 1
     return ort.InferenceSession(model.SerializeToString(), options)
 
 
@@ -189,7 +191,7 @@ def test_200_steps_one_by_one_are_200_steps_at_once(operator):
     assert_equal([np.concatenate(rows), *states.values()], want)
 
 
-def quantized_lstm(sizes, each, direction="forward", **more):
+def quantized_lstm(sizes, each, direction="forward", unsigned=False, **more):
     """Return a layer of Microsoft's 8-bit weights, with a scale per direction or each column."""
     model, feeds = recurrent("LSTM", sizes, "bhcp", direction=direction, **more)
     (node,) = model.graph.node
@@ -200,26 +202,40 @@ def quantized_lstm(sizes, each, direction="forward", **more):
             continue
         values = numpy_helper.to_array(tensor).transpose(0, 2, 1)
         scale = np.abs(values).max(axis=1 if each else (1, 2)) / 127
-        codes = np.rint(values / scale.reshape(len(scale), 1, -1)).astype("int8")
-        tensor.CopyFrom(numpy_helper.from_array(codes, tensor.name))
-        for name, array in (("scale", scale.astype("float32")), ("zero", np.zeros(scale.shape, "int8"))):
+        codes, zero = np.rint(values / scale.reshape(len(scale), 1, -1)), np.zeros(scale.shape, "int8")
+        if unsigned:
+            # What is far from the zero point needs nine bits.
+            codes, zero = np.clip(codes + 100, 0, 255), np.full(scale.shape, 100, "uint8")
+        tensor.CopyFrom(numpy_helper.from_array(codes.astype(zero.dtype), tensor.name))
+        for name, array in (("scale", scale.astype("float32")), ("zero", zero)):
             model.graph.initializer.append(numpy_helper.from_array(array, f"{tensor.name}_{name}"))
     node.input.extend(f"{name}_{part}" for name in "wr" for part in ("scale", "zero"))
     return model, feeds
 
 
 @pytest.mark.parametrize("each", [False, True], ids=["per layer", "per channel"])
-@pytest.mark.parametrize("direction", ["forward", "bidirectional"])
-def test_weights_of_8_bits(each, direction):
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+@pytest.mark.parametrize("sizes", [(4, 1, 12, 8), (1, 2, 3, 5), (9, 3, 5, 37), (70, 1, 6, 20)], ids=str)
+def test_weights_of_8_bits(each, direction, sizes):
     """What is multiplied is quantized in each step, as ONNX Runtime does it."""
-    model, feeds = quantized_lstm((4, 1, 12, 8), each, direction)
+    model, feeds = quantized_lstm(sizes, each, direction, unsigned=sizes[0] == 4)
     assert_equal(evaluate_module(load([model]), feeds, "main"), session(model).run(None, feeds))
 
 
-def test_too_many_steps_of_8_bits_are_refused():
-    model, _ = quantized_lstm((65, 1, 3, 4), False)
-    with pytest.raises(ModelError, match=r"\(com.microsoft.DynamicQuantizeLSTM\): 65 steps, each of which quantizes"):
-        load([model])
+def test_kernels_of_weights_of_8_bits():
+    """Sequences are quantized together, and the rest of the last vector is no part of the range."""
+    model, feeds = quantized_lstm((7, 2, 5, 37), True, "bidirectional")
+    run = Runner(build.build(load([model]), resolve("host")), *signature(load([model])))
+    (results,) = run.run(feeds).values()
+    assert_equal([np.asarray(each) for each in results.values()], session(model).run(None, feeds), 1e-4)
+
+
+def test_weights_of_8_bits_stay_what_they_are_in_int8():
+    model, feeds = quantized_lstm((3, 1, 6, 8), False)
+    samples = {name: np.repeat(value, 2, 0) for name, value in feeds.items()}
+    mod = tvm.transform.Sequential(pipeline.merge_phases())(load([model]))
+    integer = RealizeInteger()(InsertQDQ(samples, Policy.uniform(bits=8))(mod))
+    assert_equal(evaluate_module(integer, feeds), session(model).run(None, feeds))
 
 
 def test_not_a_number_stays_one():

@@ -77,9 +77,10 @@ def test_constant_weights_are_packed_at_compile_time(constant):
     assert rank == (4 if constant else 3)
 
 
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 @pytest.mark.parametrize("target", ["host", "x86-64-v3", *TARGETS[-1:]])
-def test_integers_are_the_same_bits_by_every_instruction(target):
-    mod, feeds, want = recurrent.exact_layers()
+def test_integers_are_the_same_bits_by_every_instruction(target, dynamic):
+    mod, feeds, want = recurrent.exact_layers(dynamic=dynamic)
     got = kernels.schedule_and_run(mod, resolve(target), feeds)
     assert set(got.rules.values()) == {"recurrence"}
     for mine, theirs in zip(got.outputs, want, strict=True):
@@ -105,6 +106,12 @@ def test_integers_are_multiplied_by_dot_products():
     for target, kind in kinds.items():
         dots = best_dots(Sizes(5, 1, 1, 64, "float32"), Hardware.of(resolve(target)))
         assert (dots.state, dots.depth, dots.shift) == kind, target
+
+
+def test_wide_weights_are_multiplied_in_pairs():
+    for target in ("x86-64-v3", '{"kind": "llvm", "mcpu": "cascadelake"}'):
+        dots = best_dots(Sizes(5, 1, 1, 64, "float32"), Hardware.of(resolve(target)), "int16")
+        assert (dots.state, dots.depth) == ("int16", 2), target
 
 
 def test_there_is_nothing_to_tune():

@@ -1,0 +1,140 @@
+"""A Relax function as a ``torch.nn.Module`` whose parameters are its constants, and trained constants put back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tvm
+from tvm import relax
+from tvm.ir import Call, GenericConst
+
+from nnfuze_tvm.errors import NNFuzeError
+from nnfuze_tvm.graph import ops
+from nnfuze_tvm.graph.constants import array, constant
+from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, op_name, operands, output_fields, substitute
+
+try:
+    import torch
+except ImportError:
+    raise NNFuzeError("training needs PyTorch: pip install 'nnfuze-tvm[train]'") from None
+
+
+class Network(torch.nn.Module):
+    """A straight-line function over float32 tensors, differentiable.
+
+    Its parameters are the constants of several floats that calls read, named after the call's layer and the operand's
+    place: ``trunk/conv/1`` is that layer's weight. A constant that is read several times is one parameter. What a
+    function computes for the sample that it was compiled for, all with the same shapes, `forward` does for many.
+
+    Parameters
+    ----------
+    func : tvm.relax.Function
+        The function; its operators' PyTorch forms are in the registry (`graph.ops`).
+
+    Raises
+    ------
+    NNFuzeError
+        If the function has control flow or an operator without a PyTorch form.
+    """
+
+    def __init__(self, func: relax.Function) -> None:
+        super().__init__()
+        self._func = func
+        self._names: dict[GenericConst, str] = {}
+        self._constants: dict[GenericConst, torch.Tensor] = {}
+        for binding in _bindings(func):
+            for place, leaf in enumerate(operands(binding.value)):
+                if isinstance(leaf, GenericConst):
+                    self._add(leaf, f"{binding.var.name}/{place}")
+        for leaf in output_fields(func):
+            if isinstance(leaf, GenericConst):
+                self._add(leaf, "output")
+
+    def _add(self, leaf: GenericConst, name: str) -> None:
+        if leaf in self._names or leaf in self._constants:
+            return
+        values = torch.from_numpy(array(leaf).copy())
+        if not values.is_floating_point() or values.numel() < 2:
+            self._constants[leaf] = values
+            return
+        # PyTorch's names have no dots.
+        name = name.replace(".", "_")
+        unique, count = name, 1
+        while unique in self._parameters:
+            count += 1
+            unique = f"{name}_{count}"
+        self._names[leaf] = unique
+        self.register_parameter(unique, torch.nn.Parameter(values))
+
+    @property
+    def inputs(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each input of one sample, by name."""
+        return {param.name: tuple(int(dim) for dim in param.ty.shape.values) for param in self._func.params}
+
+    def forward(self, inputs: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+        """Return the outputs, in tuple order, of many samples.
+
+        Parameters
+        ----------
+        inputs : mapping of str to torch.Tensor
+            By parameter name ``[N, *shape]``: N samples of the function's own shapes.
+
+        Returns
+        -------
+        list of torch.Tensor
+            ``[N, *shape]`` of each output.
+        """
+        names = [param.name for param in self._func.params]
+        return list(torch.func.vmap(self._one)(*(inputs[name] for name in names)))
+
+    def _one(self, *values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        known: dict[Value, Any] = dict(zip(self._func.params, values, strict=True))
+        for binding in bindings(self._func):
+            known[binding.var] = self._value(binding.value, known)
+        fields = [self._value(field, known) for field in output_fields(self._func)]
+        return tuple(fields[0] if len(fields) == 1 and isinstance(fields[0], list | tuple) else fields)
+
+    def _value(self, value: Value, known: Mapping[Value, Any]) -> Any:
+        if isinstance(value, tvm.ir.Var):
+            return known[value]
+        if isinstance(value, GenericConst):
+            name = self._names.get(value)
+            return self._constants[value] if name is None else self._parameters[name]
+        if isinstance(value, relax.Tuple):
+            return [self._value(field, known) for field in value.fields]
+        if isinstance(value, relax.TupleGetItem):
+            return self._value(value.tuple_value, known)[value.index]
+        if isinstance(value, Call):
+            operator = ops.of(value)
+            assert operator is not None and operator.train is not None
+            return operator.train(torch, value, *(self._value(arg, known) for arg in value.args))
+        inner = getattr(value, "value", value)
+        return getattr(inner, "value", inner)
+
+    def trained(self) -> relax.Function:
+        """Return the function with the parameters as they are now; what was not changed is the same, bit by bit."""
+        new = {
+            leaf: constant(self._parameters[name].detach().cpu().numpy(), str(leaf.ty.dtype))
+            for leaf, name in self._names.items()
+        }
+        emitter = Emitter()
+        values: dict[Value, Value] = dict(new)
+        for binding in bindings(self._func):
+            values[binding.var] = emitter.emit(substitute(binding.value, values), binding.var.name)
+        outputs = [substitute(field, values) for field in output_fields(self._func)]
+        result = emitter.finish(list(self._func.params), outputs)
+        return result.with_attrs(dict(self._func.attrs.items())) if self._func.attrs is not None else result
+
+
+def _bindings(func: relax.Function) -> Sequence[relax.VarBinding]:
+    """Return the bindings of a function that can be trained."""
+    found = bindings(func)
+    for binding in found:
+        if isinstance(binding.value, Call):
+            operator = ops.of(binding.value)
+            if operator is None or operator.train is None:
+                raise NNFuzeError(
+                    f"layer {binding.var.name}: PyTorch has no form of {op_name(binding.value) or 'a kernel'} here"
+                )
+    return found

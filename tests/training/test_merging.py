@@ -1,0 +1,147 @@
+"""Networks that were trained apart: where they can be cut, and how one learns to go on from another's beginning."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import tvm
+from tvm import relax
+from tvm.relax import op
+
+from nnfuze_tvm.errors import InputError
+from nnfuze_tvm.graph import ir
+from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, with_functions
+from nnfuze_tvm.graph.evaluate import evaluate
+from nnfuze_tvm.passes.merge.merge_tasks import MergeTasks
+from nnfuze_tvm.passes.merge.share_trunk import ShareTrunk
+from nnfuze_tvm.training.cuts import Stitch, beginning, cuts, graft
+from nnfuze_tvm.training.distill import Schedule, agreement, answers, distill, held_back
+from nnfuze_tvm.training.merging import share
+from nnfuze_tvm.training.network import Network
+
+SIZE = (1, 2, 8, 8)
+
+
+def network(task: str, widths: tuple[int, ...], seed: int, classes: int = 4, name: str = "image") -> relax.Function:
+    """Return a small classifier: convolutions with ReLU, the first of stride 2, the second with a skip; a head."""
+    rng, emitter = np.random.default_rng(seed), Emitter()
+    x = tvm.ir.Var(emitter.unique(name), relax.TensorType(SIZE, "float32"))
+
+    def layer(value: Value, width: int, stride: int, number: int) -> Value:
+        depth = ir.static_shape(value)[1]
+        weight = rng.normal(0, (2 / (9 * depth)) ** 0.5, (width, depth, 3, 3)).astype("float32")
+        result = emitter.emit(op.nn.conv2d(value, relax.const(weight), stride, 1), f"{task}/conv{number}")
+        bias = rng.normal(0, 0.1, (1, width, 1, 1)).astype("float32")
+        return emitter.emit(op.nn.relu(emitter.emit(op.add(result, relax.const(bias)))))
+
+    value: Value = layer(x, widths[0], 2, 0)
+    for number, width in enumerate(widths[1:], start=1):
+        after = layer(value, width, 1, number)
+        value = emitter.emit(op.add(value, after)) if number == 1 and width == widths[0] else after
+    flat = emitter.emit(op.reshape(emitter.emit(op.mean(value, [2, 3], keepdims=True)), (1, widths[-1])))
+    head = rng.normal(0, 2.0, (widths[-1], classes)).astype("float32")
+    scores = emitter.emit(op.matmul(flat, relax.const(head)), f"{task}/head")
+    return emitter.finish([x], [scores]).with_attr("global_symbol", task)
+
+
+def module(**functions: relax.Function) -> tvm.IRModule:
+    mod = with_functions(tvm.IRModule({}), functions)
+    return ir.with_task_outputs(mod, [ir.TaskOutput(task, "scores") for task in functions])
+
+
+def images(count: int, seed: int = 0) -> dict[str, np.ndarray]:
+    return {"image": np.random.default_rng(seed).normal(size=(count, *SIZE)).astype("float32")}
+
+
+def test_cuts_lie_behind_activations_and_not_inside_of_blocks():
+    found = cuts(network("a", (4, 4, 6), 0))
+    assert [(cut.name, cut.shape) for cut in found] == [
+        ("a/conv0", (1, 4, 4, 4)),
+        ("a/conv1", (1, 4, 4, 4)),
+        ("a/conv2", (1, 6, 4, 4)),
+    ]
+    # The skip goes around the second: what is cut there is the sum, which a ReLU made of two parts.
+    assert [cut.nonnegative for cut in found] == [True, False, True]
+    assert [cut.macs for cut in found] == [16 * 9 * 2 * 4, 16 * 9 * (2 * 4 + 16), 16 * 9 * (2 * 4 + 16 + 24)]
+
+
+def test_a_graft_goes_on_from_the_donors_features():
+    donor, own, data = network("a", (4, 6), 0), network("b", (5, 7), 1), images(1)["image"][0]
+    stitch = Stitch(np.random.default_rng(2).normal(size=(7, 6)).astype("float32"), np.ones(7, "float32"))
+    grafted = graft(donor, cuts(donor)[1], own, cuts(own)[1], stitch, "b")
+    features = evaluate(beginning(donor, cuts(donor)[1]), {"image": data})[0]
+    wanted = np.maximum(np.einsum("oi,nihw->nohw", stitch.weight, features) + 1, 0).mean((2, 3))
+    head = next(b.value.args[1] for b in bindings(own) if b.var.name == "b/head").value.numpy()
+    np.testing.assert_allclose(evaluate(grafted, {"image": data})[0], wanted @ head, rtol=1e-4)
+    assert "b/stitch" in [b.var.name for b in bindings(grafted)]
+
+
+def test_other_inputs_do_not_share():
+    donor, own = network("a", (4, 4), 0, name="sound"), network("b", (4, 4), 1)
+    with pytest.raises(InputError, match="input sound"):
+        graft(donor, cuts(donor)[0], own, cuts(own)[0], None, "b")
+
+
+def test_a_network_learns_what_another_one_answers():
+    teacher, student = Network(network("a", (6, 6), 0)), Network(network("a", (6, 6), 1))
+    samples, held = images(512), images(200, 1)
+    right = answers(teacher, held)[0]
+    before = agreement(answers(student, held)[0], right)
+    losses: list[float] = []
+    distill(student, samples, answers(teacher, samples), Schedule(least=150, rate=1e-2), lambda *s: losses.append(s[2]))
+    assert len(losses) == 150 and np.mean(losses[-20:]) < 0.5 * np.mean(losses[:20])
+    assert agreement(answers(student, held)[0], right) > max(before + 10, 65)
+
+
+def test_the_same_seed_teaches_the_same():
+    found = []
+    for _ in range(2):
+        student = Network(network("a", (4, 4), 1))
+        samples = images(64)
+        distill(
+            student, samples, answers(Network(network("a", (4, 4), 0)), samples), Schedule(batch=16, least=20, seed=3)
+        )
+        found.append(torch.cat([each.detach().flatten() for each in student.parameters()]))
+    assert torch.equal(*found)
+
+
+def test_agreement_is_of_classes_or_of_values():
+    scores = np.array([[[0.1, 0.9]], [[0.8, 0.2]], [[0.3, 0.7]], [[0.6, 0.4]]])
+    assert agreement(scores[::-1], scores) == 0
+    assert agreement(np.concatenate([scores[:3], scores[:1]]), scores) == 75
+    values = np.arange(8.0).reshape(4, 1, 2, 1)
+    assert agreement(values, values) == 100
+    assert 50 < agreement(values + 0.5, values) < 90
+
+
+def test_what_is_held_back_is_not_learnt():
+    learnt, held = held_back(1000)
+    assert len(held) == 100 and sorted([*learnt, *held]) == list(range(1000))
+    assert len(held_back(100)[1]) == 25
+
+
+@pytest.mark.parametrize("other", [(6, 6, 6), (5, 8)], ids=["same", "other architecture"])
+def test_two_networks_share_a_trunk_as_deep_as_the_budget_allows(other):
+    mod = module(a=network("a", (6, 6, 6), 0), b=network("b", other, 1, classes=3))
+    told: list = []
+    schedule = Schedule(batch=32, least=10)
+    shared, tried = share(mod, images(256), 100.0, schedule, told.append)
+    assert told == tried and len(tried) == 1 and tried[0].kept
+    # All of the deepest cut's work is done once: what is left of the grafted network is a stitch and a head.
+    merged = tvm.transform.Sequential([MergeTasks(), ShareTrunk()])(shared)
+    kinds = [b.value.op.name for b in bindings(merged["main"]) if "conv2d" in str(getattr(b.value, "op", ""))]
+    donor = {"a": (6, 6, 6), "b": other}[tried[0].candidate.donor]
+    assert len(kinds) == len(donor) + 1
+    data = {name: values[0] for name, values in images(1).items()}
+    for task in "ab":
+        place = [output.task for output in ir.task_outputs(merged)].index(task)
+        want = evaluate(shared[task], data)[0]
+        np.testing.assert_array_equal(evaluate(merged["main"], data)[place], want)
+
+
+def test_without_a_budget_nothing_is_shared():
+    mod = module(a=network("a", (4, 4), 0), b=network("b", (4, 4), 1))
+    shared, tried = share(mod, images(128), 0.0, Schedule(batch=32, least=3, rate=10.0))
+    assert not any(trial.kept for trial in tried) and len(tried) == 4
+    tvm.ir.assert_structural_equal(shared, mod, map_free_vars=True)
