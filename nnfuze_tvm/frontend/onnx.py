@@ -15,6 +15,7 @@ from tvm_ffi import StructuralKey, structural_equal
 from nnfuze_tvm.errors import InputError, ModelError
 from nnfuze_tvm.frontend import onnx_file, onnx_import
 from nnfuze_tvm.frontend.onnx_file import Source
+from nnfuze_tvm.frontend.onnx_states import states_of
 from nnfuze_tvm.graph import dataflow, ir
 
 
@@ -71,6 +72,9 @@ def load(
         mod,
         [ir.TaskOutput(source.task, value.name) for source in sources for value in source.model.graph.output],
     )
+    kept = [f"{source.task}.{taken}={given}" for source in sources for taken, given in states_of(source.model)]
+    if kept:
+        mod = mod.with_attr(ir.OWN_STATES_ATTR, kept)
     if shared_inputs is not None:
         _check_shared(mod, sources, shared_inputs)
         mod = mod.with_attr(ir.SHARED_INPUTS_ATTR, list(shared_inputs))

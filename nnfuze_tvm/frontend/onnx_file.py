@@ -10,10 +10,10 @@ from typing import Any
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import checker, external_data_helper
-from onnx.inliner import inline_local_functions
+from onnx.inliner import inline_selected_functions
 
 from nnfuze_tvm.errors import InputError, ModelError
-from nnfuze_tvm.frontend import exported_program
+from nnfuze_tvm.frontend import clipped_lstm, exported_program
 from nnfuze_tvm.frontend.onnx_tensors import bodies, first_line, nodes, plain_tensors, subgraphs
 
 Shape = tuple[int, ...]
@@ -142,7 +142,8 @@ def sources(models: Sequence[str | Path | onnx.ModelProto], tasks: Sequence[str]
         else:
             model, label = read(where), str(where)
         if model.functions:
-            model = inline_local_functions(model)
+            own = [(clipped_lstm.DOMAIN, clipped_lstm.NAME)]
+            model = inline_selected_functions(model, own, exclude=True)
         result.append(Source(name, label, model))
     return result
 

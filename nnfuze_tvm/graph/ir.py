@@ -15,6 +15,7 @@ ORIGINS_ATTR = "nnfuze.origins"
 SHARED_INPUTS_ATTR = "nnfuze.shared_inputs"
 FLOAT_LAYERS_ATTR = "nnfuze.float_layers"
 STATES_ATTR = "nnfuze.states"
+OWN_STATES_ATTR = "nnfuze.own_states"
 
 # What stands between the layers' names in the name of a Var that holds the result of several of them.
 JOINED = "+"
@@ -50,6 +51,12 @@ def states(mod: tvm.IRModule) -> list[str]:
     """Return the last inputs of ``main``, which are what its last outputs were at the call before, in order."""
     attrs = mod.attrs
     return [] if attrs is None else [str(name) for name in attrs.get(STATES_ATTR, [])]
+
+
+def own_states(mod: tvm.IRModule) -> list[str]:
+    """Return the states that networks have by themselves, as `links.wire` takes them."""
+    attrs = mod.attrs
+    return [] if attrs is None else [str(link) for link in attrs.get(OWN_STATES_ATTR, [])]
 
 
 def aliases(mod: tvm.IRModule) -> dict[str, str]:

@@ -38,7 +38,7 @@ def wire(
         one after the other, and zeros before there were as many; as many rows of them as the input takes.
     states : sequence of str
         ``input=output`` or ``task.input=output``: the input is what the task's output was at the call before, and
-        zeros at first.
+        zeros at first. Those that files state (`ir.own_states`) come behind them.
 
     Raises
     ------
@@ -46,7 +46,7 @@ def wire(
         If there is no such task, input or output, shapes or dtypes don't fit, an input is fed twice, or tasks need
         each other's results.
     """
-    return _Wirer(mod, shared).wire(chains, states)
+    return _Wirer(mod, shared).wire(chains, [*states, *ir.own_states(mod)])
 
 
 class _Wirer:

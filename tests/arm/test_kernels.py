@@ -150,13 +150,15 @@ def test_recurrent_layers_equal_numpy(session: Session, board: Board, tmp_path: 
         np.testing.assert_allclose(got, want, atol=2e-6)
 
 
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 @pytest.mark.parametrize("name", ["rpi3", "rpi5"])
-def test_recurrent_layers_in_integers_equal_numpy(name: str, session: Session, board: Board, tmp_path: Path) -> None:
+def test_recurrent_layers_in_integers_equal_numpy(
+    name: str, dynamic: bool, session: Session, board: Board, tmp_path: Path
+) -> None:
+    mod, inputs, want = recurrent.exact_layers(dynamic=dynamic)
     remote = session(board(str(BOARDS[name].emulated)))
-    for dynamic in (False, True):
-        mod, inputs, want = recurrent.exact_layers(dynamic=dynamic)
-        for got, expected in zip(run_on_board(mod, resolve(name), inputs, remote, tmp_path), want, strict=True):
-            np.testing.assert_array_equal(got, expected)
+    for got, expected in zip(run_on_board(mod, resolve(name), inputs, remote, tmp_path), want, strict=True):
+        np.testing.assert_array_equal(got, expected)
 
 
 def test_products_of_computed_bytes_equal_numpy(session: Session, board: Board, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import flatbuffers
@@ -10,7 +10,8 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-TYPES = {"float32": 0, "float16": 1, "int32": 2, "uint8": 3, "int64": 4, "bool": 6, "int16": 7, "int8": 9}
+TYPES = {"float32": 0, "float16": 1, "int32": 2, "uint8": 3, "int64": 4, "bool": 6, "int16": 7, "int8": 9,
+         "resource": 13}  # fmt: skip
 
 
 class File:
@@ -61,6 +62,28 @@ class File:
         self.graph.inputs.append(number)
         return number
 
+    def variable(self, name: str, shape: Sequence[int], dtype: str = "float32", **quantization: Any) -> int:
+        """Add a tensor that keeps its values from one inference to the next."""
+        number = self.tensor(name, shape, dtype, **quantization)
+        self.graph.tensors[number].isVariable = True
+        return number
+
+    def handle(self, name: str) -> int:
+        """Add a resource."""
+        number = self.tensor(f"{name}_handle", (), "resource")
+        self.add("VAR_HANDLE", [], [number], sharedName=name)
+        return number
+
+    def begin(self, name: str, first: np.ndarray, **quantization: Any) -> None:
+        """Give a resource its first value, in a graph of its own."""
+        main, self.graph = self.graph, schema.SubGraphT()
+        self.graph.tensors, self.graph.operators, self.graph.inputs, self.graph.outputs = [], [], [], []
+        self.model.subgraphs.append(self.graph)
+        value = self.constant(first, str(first.dtype), **quantization)
+        self.add("ASSIGN_VARIABLE", [self.handle(name), value], [])
+        self.graph = main
+        self.add("CALL_ONCE", [], [], initSubgraphIndex=len(self.model.subgraphs) - 1)
+
     def output(self, number: int) -> None:
         self.graph.outputs.append(number)
 
@@ -100,13 +123,19 @@ class File:
 
 def answers(data: bytes, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     """Return what TensorFlow Lite's own kernels compute."""
+    return next(steps(data, [inputs]))
+
+
+def steps(data: bytes, calls: Sequence[Mapping[str, np.ndarray]]) -> Iterator[list[np.ndarray]]:
+    """Give what they compute in calls that follow each other."""
     interpreter = Interpreter(
         model_content=data,
         experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
         num_threads=1,
     )
     interpreter.allocate_tensors()
-    for detail in interpreter.get_input_details():
-        interpreter.set_tensor(detail["index"], inputs[detail["name"]])
-    interpreter.invoke()
-    return [interpreter.get_tensor(detail["index"]) for detail in interpreter.get_output_details()]
+    for inputs in calls:
+        for detail in interpreter.get_input_details():
+            interpreter.set_tensor(detail["index"], inputs[detail["name"]])
+        interpreter.invoke()
+        yield [interpreter.get_tensor(detail["index"]) for detail in interpreter.get_output_details()]

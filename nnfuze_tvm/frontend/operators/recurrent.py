@@ -10,6 +10,7 @@ import numpy as np
 from tvm.ir import Call
 from tvm.relax import op
 
+from nnfuze_tvm.frontend import clipped_lstm
 from nnfuze_tvm.frontend.operators.node import Converter, Node, Operands, known
 from nnfuze_tvm.frontend.operators.quantized import dynamic_product
 from nnfuze_tvm.frontend.operators.recurrent_steps import run_steps
@@ -298,9 +299,19 @@ def _quantized_lstm(node: Node, inputs: Operands) -> Sequence[Value | None]:
     return _QuantizedLayer(node, inputs).results()
 
 
+def _clipped_lstm(node: Node, inputs: Operands) -> Sequence[Value | None]:
+    """Convert what `clipped_lstm` says."""
+    peepholes = required(inputs[6], "constant peepholes")
+    layer = _Layer("lstm", node, [*inputs[:4], None, *inputs[4:6], inputs[6] if peepholes.any() else None])
+    bound = float(required(inputs[7], "a constant bound"))
+    layer.form = replace(layer.form, cells=tuple(replace(cell, bound=bound) for cell in layer.form.cells))
+    return layer.results()
+
+
 CONVERTERS: dict[str, Converter] = {
     "LSTM": _lstm,
     "GRU": _gru,
     "RNN": _rnn,
+    f"{clipped_lstm.DOMAIN}.{clipped_lstm.NAME}": _clipped_lstm,
     "com.microsoft.DynamicQuantizeLSTM": _quantized_lstm,
 }

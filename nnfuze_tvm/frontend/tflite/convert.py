@@ -9,11 +9,14 @@ import onnx
 from onnx import helper
 
 from nnfuze_tvm.errors import ModelError
+from nnfuze_tvm.frontend import clipped_lstm
+from nnfuze_tvm.frontend.onnx_states import set_states
+from nnfuze_tvm.frontend.tflite import variables
 from nnfuze_tvm.frontend.tflite.file import Tensor, parse
 from nnfuze_tvm.frontend.tflite.operators import CONVERTERS
 from nnfuze_tvm.frontend.tflite.writer import Writer, checked
 
-_OPSET, _IR_VERSION = 20, 9
+_OPSET, _IR_VERSION = 21, 10
 
 
 def to_onnx(data: bytes, label: str) -> onnx.ModelProto:
@@ -21,7 +24,7 @@ def to_onnx(data: bytes, label: str) -> onnx.ModelProto:
 
     Quantized tensors stand between QuantizeLinear and DequantizeLinear, images have their channels first between two
     Transpose nodes, and nodes are named after the tensors that they make. Inputs and outputs are the file's, by name,
-    shape and type.
+    shape and type; behind them stand the states of variables (`onnx_states`).
 
     Parameters
     ----------
@@ -36,7 +39,7 @@ def to_onnx(data: bytes, label: str) -> onnx.ModelProto:
         If it is damaged, or holds operators that are not supported; all of them are named.
     """
     network = parse(data, label)
-    writer = Writer()
+    writer = Writer(network)
     problems = []
     try:
         inputs = [_value(checked(tensor)) for tensor in network.inputs]
@@ -56,8 +59,16 @@ def to_onnx(data: bytes, label: str) -> onnx.ModelProto:
     if problems:
         raise ModelError(f"{label}: {'; '.join(problems)}")
     _bind_outputs(writer, network.outputs)
-    graph = helper.make_graph(writer.nodes, "main", inputs, outputs, list(writer.constants.values()))
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION)
+    before, after = variables.states(writer)
+    graph = helper.make_graph(
+        writer.nodes, "main", [*inputs, *before], [*outputs, *after], list(writer.constants.values())
+    )
+    opsets, functions = [helper.make_opsetid("", _OPSET)], []
+    if any(node.domain == clipped_lstm.DOMAIN for node in writer.nodes):
+        opsets.append(helper.make_opsetid(clipped_lstm.DOMAIN, clipped_lstm.VERSION))
+        functions.append(clipped_lstm.function(_OPSET))
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION, functions=functions)
+    set_states(model, [(taken.name, given.name) for taken, given in zip(before, after, strict=True)])
     return model
 
 

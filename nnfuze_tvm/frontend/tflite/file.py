@@ -37,6 +37,13 @@ _OPTIONS = {
     "REDUCE_ANY": "ReducerOptions",
     "REDUCE_ALL": "ReducerOptions",
     "L2_NORMALIZATION": "L2NormOptions",
+    "UNIDIRECTIONAL_SEQUENCE_LSTM": "UnidirectionalSequenceLSTMOptions",
+    "BIDIRECTIONAL_SEQUENCE_LSTM": "BidirectionalSequenceLSTMOptions",
+    "UNIDIRECTIONAL_SEQUENCE_RNN": "SequenceRNNOptions",
+    "BIDIRECTIONAL_SEQUENCE_RNN": "BidirectionalSequenceRNNOptions",
+    "LSTM": "LSTMOptions",
+    "RNN": "RNNOptions",
+    "SVDF": "SVDFOptions",
     "RESIZE_NEAREST_NEIGHBOR": "ResizeNearestNeighborOptions",
 }
 
@@ -60,7 +67,10 @@ class Quantization:
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor: its number, name, shape, NumPy dtype, how it is quantized, and its values if it is a constant."""
+    """A tensor: its number, name, shape, NumPy dtype, how it is quantized, and its values if it is a constant.
+
+    Variables keep theirs from one inference to the next.
+    """
 
     number: int
     name: str
@@ -68,6 +78,7 @@ class Tensor:
     dtype: str
     quantization: Quantization | None = None
     data: np.ndarray | None = None
+    variable: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,11 +115,12 @@ class Operator:
 
 @dataclass(frozen=True)
 class Network:
-    """A file's network."""
+    """A file's network, and the operators of its other graphs by their numbers."""
 
     inputs: Sequence[Tensor]
     outputs: Sequence[Tensor]
     operators: Sequence[Operator]
+    graphs: Sequence[Sequence[Operator]]
 
 
 def parse(data: bytes, label: str) -> Network:
@@ -134,17 +146,22 @@ class _Reader:
 
     def read(self) -> Network:
         graph = self.model.Subgraphs(0)
-        names: dict[str, int] = {}
-        tensors = []
-        for n in range(graph.TensorsLength()):
-            tensor = self._tensor(n, graph.Tensors(n), names)
-            tensors.append(tensor)
+        tensors = self._tensors(graph)
         places = _places(graph.InputsLength, graph.Inputs), _places(graph.OutputsLength, graph.Outputs)
         inputs, outputs = ([tensors[n] for n in numbers] for numbers in places)
-        operators = [self._operator(graph.Operators(n), tensors) for n in range(graph.OperatorsLength())]
+        operators = self._operators(graph, tensors)
         if not operators or not outputs:
             raise ModelError(f"{self.label}: holds no network")
-        return Network(inputs, outputs, operators)
+        others = [self.model.Subgraphs(n) for n in range(1, self.model.SubgraphsLength())]
+        graphs = [operators, *(self._operators(other, self._tensors(other)) for other in others)]
+        return Network(inputs, outputs, operators, graphs)
+
+    def _tensors(self, graph: Any) -> list[Tensor]:
+        names: dict[str, int] = {}
+        return [self._tensor(n, graph.Tensors(n), names) for n in range(graph.TensorsLength())]
+
+    def _operators(self, graph: Any, tensors: Sequence[Tensor]) -> list[Operator]:
+        return [self._operator(graph.Operators(n), tensors) for n in range(graph.OperatorsLength())]
 
     def _operator(self, operator: Any, tensors: Sequence[Tensor]) -> Operator:
         code = self.model.OperatorCodes(operator.OpcodeIndex())
@@ -175,7 +192,7 @@ class _Reader:
             data = np.frombuffer(buffer.DataAsNumpy().tobytes(), dtype).reshape(shape)
         elif 0 in shape and not tensor.IsVariable() and tensor.Buffer():
             data = np.zeros(shape, dtype)
-        return Tensor(number, name, shape, dtype, _quantization(tensor), data)
+        return Tensor(number, name, shape, dtype, _quantization(tensor), data, bool(tensor.IsVariable()))
 
 
 def _places(count: Callable[[], int], item: Callable[[int], int]) -> list[int]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from onnx import helper
 
-from nnfuze_tvm.frontend.tflite import layers
+from nnfuze_tvm.frontend.tflite import layers, recurrent, variables
 from nnfuze_tvm.frontend.tflite.file import Operator
 from nnfuze_tvm.frontend.tflite.writer import Writer
 
@@ -355,6 +355,11 @@ CONVERTERS: Mapping[str, Converter] = {
     "CUMSUM": _cumsum,
     "SHAPE": _shape,
     "FILL": _fill,
+    **recurrent.CONVERTERS,
+    "VAR_HANDLE": variables.handle,
+    "READ_VARIABLE": variables.read,
+    "ASSIGN_VARIABLE": variables.assign,
+    "CALL_ONCE": variables.call_once,
     "PAD": layers.pad,
     "PADV2": layers.pad,
     "MIRROR_PAD": layers.mirror_pad,

@@ -3,16 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from nnfuze_tvm.frontend.tflite.file import Operator, Quantization, Tensor
+from nnfuze_tvm.frontend.tflite.file import Network, Operator, Quantization, Tensor
 
 FIRST, LAST = (0, 3, 1, 2), (0, 2, 3, 1)
 """Channels from the end to the front, and back."""
+
+
+@dataclass
+class Variable:
+    """What a variable's state is called, its tensor, its value as the network computes it, and whether it was set."""
+
+    state: str
+    tensor: Tensor
+    value: str
+    assigned: bool = False
+
+
+@dataclass
+class Variables:
+    """Variables by their names: those that are read, of resources by their handles' tensors, and values at first."""
+
+    known: dict[str, Variable] = field(default_factory=dict)
+    handles: dict[int, str] = field(default_factory=dict)
+    initial: dict[str, np.ndarray] = field(default_factory=dict)
+
 
 _ACTIVATIONS: dict[int, tuple[str, Sequence[float]]] = {
     1: ("Relu", ()),
@@ -27,11 +48,16 @@ class Writer:
 
     Attributes
     ----------
+    network : Network
+        What is converted.
     operator : Operator
         What is being converted: nodes are named after its first output.
+    variables : Variables
+        What the network keeps from one inference to the next.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, network: Network) -> None:
+        self.network, self.variables = network, Variables()
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
         self.operator: Operator | None = None
@@ -54,7 +80,7 @@ class Writer:
     def add(self, kind: str, inputs: Sequence[str], outputs: int = 1, **attributes: Any) -> Any:
         """Add a node and return the name of its output, or names if ``outputs`` is not 1."""
         assert self.operator is not None
-        base = self.operator.outputs[0].name
+        base = (*self.operator.outputs, *filter(None, self.operator.inputs))[0].name
         self._count += 1
         made = [f"{base}/{kind}.{self._count}" + (f".{n}" if n else "") for n in range(outputs)]
         # What does the work has the operator's name; what is around it has another.
@@ -111,7 +137,15 @@ class Writer:
         """Return the floats that a stored value stands for."""
         if tensor.quantization is None or not tensor.dtype.startswith(("int", "uint")):
             return name
+        if tensor.dtype == "int64" and tensor.data is not None:
+            # What is added to sums of 16 bits, which ONNX has no operator for.
+            return self.constant(tensor.data * tensor.quantization.scale.astype("float64"), "float32")
         return self.add("DequantizeLinear", [name, *self._parameters(tensor.quantization, tensor.dtype)], axis=axis)
+
+    def quantized(self, value: str, tensor: Tensor) -> str:
+        """Return floats as a quantized tensor stores them."""
+        assert tensor.quantization is not None
+        return self.add("QuantizeLinear", [value, *self._parameters(tensor.quantization, tensor.dtype)])
 
     def write(
         self,
@@ -128,7 +162,7 @@ class Writer:
         assert self.operator is not None
         tensor = checked(self.operator.outputs[index])
         if tensor.quantization is not None and tensor.dtype.startswith(("int", "uint")) and not stored:
-            value = self.add("QuantizeLinear", [value, *self._parameters(tensor.quantization, tensor.dtype)])
+            value = self.quantized(value, tensor)
         value = self.moved(value, order, shape)
         if self.nodes and self.nodes[-1].output[0] == value and tensor.number not in self._names:
             self.nodes[-1].output[0] = self.bind(tensor)
@@ -167,6 +201,7 @@ def checked(tensor: Tensor) -> Tensor:
     """
     if not tensor.dtype:
         raise ValueError(f"the type of {tensor.name!r} is not supported")
-    if tensor.quantization is not None and tensor.dtype not in ("int8", "uint8", "int32"):
-        raise ValueError(f"{tensor.name!r} is quantized to {tensor.dtype}; only 8 bits are supported")
+    sums = tensor.dtype == "int64" and tensor.data is not None
+    if tensor.quantization is not None and tensor.dtype not in ("int8", "uint8", "int16", "int32") and not sums:
+        raise ValueError(f"{tensor.name!r} is quantized to {tensor.dtype}; only 8 and 16 bits are supported")
     return tensor

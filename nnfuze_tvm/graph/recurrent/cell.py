@@ -143,6 +143,10 @@ DEFAULTS: Mapping[str, tuple[float | None, ...]] = {
 Runtime don't agree."""
 
 
+def _bounded(m: Math, x: Number, bound: float) -> Number:
+    return m.maximum(m.number(-bound), m.minimum(m.number(bound), x)) if bound else x
+
+
 @dataclass(frozen=True)
 class Cell:
     """One direction of a recurrent layer.
@@ -154,11 +158,13 @@ class Cell:
     activations : tuple of Activation
         As many as the cell has: of the gates, of what is new and, in an LSTM, of the cell's state.
     clip : float
-        What the activations of sums read lies within it; 0 for no bounds. An LSTM's state has none, as in ONNX Runtime.
+        What the activations of sums read lies within it, but not an LSTM's state, as in ONNX Runtime; 0 for no bounds.
     coupled : bool
         An LSTM forgets what it does not take in.
     linear_before_reset : bool
         A GRU resets the product with the hidden state instead of the state.
+    bound : float
+        An LSTM's state lies within it; 0 for no bounds.
     """
 
     kind: Kind
@@ -166,14 +172,10 @@ class Cell:
     clip: float = 0.0
     coupled: bool = False
     linear_before_reset: bool = False
-
-    def _bounded(self, m: Math, x: Number) -> Number:
-        if not self.clip:
-            return x
-        return m.maximum(m.number(-self.clip), m.minimum(m.number(self.clip), x))
+    bound: float = 0.0
 
     def _active(self, m: Math, which: int, x: Number) -> Number:
-        return self.activations[which](m, self._bounded(m, x))
+        return self.activations[which](m, _bounded(m, x, self.clip))
 
     def rnn(self, m: Math, total: Number) -> Number:
         """Return the new state of a plain cell."""
@@ -200,7 +202,7 @@ class Cell:
             inputs, forget = inputs + peepholes[0] * state, forget + peepholes[2] * state
         taken = m.keep(self._active(m, 0, inputs))
         kept = m.number(1.0) - taken if self.coupled else self._active(m, 0, forget)
-        cell = m.keep(kept * state + taken * self._active(m, 1, new))
+        cell = m.keep(_bounded(m, kept * state + taken * self._active(m, 1, new), self.bound))
         if peepholes:
             outputs = outputs + peepholes[1] * cell
         return self._active(m, 0, outputs) * self.activations[2](m, cell), cell

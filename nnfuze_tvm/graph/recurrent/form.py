@@ -120,6 +120,7 @@ class Form:
             "clip": first.clip,
             "coupled": int(first.coupled),
             "linear_before_reset": int(first.linear_before_reset),
+            "bound": first.bound,
             "peepholes": int(self.peepholes),
             "keeps_cell": int(self.keeps_cell),
             "scale": self.scale,
@@ -133,7 +134,8 @@ class Form:
         functions = [Activation(*each) for each in zip(*texts, strict=True)]
         reverse = tuple(bool(each) for each in attributes["reverse"])
         count = len(functions) // len(reverse)
-        bounds = (float(attributes["clip"]), bool(attributes["coupled"]), bool(attributes["linear_before_reset"]))
+        flags = (bool(attributes[name]) for name in ("coupled", "linear_before_reset"))
+        bounds = (float(attributes["clip"]), *flags, float(attributes["bound"]))
         cells = tuple(
             Cell(str(attributes["kind"]), tuple(functions[n : n + count]), *bounds)  # type: ignore[arg-type]
             for n in range(0, len(functions), count)
