@@ -90,7 +90,7 @@ def command(
             **inputs,
             **boards,
         )
-    from nnfuze_tvm.report import left_in_float, render_table
+    from nnfuze_tvm.report import left_in_float, render_table, within_budget
 
     if note := left_in_float(report):
         print(f"nnfuze: {note}", file=sys.stderr)
@@ -98,6 +98,8 @@ def command(
         print(report.to_json(), end="")
         return
     out().print(render_table(report))
+    if report.budget is not None:
+        out().print(f"{within_budget(report)}; again: --policy {output}/policy.json", highlight=False)
     if report.check is not None:
         out().print(f"check: {report.check.text}", highlight=False)
     out().print(f"bundle: {output}   report: {output}/report.html", highlight=False)
