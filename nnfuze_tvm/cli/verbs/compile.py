@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,6 +21,9 @@ from nnfuze_tvm.cli.options import (
     WorkDir,
     check_files,
 )
+
+if TYPE_CHECKING:
+    from nnfuze_tvm.report import Report
 
 POSITION = 0
 EXAMPLES = """
@@ -90,6 +93,10 @@ def command(
             **inputs,
             **boards,
         )
+    _show(report, output, as_json)
+
+
+def _show(report: Report, output: str, as_json: bool) -> None:
     from nnfuze_tvm.report import left_in_float, render_table, within_budget
 
     if note := left_in_float(report):

@@ -298,7 +298,7 @@ _CALIBRATION_METHOD = Option(
 _MAX_ERROR = Option(
     name="max_error",
     type=Annotated[float, Field(gt=0, allow_inf_nan=False)],
-    default=0.1,
+    default=0.05,
     help="auto: largest error of an output on the samples, a part of its standard deviation.",
 )
 
