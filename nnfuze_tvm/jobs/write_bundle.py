@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from pathlib import Path
 
 import tvm
@@ -32,7 +34,7 @@ from nnfuze_tvm.jobs.data import EvaluationData
 from nnfuze_tvm.jobs.graphs import Graphs
 from nnfuze_tvm.jobs.request import CompileRequest
 from nnfuze_tvm.jobs.tune import found_earlier, tune_graph
-from nnfuze_tvm.report import LayerUse, Report, render_html
+from nnfuze_tvm.report import Budget, LayerUse, Report, render_html
 
 _WORK_DIR = "nnfuze-tuning"
 
@@ -85,6 +87,7 @@ def write_bundle(
             stages=[stage.record for stage in built],
             layers=_layers(graphs, built[-1].lowered[0]),
             versions=package_versions(),
+            budget=None if graphs.choice is None else Budget(**asdict(graphs.choice)),
         )
         peer = measure_stages.try_onnx_runtime(request.models, graphs, request.threads) if request.compare else None
         if peer is not None:
@@ -105,7 +108,10 @@ def write_bundle(
             measure_stages.time_here(report, built, peer, sample, kernels)
         announce("writing the bundle")
         manifest = _manifest(report, graphs, target, request, kernels)
-        seal(directory, manifest, {"report.json": report.to_json(), "report.html": render_html(report)})
+        files = {"report.json": report.to_json(), "report.html": render_html(report)}
+        if report.budget is not None:
+            files["policy.json"] = json.dumps(report.budget.policy, indent=2) + "\n"
+        seal(directory, manifest, files)
     return report
 
 

@@ -3,6 +3,7 @@
 from nnfuze_tvm.passes.compress.half_precision import HalfPrecision
 from nnfuze_tvm.passes.compress.insert_qdq import InsertQDQ
 from nnfuze_tvm.passes.compress.prune.prune_channels import PruneChannels
+from nnfuze_tvm.passes.compress.within_budget import QuantizeWithin
 from nnfuze_tvm.passes.lower.batching.batch_branches import BatchBranches
 from nnfuze_tvm.passes.lower.few_channels import FewChannels
 from nnfuze_tvm.passes.lower.fuse_layers import FuseLayers
@@ -39,6 +40,7 @@ __all__ = [
     "KeepSpreads",
     "MergeTasks",
     "PruneChannels",
+    "QuantizeWithin",
     "RealizeInteger",
     "RoundToInteger",
     "RowConvolutions",

@@ -90,7 +90,7 @@ def render_html(report: Report) -> str:
             f"Kernels of the final stage ({report.final.name}), each timed alone on warm caches.",
             figures.kernel_bars(report) and figures.kernel_bars(report) + figures.legend(report),
         ),
-        _section("What stayed in floating point", "", _float_layers(report)),
+        _section("What stayed in floating point", text.within_budget(report), _float_layers(report) + _budget(report)),
     ]
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     return (
@@ -195,6 +195,18 @@ def _float_layers(report: Report) -> str:
     short = short_names(layer.name for layer in report.layers)
     listed = ", ".join(escape(name) if short[name] == name else _abbreviated(name, short[name]) for name in names)
     return f"<p>{len(names)} of {len(report.layers)} layers: <code>{listed}</code></p>"
+
+
+def _budget(report: Report) -> str:
+    """Return the errors of the outputs, and of the layers that stay float for them."""
+    budget = report.budget
+    if budget is None:
+        return ""
+    rows = [(name, f"{budget.before[name]:.2g}", f"{budget.after[name]:.2g}") for name in budget.before]
+    rows += [(name, f"{error:.2g}", text.NOTHING) for name, error in budget.layers.items()]
+    cells = "".join(f"<tr><td>{escape(n)}</td><td>{before}</td><td>{after}</td></tr>" for n, before, after in rows)
+    head = "<tr><th>output, or layer alone</th><th>error in 8 bits</th><th>as built</th></tr>"
+    return f'<div class="scroll"><table>{head}{cells}</table></div>'
 
 
 def _abbreviated(name: str, short: str) -> str:

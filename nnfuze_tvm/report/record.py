@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -139,6 +140,20 @@ def _compared(against: str, error: float) -> str:
     return f"equal to {against} within {size}" if error <= 0.02 else f"apart from {against} by {error:.2g} of the range"
 
 
+class Budget(_Record):
+    """Which layers stay float so that the outputs are within a budget; see `within_budget.Choice`.
+
+    Errors are relative to the outputs' standard deviations.
+    """
+
+    max_error: float
+    samples: int
+    before: dict[str, float]
+    after: dict[str, float]
+    layers: dict[str, float]
+    policy: dict[str, Any]
+
+
 class Report(_Record):
     """What a compilation achieved.
 
@@ -158,6 +173,8 @@ class Report(_Record):
         In execution order.
     layers : list of LayerUse
         In execution order.
+    budget : Budget
+        Which layers stay float so that the outputs are within a budget; None if there was none.
     check : Check
         How what was built compares with the networks as they were given; None if it wasn't asked for.
     """
@@ -170,6 +187,7 @@ class Report(_Record):
     stages: list[Stage] = Field(default_factory=list)
     kernels: list[KernelTime] = Field(default_factory=list)
     layers: list[LayerUse] = Field(default_factory=list)
+    budget: Budget | None = None
     check: Check | None = None
     versions: dict[str, str] = Field(default_factory=dict)
 

@@ -79,8 +79,9 @@ def quality(value: TaskQuality | None) -> str:
 def left_in_float(report: Report) -> str:
     """Return one line about layers that should have been quantized and were not; empty if there are none."""
     by_reason: dict[str, list[str]] = {}
+    told = {} if report.budget is None else report.budget.layers
     for layer in report.layers:
-        if layer.reason:
+        if layer.reason and layer.name not in told:
             by_reason.setdefault(layer.reason, []).append(layer.name)
     groups = []
     for reason, names in sorted(by_reason.items(), key=lambda item: -len(item[1])):
@@ -88,3 +89,22 @@ def left_in_float(report: Report) -> str:
         groups.append(f"{', '.join(names[:_NAMED])}{more} ({reason})")
     left = sum(map(len, by_reason.values()))
     return f"{left} of {len(report.layers)} layers stay in float32: {'; '.join(groups)}" if groups else ""
+
+
+def within_budget(report: Report) -> str:
+    """Return one line about the layers that stay float for a budget of accuracy; empty if there is none."""
+    budget = report.budget
+    if budget is None:
+        return ""
+    before, after = (max(errors.values(), default=0.0) for errors in (budget.before, budget.after))
+    allowed = f"{budget.max_error:g} allowed"
+    if not budget.layers:
+        return f"auto: error {before:.2g}, {allowed}: no layer has to stay in float32 for it"
+    names = sorted(budget.layers, key=lambda name: -budget.layers[name])
+    listed = ", ".join(f"{name} ({budget.layers[name]:.2g} alone)" for name in names[:_NAMED])
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    missed = "no choice is within it; " if after > budget.max_error else ""
+    return (
+        f"auto: error {after:.2g} instead of {before:.2g}, {allowed}: {missed}"
+        f"{len(names)} of {len(report.layers)} layers stay in float32: {listed}{more}"
+    )

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 
 from benchmarks import zoo, zoo_files
 from benchmarks.engines import onnxruntime
-from benchmarks.engines.base import Unavailable
+from benchmarks.engines.base import Unavailable, correlation
 from benchmarks.zoo import Outcome
 from benchmarks.zoo_files import Shipped
 from benchmarks.zoo_inputs import Given, audio, image, integers, magnitudes, normal, page, spectrogram
@@ -197,6 +197,36 @@ def test_the_table_has_a_row_per_network_and_a_line_per_refusal():
     assert rows[0][9:13] == ("3.0%", "2 ms", "6 ms", "–")
     assert rows[1][3] == "refused" and rows[1][9:] == ("",) * 6
     assert zoo.footnotes([REFUSED]) == ["swift-f0, fp32, nnfuze: net.onnx: node 'a' (Op): [no] such thing"]
+
+
+def test_what_auto_is_compared_with():
+    good = {"nnfuze": 0.999, "nnfuze int8": 0.9, "onnxruntime": 0.95}
+    auto = outcome(
+        "mtcnn-p", "auto", errors={"nnfuze": 0.02}, correlations=good, seconds={"nnfuze": 2e-3, "nnfuze int8": 1e-3}
+    )
+    worse = outcome("mtcnn-r", "auto", errors={"nnfuze": 0.3}, correlations={**good, "nnfuze": 0.93})
+    assert auto.verdict == "right" and auto.kept_speed == 0.5 and worse.kept_speed is None
+    rows = list(zip(*(c.cells for c in zoo.render({"mtcnn-p": {"auto": auto}}).columns), strict=True))
+    assert rows[0][3:] == ("2.0%", "0.9990", "0.9000", "0.9500", "0.50×", "–")
+    assert zoo.summary([auto, worse, outcome("swift-f0", "auto", reasons={"nnfuze": "no"})]) == [
+        "auto: 2 of 3 right, 0 wrong, 1 refused; correlation at least 0.9300 (mtcnn-r); at least "
+        "ONNX Runtime's on 1 of 2, that of plain int8 on 0; 0.50× the speed of plain int8 (geometric mean of 1)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("answer", "exact", "expected"),
+    [
+        ([1.0, 2.0, 3.0], [2.0, 4.0, 6.0], 1.0),
+        ([3.0, 2.0, 1.0], [1.0, 2.0, 3.0], -1.0),
+        ([1.0, 1.0], [1.0, 1.0], 1.0),
+        ([1.0, 2.0], [1.0, 1.0], 0.0),
+        ([np.nan, 2.0], [1.0, 2.0], 0.0),
+        ([np.inf, 1.0, 2.0], [np.inf, 2.0, 4.0], 1.0),
+    ],
+)
+def test_correlations(answer, exact, expected):
+    assert correlation([np.array(answer)], [np.array(exact)]) == pytest.approx(expected)
 
 
 def test_json_can_be_read_back():

@@ -172,7 +172,8 @@ class TestData:
         assert message in fails("compile", *models, "--evaluation", tmp_path / "evaluation.npz", "-o", out)
 
     def test_calibration_is_asked_for(self, fails: Fails, out: Path, models: list[str], tmp_path: Path) -> None:
-        assert "give --calibration" in fails("compile", *models, "--quantize", "int8", "-o", out)
+        for value in ("int8", "auto"):
+            assert "give --calibration" in fails("compile", *models, "--quantize", value, "-o", out)
         (tmp_path / "policy.json").write_text('{"default": {"bits": 8}}')
         assert "give --calibration" in fails("compile", *models, "--policy", tmp_path / "policy.json", "-o", out)
         assert "give --calibration" in fails("compile", *models, "--criterion", "activation", "-o", out)
@@ -186,6 +187,8 @@ class TestOptions:
             (["--prune", "-0.5"], "--prune -0.5"),
             (["--prune", "1.5"], "--prune 1.5"),
             (["--quantize", "int4"], "--quantize int4"),
+            (["--max-error", "0"], "--max-error 0"),
+            (["--max-error", "nan"], "--max-error nan"),
             (["--criterion", "l7"], "--criterion l7"),
             (["--calibration-method", "guess"], "--calibration-method guess"),
             (["--threads", "0"], "--threads 0"),

@@ -308,3 +308,34 @@ def test_layers_that_are_not_quantized_are_named(tmp_path: Path, capsys: pytest.
         (True, ""),
         (False, "its weights are not constant"),
     ]
+
+
+def test_auto_says_which_layers_stay_float_and_how_to_do_it_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    spread = np.logspace(0, -4, 8, dtype="float32")
+    first = rng.standard_normal((4, 8)).astype("float32") * spread
+    second = rng.standard_normal((8, 4)).astype("float32") / spread[:, None]
+    weights = [onnx.numpy_helper.from_array(array, name) for name, array in (("a", first), ("b", second))]
+    nodes = [
+        onnx.helper.make_node("MatMul", ["x", "a"], ["m"], "fine"),
+        onnx.helper.make_node("MatMul", ["m", "b"], ["y"], "spoiled"),
+    ]
+    ends = [onnx.helper.make_tensor_value_info(name, 1, [4, 4]) for name in "xy"]
+    graph = onnx.helper.make_graph(nodes, "t", ends[:1], ends[1:], weights)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)]), tmp_path / "t.onnx")
+    data = {"x": rng.standard_normal((16, 4)).astype("float32")}
+    np.savez(tmp_path / "samples.npz", **data)  # type: ignore[arg-type]
+    command = ["compile", str(tmp_path / "t.onnx"), "--calibration", str(tmp_path / "samples.npz"), "--no-compare"]
+    out, again = str(tmp_path / "out"), str(tmp_path / "again")
+    assert cli.run([*command, "--quantize", "auto", "-o", out]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("auto: "))
+    assert "0.05 allowed: 1 of 2 layers stay in float32: t/spoiled" in line
+    assert line.endswith(f"; again: --policy {out}/policy.json")
+    assert cli.run([*command, "--policy", f"{out}/policy.json", "-o", again]) == 0
+    report, other = (Report.model_validate_json(Path(path, "report.json").read_text()) for path in (out, again))
+    assert report.layers[1].reason.startswith("its 8 bits alone make an error of ") and other.budget is None
+    assert [layer.integer for layer in report.layers] == [layer.integer for layer in other.layers] == [True, False]
+    answers = [Bundle.load(path).run({"x": data["x"][:4]})["t"] for path in (out, again)]
+    np.testing.assert_array_equal(*answers)

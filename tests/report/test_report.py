@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from nnfuze_tvm.report import (
+    Budget,
     KernelTime,
     LayerUse,
     Report,
@@ -143,3 +144,29 @@ def test_what_stayed_in_float_is_one_line() -> None:
     assert text.left_in_float(report) == (
         "6 of 7 layers stay in float32: m0, m1, m2 and 2 more (its weights are not constant); odd (it is odd)"
     )
+
+
+def budget(**fields: object) -> Budget:
+    values = {"before": {"a:y": 0.3, "a:z": 0.01}, "after": {"a:y": 0.04, "a:z": 0.01}, "layers": {}, "policy": {}}
+    return Budget.model_validate({"max_error": 0.05, "samples": 8, **values, **fields})
+
+
+def test_what_a_budget_took_is_one_line() -> None:
+    def layer(name: str, reason: str = "") -> LayerUse:
+        return LayerUse(
+            name=name, op="matmul", macs=1, parameters=1, integer=not reason, tasks=["a"], depth=1, reason=reason
+        )
+
+    report = Report(tasks=["a"], target="host", stages=[stage("int8")])
+    report.layers = [layer("fine"), layer("<bad>", "8 bits"), layer("odd", "it is odd")]
+    assert text.within_budget(report) == ""
+    report.budget = budget(layers={"<bad>": 0.29})
+    line = "auto: error 0.04 instead of 0.3, 0.05 allowed: 1 of 3 layers stay in float32: <bad> (0.29 alone)"
+    assert text.within_budget(report) == line
+    assert text.left_in_float(report) == "1 of 3 layers stay in float32: odd (it is odd)"
+    page = render_html(report)
+    assert "&lt;bad&gt;</td><td>0.29</td>" in page and "a:y</td><td>0.3</td><td>0.04</td>" in page
+    report.budget = budget(layers={"<bad>": 0.29}, after={"a:y": 0.2, "a:z": 0.01})
+    assert "0.05 allowed: no choice is within it; 1 of 3 layers" in text.within_budget(report)
+    report.budget = budget(before={"a:y": 0.02}, after={"a:y": 0.02})
+    assert text.within_budget(report) == "auto: error 0.02, 0.05 allowed: no layer has to stay in float32 for it"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,6 +21,9 @@ from nnfuze_tvm.cli.options import (
     WorkDir,
     check_files,
 )
+
+if TYPE_CHECKING:
+    from nnfuze_tvm.report import Report
 
 POSITION = 0
 EXAMPLES = """
@@ -90,7 +93,11 @@ def command(
             **inputs,
             **boards,
         )
-    from nnfuze_tvm.report import left_in_float, render_table
+    _show(report, output, as_json)
+
+
+def _show(report: Report, output: str, as_json: bool) -> None:
+    from nnfuze_tvm.report import left_in_float, render_table, within_budget
 
     if note := left_in_float(report):
         print(f"nnfuze: {note}", file=sys.stderr)
@@ -98,6 +105,8 @@ def command(
         print(report.to_json(), end="")
         return
     out().print(render_table(report))
+    if report.budget is not None:
+        out().print(f"{within_budget(report)}; again: --policy {output}/policy.json", highlight=False)
     if report.check is not None:
         out().print(f"check: {report.check.text}", highlight=False)
     out().print(f"bundle: {output}   report: {output}/report.html", highlight=False)

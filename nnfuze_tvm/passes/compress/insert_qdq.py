@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import tvm
+from pydantic import Field
 from tvm import relax
 from tvm.ir import Call, GenericConst, Var
 from tvm.ir.transform import PassContext, module_pass
@@ -28,8 +31,9 @@ from nnfuze_tvm.passes.compress.calibration import (
 from nnfuze_tvm.passes.compress.method import Inputs, Method, Option, Precision
 from nnfuze_tvm.passes.compress.plan import Plan, layer_of
 from nnfuze_tvm.passes.compress.quantizable import integer_layers
-from nnfuze_tvm.passes.compress.states import quantize_states
+from nnfuze_tvm.passes.compress.states import quantize_states, recurrent_layers
 from nnfuze_tvm.passes.compress.stored_weights import Stored, with_constants
+from nnfuze_tvm.passes.compress.within_budget import QuantizeWithin
 
 if TYPE_CHECKING:
     from nnfuze_tvm.passes.compress.policy import Policy
@@ -43,6 +47,22 @@ _LARGEST_ERROR = 0.25
 # much: the scale of a channel that is almost off is raised, which nobody can see at its output.
 _LARGEST_BIAS = 2**29
 _SCALE_SPREAD = 2**14
+
+
+@dataclass
+class Seen:
+    """What passes with different policies can share: what they saw of one module on the same samples.
+
+    Attributes
+    ----------
+    ranges
+        By tensor.
+    with_states
+        By function and the recurrent layers that get 8 bits: the function in which they have them.
+    """
+
+    ranges: dict[Value, Range] = field(default_factory=dict)
+    with_states: dict[tuple[relax.Function, frozenset[str]], relax.Function] = field(default_factory=dict)
 
 
 @module_pass(opt_level=0, name="InsertQDQ")
@@ -71,6 +91,8 @@ class InsertQDQ:
         "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019).
     executor : callable
         Runs the float network; by default with NumPy.
+    seen : Seen, optional
+        What other passes over the same module and samples saw, and what this one sees.
 
     Raises
     ------
@@ -85,12 +107,14 @@ class InsertQDQ:
         method: CalibrationMethod = "minmax",
         bias_correction: bool = False,
         executor: Executor = evaluate.executor,
+        seen: Seen | None = None,
     ) -> None:
         if method not in CALIBRATION_METHODS:
             known = ", ".join(CALIBRATION_METHODS)
             raise InputError(f"calibration method {method!r} is unknown; choose one of: {known}")
         self.calibration, self.policy, self.method = calibration, policy, method
         self.bias_correction, self.executor = bias_correction, executor
+        self.seen = Seen() if seen is None else seen
 
     def transform_module(self, mod: tvm.IRModule, _: PassContext) -> tvm.IRModule:
         """Return the module with its functions quantized."""
@@ -102,7 +126,7 @@ class InsertQDQ:
                 continue
             asked = {b.var.name for b in bindings(func) if self._asks_for(b, origins)} - integer_layers(func)
             func, stored = with_constants(func, asked)
-            func, asked = quantize_states(mod, func, asked, stored, samples, self.method, self.executor)
+            func, asked = self._with_states(mod, func, asked, stored, samples)
             plan, ranges, scales = self._planned(mod, func, asked, samples, left)
             if plan.layers:
                 func = _Writer(plan, ranges, scales, stored, self.bias_correction).rewrite(func)
@@ -118,7 +142,7 @@ class InsertQDQ:
         left: dict[str, str],
     ) -> tuple[Plan, dict[Value, Range], dict[Value, float]]:
         """Return a plan without layers that the samples' 8 bits would spoil, the ranges of its tensors, and scales."""
-        ranges: dict[Value, Range] = {}
+        ranges = self.seen.ranges
         while True:
             plan = Plan(func, asked)
             left |= plan.left
@@ -136,6 +160,22 @@ class InsertQDQ:
                 for name, error in spoiled.items()
             }
             asked = plan.names - spoiled.keys()
+
+    def _with_states(
+        self,
+        mod: tvm.IRModule,
+        func: relax.Function,
+        asked: set[str],
+        stored: Mapping[str, Stored],
+        samples: Mapping[str, np.ndarray],
+    ) -> tuple[relax.Function, set[str]]:
+        """Return the function with the states of layers in 8 bits, and the names of the other layers."""
+        key = func, frozenset(asked & recurrent_layers(func))
+        if key not in self.seen.with_states:
+            self.seen.with_states[key], _ = quantize_states(
+                mod, func, asked, stored, samples, self.method, self.executor
+            )
+        return self.seen.with_states[key], asked - key[1]
 
     def _asks_for(self, binding: relax.VarBinding, origins: Lineage) -> bool:
         """Return whether a binding is a layer of real numbers that gets 8 bits."""
@@ -255,10 +295,30 @@ _CALIBRATION_METHOD = Option(
 )
 
 
+_MAX_ERROR = Option(
+    name="max_error",
+    type=Annotated[float, Field(gt=0, allow_inf_nan=False)],
+    default=0.05,
+    help="auto: largest error of an output on the samples, a part of its standard deviation.",
+)
+
+
 def _passes(inputs: Inputs) -> list[tvm.transform.Pass]:
     assert inputs.samples is not None
-    method = inputs.value(_CALIBRATION_METHOD)
-    return [InsertQDQ(inputs.samples, inputs.policy, method=method, executor=inputs.executor)]
+    quantize = partial(
+        InsertQDQ,
+        inputs.samples,
+        method=inputs.value(_CALIBRATION_METHOD),
+        executor=inputs.executor,
+        seen=Seen(),
+    )
+    if inputs.options.get("quantize") != METHOD.variant:
+        return [quantize(inputs.policy)]
+    return [
+        QuantizeWithin(
+            quantize, inputs.policy, INT8, inputs.samples, inputs.value(_MAX_ERROR), announce=inputs.announce
+        )
+    ]
 
 
 METHOD = Method(
@@ -266,6 +326,8 @@ METHOD = Method(
     activity="quantizing",
     passes=_passes,
     precision=INT8,
-    options=(_CALIBRATION_METHOD,),
+    options=(_CALIBRATION_METHOD, _MAX_ERROR),
+    remark="(auto: where --max-error allows it)",
+    variant="auto",
     samples="8 bits",
 )

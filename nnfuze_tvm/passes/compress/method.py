@@ -130,12 +130,15 @@ class Inputs:
         Values of the methods' options by name; those that are missing have their defaults.
     executor : callable
         Runs the float network where a pass wants to know its values; see `graph.evaluate.Executor`.
+    announce : callable
+        Is told what is being done, in a few words.
     """
 
     policy: Policy
     samples: Mapping[str, np.ndarray] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     executor: Executor = evaluate.executor
+    announce: Callable[[str], None] = lambda _: None
 
     def value(self, option: Option) -> Any:
         """Return the value of an option."""
@@ -164,6 +167,8 @@ class Method:
         The options that it brings.
     remark
         Of a method that has a precision: what the help of ``--quantize`` adds to its name.
+    variant
+        Of a method that has a precision: another value for ``--quantize``, which its passes find in `Inputs.options`.
     samples
         What of a policy needs sample inputs, such as ``8 bits``; empty if the passes do without.
     features : Features, optional
@@ -178,6 +183,7 @@ class Method:
     fields: tuple[PolicyField, ...] = ()
     options: tuple[Option, ...] = ()
     remark: str = ""
+    variant: str = ""
     samples: str = ""
     features: Features | None = None
 
@@ -266,7 +272,8 @@ def policy_fields(methods: Sequence[Method]) -> dict[str, PolicyField]:
 
 def options(methods: Sequence[Method]) -> dict[str, Option]:
     """Return all options that the methods bring, by name: ``quantize``, which chooses a precision, and their own."""
-    chosen = {method.name: method.precision for method in methods if method.precision is not None}
+    names = {name: m for m in methods if m.precision is not None for name in (m.name, m.variant) if name}
+    chosen = {name: method.precision for name, method in names.items() if method.precision is not None}
     known = precisions(methods)
 
     def sets(name: str) -> Mapping[str, Any]:
@@ -281,7 +288,7 @@ def options(methods: Sequence[Method]) -> dict[str, Option]:
         default=None,
         help=", or ".join(f"{m.name} {m.remark}".rstrip() for m in methods if m.name in chosen) + ".",
         sets=sets,
-        samples=[m.name for m in methods if m.name in chosen and m.samples],
+        samples=[name for name, method in names.items() if method.samples],
         metavar=next(iter(chosen), None),
     )
     return _by_name([quantize] * bool(chosen) + [one for method in methods for one in method.options])

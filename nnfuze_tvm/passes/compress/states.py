@@ -46,12 +46,7 @@ def quantize_states(
     executor : callable
         Runs the float function.
     """
-    layers: dict[Var, Recurs] = {}
-    for binding in bindings(func):
-        operator = ops.of(binding.value)
-        if binding.var.name in asked and operator is not None and operator.recurs is not None:
-            if isinstance(binding.value.args[1], GenericConst):
-                layers[binding.var] = operator.recurs
+    layers = {var: recurs for var, recurs in _recurrent(func).items() if var.name in asked}
     if not layers:
         return func, asked
     limits = _limits(mod, func, layers, samples, method, executor)
@@ -65,6 +60,20 @@ def quantize_states(
         values[binding.var] = emitter.emit(value, binding.var.name)
     outputs = [substitute(out, values) for out in output_fields(func)]
     return emitter.finish(func.params, outputs, func.attrs), asked - {var.name for var in layers}
+
+
+def recurrent_layers(func: relax.Function) -> set[str]:
+    """Return the names of the layers whose states can be in 8 bits."""
+    return {var.name for var in _recurrent(func)}
+
+
+def _recurrent(func: relax.Function) -> dict[Var, Recurs]:
+    found: dict[Var, Recurs] = {}
+    for binding in bindings(func):
+        operator = ops.of(binding.value)
+        if operator is not None and operator.recurs is not None and isinstance(binding.value.args[1], GenericConst):
+            found[binding.var] = operator.recurs
+    return found
 
 
 def _limits(
