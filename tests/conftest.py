@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import signal
+import tempfile
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -25,6 +29,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # What changes how many threads kernels get, and how output looks.
 for name in ("COLUMNS", "FORCE_COLOR", "LINES", "NO_COLOR", "OMP_NUM_THREADS", "TVM_BIND_THREADS", "TVM_NUM_THREADS"):
     os.environ.pop(name, None)
+
+
+# Trackers and boards of tests know a secret of their own.
+_secret = Path(tempfile.mkdtemp(prefix="nnfuze-test-secret-")) / "secret"
+os.environ["NNFUZE_SECRET_FILE"] = str(_secret)
+atexit.register(shutil.rmtree, _secret.parent, ignore_errors=True)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

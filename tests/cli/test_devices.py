@@ -22,12 +22,13 @@ from nnfuze_tvm.analysis.device_check import check_device
 from nnfuze_tvm.devices.boards import CATALOGUE
 from nnfuze_tvm.devices.remote import tracker as trackers
 from nnfuze_tvm.devices.remote.tracker import EmbeddedTracker
+from tests.servers import embedded
 
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[EmbeddedTracker]:
-    with EmbeddedTracker(servers=2, key="here") as embedded:
-        yield embedded
+    with embedded(servers=2, key="here") as found:
+        yield found
 
 
 @contextmanager
@@ -109,7 +110,7 @@ def test_a_check_finds_wrong_results(running: EmbeddedTracker, monkeypatch: pyte
             return right(*arguments)
 
     monkeypatch.setattr(roofline, "kernels", wrong)
-    found = check_device(running.address, "here", "host", 10, lambda _: None)
+    found = check_device(running.place, "here", "host", 10, lambda _: None)
     assert found.problem == "the int8 kernel computed something else than NumPy does"
 
 
@@ -120,6 +121,8 @@ def test_a_board_and_a_tracker_from_the_command_line() -> None:
     # The board is there before its tracker.
     with command("serve", "--tracker", address, "--key", "mine") as board:
         assert board.stderr is not None
+        if os.geteuid() == 0:
+            assert "running as root" in board.stderr.readline()
         assert "trying again" in board.stderr.readline()
         with command("tracker", "--port", str(port)):
             session = trackers.connect(address, 60)

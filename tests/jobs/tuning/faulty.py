@@ -17,6 +17,7 @@ from tvm.script.ir_builder import tirx as T
 from tvm.target import Target
 
 from nnfuze_tvm.devices import targets
+from nnfuze_tvm.devices.remote.tracker import Place
 from nnfuze_tvm.jobs import tuning
 from tests.jobs.tuning.standin import choose, fused
 
@@ -140,7 +141,7 @@ if __name__ == "__main__":
         targets.resolve(*rest or ["host"]),
         trials=int(trials),
         work_dir=work_dir,
-        tracker=address,
+        tracker=Place.of(address),
         key=key,
         progress=False,
         timeout=float(timeout),
