@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import secrets
 import shutil
 import signal
 import tempfile
@@ -33,6 +34,8 @@ for name in ("COLUMNS", "FORCE_COLOR", "LINES", "NO_COLOR", "OMP_NUM_THREADS", "
 
 # Trackers and boards of tests know a secret of their own.
 _secret = Path(tempfile.mkdtemp(prefix="nnfuze-test-secret-")) / "secret"
+_secret.touch(0o600)
+_secret.write_text(secrets.token_hex(32))
 os.environ["NNFUZE_SECRET_FILE"] = str(_secret)
 atexit.register(shutil.rmtree, _secret.parent, ignore_errors=True)
 

@@ -15,7 +15,7 @@ import psutil
 from nnfuze_tvm.devices.remote import secret, server, tracker, tracker_server
 
 KEY = "board"
-SECRET = secret.read_or_make()
+SECRET = secret.read()
 
 
 def free_port() -> int:

@@ -41,7 +41,9 @@ def read(path: str | os.PathLike[str] | None = None) -> bytes:
     file = where(path)
     try:
         # What isn't a file may keep whoever opens it waiting.
-        handle = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as opened:
+            found = os.fstat(opened.fileno())
+            content = opened.read(_MOST + 1).strip() if stat.S_ISREG(found.st_mode) else b""
     except FileNotFoundError:
         raise DeviceError(
             f"secret file {file}: there is none; 'nnfuze devices tracker' makes one, which every board and every "
@@ -49,15 +51,10 @@ def read(path: str | os.PathLike[str] | None = None) -> bytes:
         ) from None
     except (OSError, ValueError) as err:
         raise DeviceError(f"secret file {file}: can't be read ({getattr(err, 'strerror', None) or err})") from None
-    with open(handle, "rb") as opened:
-        found = os.fstat(handle)
-        if not stat.S_ISREG(found.st_mode):
-            raise DeviceError(f"secret file {file}: not a file")
-        if found.st_uid != os.geteuid() != 0:
-            raise DeviceError(f"secret file {file}: belongs to another user, who knows what is in it")
-        if found.st_mode & 0o077:
-            raise DeviceError(f"secret file {file}: others can use it; chmod 600 {file}")
-        content = opened.read(_MOST + 1).strip()
+    if found.st_uid != os.geteuid() != 0:
+        raise DeviceError(f"secret file {file}: belongs to another user, who knows what is in it")
+    if found.st_mode & 0o077:
+        raise DeviceError(f"secret file {file}: others can use it; chmod 600 {file}")
     if not _LEAST <= len(content) <= _MOST:
         raise DeviceError(f"secret file {file}: {_LEAST} to {_MOST} random characters are a secret, not {len(content)}")
     return content
