@@ -49,7 +49,9 @@ def running_tracker(port: int, known: bytes | None = SECRET) -> Iterator[None]:
 class Board:
     """Our server under a tracker at ``port``, which need not run yet; it keeps its address when it is started again."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, known: bytes | None = SECRET, limit: float = server.SESSION_SECONDS) -> None:
+        self._known = known
+        self._limit = limit
         self._tracker = ("127.0.0.1", port)
         self._port = free_port()
         self.address = f"127.0.0.1:{self._port}"
@@ -62,7 +64,7 @@ class Board:
                 sock = socket.create_server(("127.0.0.1", self._port))
                 break
             time.sleep(0.01)
-        server.serve(sock, self._tracker, KEY, SECRET)
+        server.serve(sock, self._tracker, KEY, self._known, limit=self._limit)
 
     def start(self) -> None:
         self._process = multiprocessing.get_context("fork").Process(target=self._main)
@@ -91,8 +93,8 @@ class Board:
 
 
 @contextlib.contextmanager
-def running_board(port: int) -> Iterator[Board]:
-    board = Board(port)
+def running_board(port: int, known: bytes | None = SECRET, limit: float = server.SESSION_SECONDS) -> Iterator[Board]:
+    board = Board(port, known, limit)
     try:
         yield board
     finally:
