@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import atexit
 import os
-import secrets
-import shutil
 import signal
-import tempfile
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests import own_secret  # noqa: F401
 
 # The same few examples every time, and a slow machine is no failure.
 settings.register_profile(
@@ -30,14 +27,6 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # What changes how many threads kernels get, and how output looks.
 for name in ("COLUMNS", "FORCE_COLOR", "LINES", "NO_COLOR", "OMP_NUM_THREADS", "TVM_BIND_THREADS", "TVM_NUM_THREADS"):
     os.environ.pop(name, None)
-
-
-# Trackers and boards of tests know a secret of their own.
-_secret = Path(tempfile.mkdtemp(prefix="nnfuze-test-secret-")) / "secret"
-_secret.touch(0o600)
-_secret.write_text(secrets.token_hex(32))
-os.environ["NNFUZE_SECRET_FILE"] = str(_secret)
-atexit.register(shutil.rmtree, _secret.parent, ignore_errors=True)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

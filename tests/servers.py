@@ -12,10 +12,10 @@ from typing import Any
 
 import psutil
 
-from nnfuze_tvm.devices.remote import secret, server, tracker, tracker_server
+from nnfuze_tvm.devices.remote import server, tracker, tracker_server
+from tests.own_secret import SECRET
 
 KEY = "board"
-SECRET = secret.read()
 
 
 def free_port() -> int:

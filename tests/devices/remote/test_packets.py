@@ -20,7 +20,8 @@ from tests.devices.remote.conversations import (
     mutants,
     send,
 )
-from tests.servers import KEY, SECRET, Board, free_port, running_board, running_tracker
+from tests.own_secret import SECRET
+from tests.servers import KEY, Board, free_port, running_board, running_tracker
 
 Address = tuple[str, int]
 

@@ -21,7 +21,8 @@ from tvm import rpc
 from nnfuze_tvm.devices.remote import server, tracker
 from nnfuze_tvm.errors import DeviceError
 from tests.devices.remote import misbehaving
-from tests.servers import KEY, SECRET, Board, free_port, running_board, running_tracker
+from tests.own_secret import SECRET
+from tests.servers import KEY, Board, free_port, running_board, running_tracker
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,8 @@ from tvm.rpc import base
 from nnfuze_tvm.devices.remote import secret, server, tracker, wire
 from nnfuze_tvm.devices.remote.session import open_session
 from nnfuze_tvm.errors import DeviceError
-from tests.servers import KEY, SECRET, free_port, running_board, running_tracker
+from tests.own_secret import SECRET
+from tests.servers import KEY, free_port, running_board, running_tracker
 
 NOBODY = 65534
 # Whom to look at: the tracker, and the processes of tracker and boards.
