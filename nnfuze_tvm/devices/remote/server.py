@@ -11,6 +11,9 @@ import contextlib
 import ctypes
 import ipaddress
 import multiprocessing
+
+# Not when it is needed: a server that became another user may not read it any more.
+import multiprocessing.popen_fork
 import os
 import secrets
 import select
@@ -142,7 +145,12 @@ def serve(
             time.sleep(_RETRY_SECONDS)
             continue
         with client.sock:
-            _session(door, registration, client)
+            try:
+                _session(door, registration, client)
+            except OSError as err:
+                # No space on the disk, no memory for a process: perhaps the next one finds some.
+                say(f"{client.peer}: no session: {err}")
+                time.sleep(_RETRY_SECONDS)
 
 
 class _Registration:

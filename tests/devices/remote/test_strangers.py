@@ -111,6 +111,8 @@ def _as_nobody(place: tracker.Place, pids: list[int], board: tuple[str, int], wo
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to be somebody else")
 def test_another_user_gets_nothing(scene: Scene) -> None:
     place, pids = scene
+    connections = [c for pid in pids if pid != os.getpid() for c in psutil.Process(pid).net_connections()]
+    assert {c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN} == {"127.0.0.1"}
     client = tracker.connect(place)
     host, port, word = tracker.reserve(client, KEY)
     ours, theirs = multiprocessing.Pipe()

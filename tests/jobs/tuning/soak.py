@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import random
 import shutil
 import signal
@@ -32,7 +33,8 @@ from tests.running_jobs import Job
 from tests.servers import Board, free_port, running_board, running_tracker
 
 BOARDS = 4
-KERNELS = 24
+# Each naps once per row, and the last one has so many rows.
+KERNELS = 8
 # Of `faulty.mixed`: those that nap, the one that crashes and the one that never ends.
 CANDIDATES = len(faulty.NAPS) + 2
 SECONDS_BETWEEN_FAULTS = 15.0
@@ -155,9 +157,36 @@ def fault(site: Site, which: int, rng: random.Random) -> str:
     return "strangers came"
 
 
+@contextlib.contextmanager
+def quiet(log: Path) -> Iterator[None]:
+    """Send what trackers and boards say to a file."""
+    terminal = os.dup(2)
+    with open(log, "wb") as file:
+        os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(terminal, 2)
+
+
 def run(minutes: float) -> None:
-    rng = random.Random(3)
     folder = Path(tempfile.mkdtemp(prefix="nnfuze-soak-"))
+    print(f"{minutes:g} minutes in {folder}", flush=True)
+    with quiet(folder / "log"):
+        faults, calm, site = soak(folder, minutes)
+    shutil.rmtree(folder)
+    peace, trouble = calm.seconds / calm.trials, site.seconds / site.trials
+    print(
+        f"{faults} faults, {site.trials} trials at {trouble:.3f} s; in peace {calm.trials} at {peace:.3f} s: "
+        f"{trouble / peace:.2f} times as long; nothing lost, nothing twice, every kernel right"
+    )
+    if trouble > MOST_TIME * peace:
+        sys.exit(f"more than {MOST_TIME:g} times as long")
+
+
+def soak(folder: Path, minutes: float) -> tuple[int, Site, Site]:
+    """Return how many faults there were, and what was done in peace and in trouble."""
+    rng = random.Random(3)
     start = time.monotonic()
     faults = 0
     # The tracker dies at a third and at two thirds of the time.
@@ -179,14 +208,7 @@ def run(minutes: float) -> None:
             # Both are always asked.
             busy = any([calm.go_on(more), site.go_on(more)])
             time.sleep(0.2)
-    shutil.rmtree(folder)
-    peace, trouble = calm.seconds / calm.trials, site.seconds / site.trials
-    print(
-        f"{faults} faults, {site.trials} trials at {trouble:.3f} s; in peace {calm.trials} at {peace:.3f} s: "
-        f"{trouble / peace:.2f} times as long; nothing lost, nothing twice, every kernel right"
-    )
-    if trouble > MOST_TIME * peace:
-        sys.exit(f"more than {MOST_TIME:g} times as long")
+    return faults, calm, site
 
 
 if __name__ == "__main__":
