@@ -147,20 +147,6 @@ def listening(pid: int) -> set[str]:
     return {connection.laddr.ip for connection in connections if connection.status == psutil.CONN_LISTEN}
 
 
-def test_a_tracker_for_other_machines_says_what_that_means(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    made = tmp_path / "new" / "secret"
-    with command("tracker", "--host", "0.0.0.0", "--port", str(port), "--secret-file", str(made)) as process:
-        assert process.stderr is not None
-        lines: list[str] = []
-        while not lines or "other machines" not in lines[-1]:
-            lines.append(process.stderr.readline())
-        assert str(made) in "".join(lines) and f"ssh -L {port}:127.0.0.1:{port}" in lines[-1]
-        assert listening(process.pid) == {"0.0.0.0"}
-        trackers.connect(trackers.Place.of(f"127.0.0.1:{port}", made)).close()
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -21,6 +21,8 @@ from nnfuze_tvm.errors import DeviceError
 LOCAL_KEY = "local"
 
 _POLL = 0.25
+# For one try.
+_MOST_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,7 @@ def connect(place: Place | str, timeout: float = 10.0) -> Session:
     deadline = time.monotonic() + timeout
     while True:
         try:
-            return Session(place, max(0.5, deadline - time.monotonic()))
+            return Session(place, min(max(0.5, deadline - time.monotonic()), _MOST_SECONDS))
         except wire.RefusedError as err:
             raise DeviceError(f"tracker {place}: {err}") from err
         except OSError as err:
