@@ -102,7 +102,9 @@ class _Tracker:
     async def _visit(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """A connection, from its first byte to its last."""
         if len(self._strangers) >= _MOST_STRANGERS:
-            next(iter(self._strangers)).transport.abort()
+            oldest = next(iter(self._strangers))
+            del self._strangers[oldest]
+            oldest.transport.abort()
         self._strangers[writer] = None
         peer = None
         try:
