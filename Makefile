@@ -9,7 +9,7 @@ SPEECH := examples/speech
 # would each compile the whole package.
 unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-arm test-all lint format clean
+.PHONY: demo test test-arm test-all soak lint format clean
 
 demo: $(STAMP)
 	$(BIN)/nnfuze compile $(SPEECH)/shared/keyword.onnx $(SPEECH)/shared/speaker.onnx --target host \
@@ -32,6 +32,10 @@ test-arm: $(STAMP)
 test-all:
 	$(MAKE) test ARGS=--all
 	$(MAKE) test-arm ARGS=--all
+
+# Ten minutes of tuning while boards and trackers die.
+soak: $(STAMP)
+	$(BIN)/python -m tests.jobs.tuning.soak
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -40,7 +40,7 @@ from benchmarks.workloads import workload
 from nnfuze_tvm.deploy import build
 from nnfuze_tvm.deploy.runner import use_threads
 from nnfuze_tvm.devices import cpu, targets
-from nnfuze_tvm.devices.remote.tracker import LOCAL_KEY, EmbeddedTracker
+from nnfuze_tvm.devices.remote.tracker import LOCAL_KEY, EmbeddedTracker, Place, connect, parse_address, request
 from nnfuze_tvm.errors import NNFuzeError
 from nnfuze_tvm.jobs.graphs import make_graphs
 from nnfuze_tvm.jobs.request import NetworkRequest
@@ -90,16 +90,22 @@ def our_history(fused: tvm.IRModule, target: tvm.target.Target, trials: int, fol
     return history
 
 
+def _session(place: Place, config: ms.runner.RPCConfig) -> tvm.rpc.RPCSession:
+    """What MetaSchedule opens sessions with: its own way knows no secret."""
+    return request(connect(place), config.tracker_key, config.session_timeout_sec)[0]
+
+
 def stock_history(
-    kernel: TunableKernel, target: tvm.target.Target, trials: int, folder: Path, address: str
+    kernel: TunableKernel, target: tvm.target.Target, trials: int, folder: Path, place: Place
 ) -> list[float]:
     """Tune one kernel with MetaSchedule, as it comes, and return every trial's time."""
     folder.mkdir(parents=True, exist_ok=True)
 
-    host, _, port = address.rpartition(":")
+    host, port = parse_address(place.address)
     runner = ms.runner.RPCRunner(
-        ms.runner.RPCConfig(tracker_host=host, tracker_port=int(port), tracker_key=LOCAL_KEY, session_timeout_sec=30),
+        ms.runner.RPCConfig(tracker_host=host, tracker_port=port, tracker_key=LOCAL_KEY, session_timeout_sec=30),
         _EVALUATOR,
+        f_create_session=partial(_session, place),
     )
     while (left := trials - len(stock_times(folder))) > 0:
         before = len(stock_times(folder))
@@ -221,7 +227,7 @@ def compare(network: str, count: int, trials: int, stock_trials: int, work_dir: 
     with EmbeddedTracker() as tracker:
         for n, kernel in enumerate(kernels, 1):
             console.print(f"{STOCK}: kernel {n} of {len(kernels)}, {kernel.name}", highlight=False)
-            stock[kernel.id] = stock_history(kernel, cores, stock_trials, folder / "stock" / kernel.id, tracker.address)
+            stock[kernel.id] = stock_history(kernel, cores, stock_trials, folder / "stock" / kernel.id, tracker.place)
     best = {
         kernel.id: in_turns(kernel, target, {OURS: folder / "ours", STOCK: folder / "stock" / kernel.id})
         for kernel in kernels

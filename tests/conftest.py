@@ -8,6 +8,8 @@ import signal
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests import own_secret  # noqa: F401
+
 # The same few examples every time, and a slow machine is no failure.
 settings.register_profile(
     "repeatable",

@@ -34,9 +34,11 @@ def until_measuring(sessions: Callable[[], list[psutil.Process]]) -> None:
 class Job:
     """``timeout`` is that of one candidate; the other arguments are those of `tests.jobs.tuning.faulty`."""
 
-    def __init__(self, work_dir: Path, port: int, space: str, trials: int, timeout: float, target: str) -> None:
+    def __init__(
+        self, work_dir: Path, port: int, space: str, trials: int, timeout: float, target: str, kernels: int
+    ) -> None:
         self._work_dir = work_dir
-        options = [str(work_dir), f"127.0.0.1:{port}", KEY, space, str(trials), str(timeout), target]
+        options = [str(work_dir), f"127.0.0.1:{port}", KEY, space, str(trials), str(timeout), target, str(kernels)]
         command = [sys.executable, "-m", "tests.jobs.tuning.faulty", *options]
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
         self.process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
@@ -54,9 +56,9 @@ class Job:
 
 @contextlib.contextmanager
 def running_job(
-    work_dir: Path, port: int, space: str, trials: int, timeout: float = 4, target: str = "host"
+    work_dir: Path, port: int, space: str, trials: int, timeout: float = 4, target: str = "host", kernels: int = 2
 ) -> Iterator[Job]:
-    job = Job(work_dir, port, space, trials, timeout, target)
+    job = Job(work_dir, port, space, trials, timeout, target, kernels)
     try:
         yield job
     finally:

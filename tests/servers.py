@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import psutil
 
-from nnfuze_tvm.devices.remote import server, tracker
+from nnfuze_tvm.devices.remote import server, tracker, tracker_server
+from tests.own_secret import SECRET
 
 KEY = "board"
 
@@ -25,25 +24,34 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def embedded(**options: Any) -> tracker.EmbeddedTracker:
+    """An embedded tracker with the secret that commands read from the file."""
+    return tracker.EmbeddedTracker(**options, known=SECRET)
+
+
 @contextlib.contextmanager
-def running_tracker(port: int) -> Iterator[None]:
-    """TVM's own tracker; killed at the end, so that it can be started again on its port at once."""
-    where = ["--host", "127.0.0.1", "--port", str(port), "--port-end", str(port + 1)]
-    command = [sys.executable, "-m", "tvm.exec.rpc_tracker", *where]
-    with subprocess.Popen(
-        command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as process:
-        try:
-            tracker.connect(f"127.0.0.1:{port}", 60).close()
-            yield
-        finally:
-            os.killpg(process.pid, signal.SIGKILL)
+def running_tracker(port: int, known: bytes | None = SECRET) -> Iterator[None]:
+    """A tracker with a secret or without; killed at the end, so that it can be started again on its port at once."""
+
+    def main() -> None:
+        tracker_server.serve(server.listen("127.0.0.1", port), known)
+
+    process = multiprocessing.get_context("fork").Process(target=main)
+    process.start()
+    try:
+        tracker.connect(tracker.Place(f"127.0.0.1:{port}", known), 60).close()
+        yield
+    finally:
+        process.kill()
+        process.join()
 
 
 class Board:
     """Our server under a tracker at ``port``, which need not run yet; it keeps its address when it is started again."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, known: bytes | None = SECRET, limit: float = server.SESSION_SECONDS) -> None:
+        self._known = known
+        self._limit = limit
         self._tracker = ("127.0.0.1", port)
         self._port = free_port()
         self.address = f"127.0.0.1:{self._port}"
@@ -56,7 +64,7 @@ class Board:
                 sock = socket.create_server(("127.0.0.1", self._port))
                 break
             time.sleep(0.01)
-        server.serve(sock, self._tracker, KEY)
+        server.serve(sock, self._tracker, KEY, self._known, limit=self._limit)
 
     def start(self) -> None:
         self._process = multiprocessing.get_context("fork").Process(target=self._main)
@@ -85,8 +93,8 @@ class Board:
 
 
 @contextlib.contextmanager
-def running_board(port: int) -> Iterator[Board]:
-    board = Board(port)
+def running_board(port: int, known: bytes | None = SECRET, limit: float = server.SESSION_SECONDS) -> Iterator[Board]:
+    board = Board(port, known, limit)
     try:
         yield board
     finally:

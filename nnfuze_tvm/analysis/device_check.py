@@ -78,13 +78,17 @@ class DeviceCheck:
         return asdict(self)
 
 
-def check_device(address: str, key: str, name: str, wait: float, announce: Callable[[str], None]) -> DeviceCheck:
+def check_device(
+    place: trackers.Place, key: str, name: str, wait: float, announce: Callable[[str], None]
+) -> DeviceCheck:
     """Compare a board with what a target says of it, and run a kernel of each kind on it.
 
     Parameters
     ----------
-    address, key : str
-        The tracker, and the board's key there.
+    place : Place
+        The tracker.
+    key : str
+        The board's key there.
     name : str
         The target; see `devices.targets.resolve`.
     wait : float
@@ -99,7 +103,7 @@ def check_device(address: str, key: str, name: str, wait: float, announce: Calla
     """
     target = targets.resolve(name)
     record = describe_target(target)
-    session = trackers.connect(address, wait)
+    session = trackers.connect(place, wait)
     trackers.wait_for_device(session, key, wait)
     announce(f"waiting until a {key} is free")
     try:
@@ -115,7 +119,7 @@ def check_device(address: str, key: str, name: str, wait: float, announce: Calla
             trackers.end_session(remote)
     except (OSError, RuntimeError) as error:
         why = trackers.reason(error)
-        raise DeviceError(f"device {key!r} of tracker {address}: the check failed ({why})") from None
+        raise DeviceError(f"device {key!r} of tracker {place}: the check failed ({why})") from None
     # An int8 sum is exact; a float32 one is rounded after each of some thousand steps.
     wrong = [kind for kind, limit in (("int8", 0.0), ("fp32", 1e-4)) if kernels and not kernels[kind].error <= limit]
     if wrong:

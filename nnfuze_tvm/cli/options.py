@@ -149,6 +149,15 @@ _STATE = typer.Option(help="An input that is the network's output of the call be
 _SHAPE = typer.Option(help="Shape of an input, where the file leaves it open: name=1,3,224,224.")
 _TRACKER = typer.Option(help="RPC tracker of the boards: host:port.")
 _KEY = typer.Option(help="Key of the boards at the tracker.")
+SecretFile = Annotated[
+    str | None,
+    typer.Option(
+        help="File with the secret of the tracker and its boards; by default what NNFUZE_SECRET_FILE names, or "
+        "~/.config/nnfuze/secret.",
+        show_default=False,
+    ),
+]
+Insecure = Annotated[bool, typer.Option("--insecure", help="No secret: TVM's own tracker, which lets everybody in.")]
 _WAIT = typer.Option(help="Seconds to wait for a tracker or a board that isn't there.")
 
 # How the networks are compressed.
@@ -173,6 +182,8 @@ Boards = Annotated[
         lambda: {
             "tracker": (Annotated[str | None, _TRACKER], None),
             "key": (Annotated[str | None, _KEY], None),
+            "secret_file": (SecretFile, None),
+            "insecure": (Insecure, False),
             "wait": (Annotated[float, _WAIT], 60.0),
         }
     ),

@@ -57,7 +57,7 @@ class Deployment:
 class _Order:
     """What the process that talks to the board is to do."""
 
-    tracker: str
+    tracker: trackers.Place
     key: str
     directory: Path
     target: TargetRecord
@@ -82,7 +82,7 @@ def _silent(_: str) -> None:
 
 def deploy(
     bundle: str | os.PathLike[str],
-    tracker: str,
+    tracker: str | trackers.Place,
     key: str,
     inputs: Mapping[str, np.ndarray] | None = None,
     *,
@@ -100,8 +100,10 @@ def deploy(
     ----------
     bundle : path
         The bundle's directory.
-    tracker, key : str
-        The RPC tracker (``host:port``) and the key of the board there.
+    tracker : str or Place
+        The RPC tracker: ``host:port`` of one with this user's secret, or its place.
+    key : str
+        The key of the board there.
     inputs : mapping of str to numpy.ndarray, optional
         Samples ``[N, …]`` by input; each batch of them is run once. By default one batch of random numbers.
     repeat : int
@@ -127,12 +129,13 @@ def deploy(
     check_files(directory, manifest)
     taken, given, states = recorded_signature(manifest)
     samples = [made_up(taken)] if inputs is None else sample_batches(inputs, taken, "inputs")
-    announce(f"looking for a board {key!r} at {tracker}")
-    session = trackers.connect(tracker, min(wait, 10.0))
+    place = trackers.Place.of(tracker)
+    announce(f"looking for a board {key!r} at {place}")
+    session = trackers.connect(place, min(wait, 10.0))
     trackers.wait_for_device(session, key, wait)
     session.close()
     order = _Order(
-        tracker,
+        place,
         key,
         directory,
         manifest.target,

@@ -66,7 +66,7 @@ def analyze(
     expected = roofline.of_board(target, request.threads) if misfit or request.tracker else None
     if misfit:
         _check_catalogue(request.target, target, request.threads, misfit, expected)
-    trackers.check_reachable(request.tracker, request.key, request.wait)
+    trackers.check_reachable(request.place, request.key, request.wait)
     with open_dump(dump_ir):
         graphs = make_graphs(request, announce)
         database = found_earlier(request.work_dir) if request.work_dir else None
@@ -77,7 +77,7 @@ def analyze(
     if misfit and expected:
         machine = expected
     else:
-        with _session(request.tracker, request.key) as (remote, source):
+        with _session(request.place, request.key) as (remote, source):
             machine, times = _measure(lowered, target, request.threads, remote, source, announce)
     uses = kernel_uses(graphs.last, fused, lowered, target, machine, times)
     return Analysis(uses, machine, None if misfit else expected)
@@ -130,7 +130,7 @@ def _measure(
 
 
 @contextmanager
-def _session(tracker: str | None, key: str | None) -> Iterator[tuple[tvm.rpc.RPCSession | None, str]]:
+def _session(tracker: trackers.Place | None, key: str | None) -> Iterator[tuple[tvm.rpc.RPCSession | None, str]]:
     """Open a session on a board and say what it is called; without a tracker, None stands for this machine."""
     if tracker is None or key is None:
         yield None, cpu.name()

@@ -77,7 +77,7 @@ def compile(
     target = targets.resolve(request.target)
     dump = open_dump(dump_ir, output)
     arrays = read_arrays(request.evaluation, "evaluation data") if request.evaluation else {}
-    trackers.check_reachable(request.tracker, request.key, request.wait)
+    trackers.check_reachable(request.place, request.key, request.wait)
     with dump:
         graphs = make_graphs(request, announce)
     data = evaluation_data(graphs, request.evaluation, arrays)

@@ -8,8 +8,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from tvm import rpc
-
 from nnfuze_tvm.devices.remote import tracker as trackers
 from nnfuze_tvm.errors import DeviceError
 
@@ -24,8 +22,10 @@ class Fleet:
 
     Parameters
     ----------
-    address, key : str
-        The tracker's ``host:port`` and the devices' key.
+    place : Place
+        The tracker.
+    key : str
+        The devices' key.
     wait : float
         Seconds to wait for the tracker and for the first device.
 
@@ -41,10 +41,10 @@ class Fleet:
         If there is no tracker or no device.
     """
 
-    def __init__(self, address: str, key: str, wait: float) -> None:
+    def __init__(self, place: trackers.Place, key: str, wait: float) -> None:
         self.key = key
-        self._address = address
-        self._session: rpc.TrackerSession | None = trackers.connect(address, wait)
+        self._place = place
+        self._session: trackers.Session | None = trackers.connect(place, wait)
         self.devices = trackers.wait_for_device(self._session, key, wait)
         self._asked = self._present = time.monotonic()
         self._trouble = ""
@@ -61,10 +61,10 @@ class Fleet:
         before = self.devices
         try:
             if self._session is None:
-                self._session = trackers.connect(self._address, 0)
+                self._session = trackers.connect(self._place, 0)
             self._session._sock.settimeout(_TIMEOUT)
             self.devices = trackers.devices(self._session).get(self.key, [])
-            self._trouble = "" if self.devices else f"tracker {self._address}: no device under key {self.key!r}"
+            self._trouble = "" if self.devices else f"tracker {self._place}: no device under key {self.key!r}"
         except DeviceError as err:
             if not self._trouble:
                 _log.warning("%s", err)

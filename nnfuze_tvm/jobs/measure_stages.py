@@ -13,6 +13,7 @@ from nnfuze_tvm.analysis import measure, metrics
 from nnfuze_tvm.deploy.runner import Output
 from nnfuze_tvm.devices import cpu
 from nnfuze_tvm.devices.remote.timing import time_on_device
+from nnfuze_tvm.devices.remote.tracker import Place
 from nnfuze_tvm.graph.wiring import Run
 from nnfuze_tvm.jobs.build_stages import Built
 from nnfuze_tvm.jobs.data import Arrays, EvaluationData
@@ -126,7 +127,7 @@ def time_here(
 
 
 def time_on_board(
-    report: Report, built: Sequence[Built], sample: Arrays, tracker: str, key: str, *, threads: int, wait: float
+    report: Report, built: Sequence[Built], sample: Arrays, tracker: Place, key: str, *, threads: int, wait: float
 ) -> None:
     """Measure the latency of all stages in turns on a board."""
     networks = {stage.record.name: stage.networks(sample) for stage in built}

@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
+from nnfuze_tvm.devices.remote.tracker import Place
 from nnfuze_tvm.errors import InputError
 from nnfuze_tvm.passes import pipeline
 from nnfuze_tvm.passes.compress import method
@@ -41,6 +42,10 @@ class NetworkRequest(BaseModel):
         The values of the compression methods' options by name, all of them.
     tracker, key : str, optional
         An RPC tracker (``host:port``) and the key of the devices there.
+    secret_file : str, optional
+        The file with the secret that the tracker and the devices ask for; by default this user's.
+    insecure : bool
+        The tracker asks for none, as TVM's own.
     wait : float
         Seconds to wait for a tracker that doesn't answer, and for a device that isn't registered.
     work_dir : str, optional
@@ -61,6 +66,8 @@ class NetworkRequest(BaseModel):
     options: dict[str, Any]
     tracker: str | None = None
     key: str | None = None
+    secret_file: str | None = None
+    insecure: bool = False
     wait: Annotated[float, Field(ge=0)] = 60.0
     work_dir: str | None = None
 
@@ -104,6 +111,17 @@ class NetworkRequest(BaseModel):
         if request.key and not request.tracker:
             raise InputError(f"--key {request.key}: give the --tracker where the devices are registered, too")
         return request
+
+    @property
+    def place(self) -> Place | None:
+        """The tracker, None if there is none.
+
+        Raises
+        ------
+        DeviceError
+            If there is one but no secret.
+        """
+        return None if self.tracker is None else Place.of(self.tracker, self.secret_file, self.insecure)
 
     def to_fields(self) -> dict[str, Any]:
         """Return what `parse` takes, for JSON."""

@@ -26,7 +26,7 @@ _TRIALS = 64
 # What a tuning job was asked for, kept in its directory so that it can go on without being told again.
 _REQUEST_FILE = "options.json"
 # What may be changed when it goes on.
-_CHANGEABLE = ("trials", "tracker", "key", "wait")
+_CHANGEABLE = ("trials", "tracker", "key", "secret_file", "insecure", "wait")
 
 
 def tune(
@@ -51,7 +51,8 @@ def tune(
         Whether to show bars on the terminal.
     **fields
         ``trials``, the most candidates to measure per kernel (64), and the fields of `compile` but ``evaluation`` and
-        ``compare``. Without models only ``trials``, ``tracker``, ``key`` and ``wait`` may be given.
+        ``compare``. Without models only ``trials``, ``wait`` and what
+        says where the boards are may be given.
 
     Returns
     -------
@@ -72,7 +73,7 @@ def tune(
     if request.trials < 1:
         raise InputError(f"--trials {request.trials}: tuning needs at least one trial per kernel")
     target = targets.resolve(request.target)
-    trackers.check_reachable(request.tracker, request.key, request.wait)
+    trackers.check_reachable(request.place, request.key, request.wait)
     graphs = make_graphs(request, announce)
     return tune_graph(graphs.last, target, request, request.work_dir, announce, progress)
 
@@ -94,7 +95,7 @@ def tune_graph(
         target,
         trials=request.trials,
         work_dir=work_dir,
-        tracker=request.tracker,
+        tracker=request.place,
         key=request.key,
         progress=progress,
         threads=request.threads,

@@ -101,8 +101,8 @@ def write_bundle(
             measure_stages.judge(built, answering, peer, data, compare=request.compare)
         kernels = metrics.kernels(built[-1].lowered[0])
         sample = data.batches[0] if data.batches else made_up(signature(graphs.last)[0])
-        if request.tracker is not None and request.key is not None:
-            board = (request.tracker, request.key)
+        if (place := request.place) is not None and request.key is not None:
+            board = (place, request.key)
             measure_stages.time_on_board(report, built, sample, *board, threads=request.threads, wait=request.wait)
         elif builder.here:
             measure_stages.time_here(report, built, peer, sample, kernels)

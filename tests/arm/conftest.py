@@ -12,7 +12,7 @@ import tvm
 
 from nnfuze_tvm.devices.remote import emulator
 from nnfuze_tvm.devices.remote import tracker as trackers
-from nnfuze_tvm.devices.remote.tracker import EmbeddedTracker
+from tests.servers import embedded
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -25,7 +25,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def tracker() -> Iterator[str]:
     """The address of a tracker that knows no boards yet."""
-    with EmbeddedTracker(servers=0) as running:
+    with embedded(servers=0) as running:
         yield running.address
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from nnfuze_tvm.devices.remote import emulator
+from nnfuze_tvm.devices.remote.secret import VARIABLE
 
 ROOT = Path(__file__).parents[2]
 GUIDE = ROOT / "docs/raspberry-pi.md"
@@ -83,7 +84,10 @@ def test_the_guide(tmp_path: Path) -> None:
                 continue  # the emulated board has its packages
             text = command.replace("192.168.1.10:9190", f"127.0.0.1:{port}")
             text = text.replace("nnfuze devices tracker", f"nnfuze devices tracker --port {port}")
-            text = text.replace("devices serve", "devices emulate")
+            text = text.replace("devices serve", "devices emulate").replace(
+                "~/.config/nnfuze/secret", os.environ[VARIABLE]
+            )
+            text = text.replace(" --host 192.168.1.10", "").replace(" --host 0.0.0.0", "")
             if where == "pi" and not text.endswith("&"):
                 emulated = f"{sys.executable} -m nnfuze_tvm.devices.remote.emulator cortex-a72 "
                 text = emulated + text.removeprefix("python ")

@@ -22,9 +22,9 @@ from onnx import external_data_helper
 from nnfuze_tvm import cli
 from nnfuze_tvm.deploy.bundle import read_manifest
 from nnfuze_tvm.deploy.manifest import TargetRecord
-from nnfuze_tvm.devices.remote.tracker import EmbeddedTracker
 from nnfuze_tvm.jobs import compile as compiling
 from nnfuze_tvm.jobs import write_bundle
+from tests.servers import embedded
 from tests.tiny_networks import classifier, samples, save_pair
 
 Fails = Callable[..., str]
@@ -249,7 +249,7 @@ class TestDevices:
         assert "host:port" in fails("compile", *models, "--tracker", "pi", "--key", "pi", "-o", out)
 
     def test_no_device_of_that_key(self, fails: Fails, out: Path, models: list[str], tmp_path: Path) -> None:
-        with EmbeddedTracker() as tracker:
+        with embedded() as tracker:
             arguments = ("--tracker", tracker.address, "--key", "rpi4", "--wait", "1")
             started = time.monotonic()
             assert "'rpi4'" in fails("compile", *models, *arguments, "--trials", "2", "-o", out)

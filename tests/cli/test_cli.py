@@ -17,11 +17,11 @@ from nnfuze_tvm import cli
 from nnfuze_tvm.cli import verbs
 from nnfuze_tvm.deploy.bundle import Bundle, unfit
 from nnfuze_tvm.deploy.manifest import describe_target
-from nnfuze_tvm.devices.remote.tracker import EmbeddedTracker
 from nnfuze_tvm.devices.targets import resolve
 from nnfuze_tvm.passes import pipeline
 from nnfuze_tvm.passes.compress import method
 from nnfuze_tvm.report import Report
+from tests.servers import embedded
 from tests.tiny_networks import classifier, samples, save_pair
 
 
@@ -280,7 +280,7 @@ def test_tune_then_compile_with_what_was_found(
 
 
 def test_latency_is_taken_on_the_board(models: list[str], tmp_path: Path) -> None:
-    with EmbeddedTracker(key="board") as tracker:
+    with embedded(key="board") as tracker:
         command = ["compile", *models, "--tracker", tracker.address, "--key", "board", "--json"]
         assert cli.run([*command, "-o", str(tmp_path / "out")]) == 0
     report = Report.model_validate_json((tmp_path / "out" / "report.json").read_text())

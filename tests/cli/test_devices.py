@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import signal
 import socket
 import subprocess
@@ -11,8 +12,10 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import tvm
 
@@ -20,14 +23,18 @@ from nnfuze_tvm import cli
 from nnfuze_tvm.analysis import roofline
 from nnfuze_tvm.analysis.device_check import check_device
 from nnfuze_tvm.devices.boards import CATALOGUE
+from nnfuze_tvm.devices.remote import secret
 from nnfuze_tvm.devices.remote import tracker as trackers
 from nnfuze_tvm.devices.remote.tracker import EmbeddedTracker
+from tests.servers import embedded
+
+NOBODY = 65534
 
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[EmbeddedTracker]:
-    with EmbeddedTracker(servers=2, key="here") as embedded:
-        yield embedded
+    with embedded(servers=2, key="here") as found:
+        yield found
 
 
 @contextmanager
@@ -109,7 +116,7 @@ def test_a_check_finds_wrong_results(running: EmbeddedTracker, monkeypatch: pyte
             return right(*arguments)
 
     monkeypatch.setattr(roofline, "kernels", wrong)
-    found = check_device(running.address, "here", "host", 10, lambda _: None)
+    found = check_device(running.place, "here", "host", 10, lambda _: None)
     assert found.problem == "the int8 kernel computed something else than NumPy does"
 
 
@@ -117,15 +124,27 @@ def test_a_board_and_a_tracker_from_the_command_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     address = f"127.0.0.1:{port}"
-    # The board is there before its tracker.
-    with command("serve", "--tracker", address, "--key", "mine") as board:
+    # The board is there before its tracker; root becomes somebody else.
+    user = pwd.getpwuid(NOBODY if os.geteuid() == 0 else os.geteuid())
+    with command("serve", "--tracker", address, "--key", "mine", "--user", user.pw_name) as board:
         assert board.stderr is not None
         assert "trying again" in board.stderr.readline()
-        with command("tracker", "--port", str(port)):
+        with command("tracker", "--port", str(port)) as tracker:
             session = trackers.connect(address, 60)
             assert len(trackers.wait_for_device(session, "mine", 60)) == 1
-            assert trackers.request(session, "mine")[0].cpu().exist
+            remote, _ = trackers.request(session, "mine")
+            remote.upload(bytearray(b"x"), "file")
+            assert remote.download("file") == b"x"
+            serving = psutil.Process(board.pid)
+            assert {user.pw_uid} == {uid for p in (serving, *serving.children()) for uid in p.uids()}
+            assert {"127.0.0.1"} == {host for pid in (board.pid, tracker.pid) for host in listening(pid)}
+            del remote
             session.close()
+
+
+def listening(pid: int) -> set[str]:
+    connections = psutil.Process(pid).net_connections()
+    return {connection.laddr.ip for connection in connections if connection.status == psutil.CONN_LISTEN}
 
 
 @pytest.mark.parametrize(
@@ -139,13 +158,22 @@ def test_a_board_and_a_tracker_from_the_command_line() -> None:
         (["emulate", "--cpu", "cortex-a72", "--key", "x"], "Missing option '--tracker'"),
         (["emulate", "--tracker", "127.0.0.1:1", "--key", "x"], "device 'x': no board that can be emulated"),
         (["tracker", "--port", "TRACKER"], "give another --port"),
+        (["tracker", "--host", "192.0.2.1"], "can't listen on 192.0.2.1, port 9190"),
+        (["serve", "--tracker", "192.0.2.1:9190", "--key", "x"], "whose clients don't reach 127.0.0.1; give --host"),
+        (["serve", "--tracker", "TRACKER", "--key", "x", "--user", "no-such-user"], "there is no such user"),
+        (["serve", "--tracker", "TRACKER", "--key", "x", "--session-limit", "nan"], "'--session-limit'"),
+        (["list", "--tracker", "TRACKER", "--insecure", "--wait", "0.1"], "perhaps it asks for a secret"),
+        (["list", "--tracker", "TRACKER", "--secret-file", "OTHER"], "it has another secret"),
+        (["list", "--tracker", "TRACKER", "--secret-file", "/nowhere"], "secret file /nowhere: there is none"),
     ],
 )
 def test_mistakes(
-    running: EmbeddedTracker, capfd: pytest.CaptureFixture[str], arguments: list[str], message: str
+    running: EmbeddedTracker, capfd: pytest.CaptureFixture[str], arguments: list[str], message: str, tmp_path: Path
 ) -> None:
+    secret.read_or_make(tmp_path / "secret")
     port = running.address.rpartition(":")[2]
     given = {"TRACKER": port if arguments[0] == "tracker" else running.address}
+    given["OTHER"] = str(tmp_path / "secret")
     assert message in error_of(capfd, *(given.get(argument, argument) for argument in arguments))
 
 

@@ -21,18 +21,18 @@ from nnfuze_tvm.deploy.deployment import deploy
 from nnfuze_tvm.deploy.manifest import InputRecord, Manifest, OutputRecord, describe_target, signature_records
 from nnfuze_tvm.deploy.runner import made_up, signature
 from nnfuze_tvm.devices.cpu import Cpu
-from nnfuze_tvm.devices.remote.tracker import EmbeddedTracker
 from nnfuze_tvm.devices.targets import resolve
 from nnfuze_tvm.errors import BundleError, DeviceError, InputError
 from nnfuze_tvm.frontend import load
 from nnfuze_tvm.passes import pipeline
 from tests.bundles import write_bundle
+from tests.servers import embedded
 from tests.tiny_networks import classifier, samples
 
 
 @pytest.fixture(scope="module")
 def tracker() -> Iterator[str]:
-    with EmbeddedTracker(key="board") as running:
+    with embedded(key="board") as running:
         yield running.address
 
 

@@ -13,11 +13,12 @@ from tvm.rpc.server import Server
 
 from nnfuze_tvm.devices import cpu
 from nnfuze_tvm.devices.remote import tracker
+from tests.servers import embedded
 
 
 @pytest.fixture(scope="module")
 def remote() -> Iterator[rpc.RPCSession]:
-    with tracker.EmbeddedTracker() as devices:
+    with embedded() as devices:
         session = tracker.connect(devices.address)
         yield tracker.request(session, tracker.LOCAL_KEY)[0]
         session.close()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nnfuze_tvm import cli
-from nnfuze_tvm.devices.remote.tracker import EmbeddedTracker
+from tests.servers import embedded
 from tests.tiny_networks import samples, save_pair
 
 
@@ -76,7 +76,7 @@ def test_table_for_a_board_that_is_not_at_hand(
 
 
 def test_table_of_a_network_on_a_board(models: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with EmbeddedTracker(servers=1, key="board") as tracker:
+    with embedded(servers=1, key="board") as tracker:
         assert cli.run(["analyze", *models, "--tracker", tracker.address, "--key", "board"]) == 0
     shown = capsys.readouterr().out
     assert "board at 127.0.0.1" in shown

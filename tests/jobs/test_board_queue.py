@@ -9,10 +9,10 @@ from multiprocessing.connection import Connection, wait
 import pytest
 
 from nnfuze_tvm.devices.processes import Nursery
-from nnfuze_tvm.devices.remote.tracker import EmbeddedTracker
 from nnfuze_tvm.jobs.board_queue import RUNNING, BoardQueue, Outcome
 from nnfuze_tvm.jobs.fleet import Fleet
 from nnfuze_tvm.jobs.pool import Pool
+from tests.servers import embedded
 
 
 @dataclass
@@ -43,8 +43,8 @@ def score(channel: Connection) -> None:
 @pytest.fixture(scope="module")
 def queue() -> Iterator[tuple[BoardQueue[str], list[str]]]:
     said: list[str] = []
-    with EmbeddedTracker(key="any") as tracker, Nursery(preload=(__name__,)) as nursery:
-        fleet = Fleet(tracker.address, "any", 10.0)
+    with embedded(key="any") as tracker, Nursery(preload=(__name__,)) as nursery:
+        fleet = Fleet(tracker.place, "any", 10.0)
         yield BoardQueue(Pool(nursery, 1, 20.0, score, from_note=True), fleet, 10.0, said.append), said
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from nnfuze_tvm.cli.console import out, print_arrays, progress
-from nnfuze_tvm.cli.options import AsJson, BundlePath, SomeThreads
+from nnfuze_tvm.cli.options import AsJson, BundlePath, Insecure, SecretFile, SomeThreads
 
 POSITION = 4
 EXAMPLES = """
@@ -34,18 +34,22 @@ def command(
     repeat: Annotated[int, typer.Option(min=1, help="How many inferences to time.")] = 20,
     output: Annotated[str | None, typer.Option("--output", "-o", help="An .npz file for the outputs.")] = None,
     threads: SomeThreads = None,
+    secret_file: SecretFile = None,
+    insecure: Insecure = False,
     wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for a tracker or a board, or its answer.")] = 60.0,
     as_json: AsJson = False,
 ) -> None:
     """Upload a bundle to a board, run it there, and bring back its outputs and timings."""
     with progress() as announce:
         from nnfuze_tvm.deploy.deployment import deploy
+        from nnfuze_tvm.devices.remote.tracker import Place
         from nnfuze_tvm.jobs import data
 
         samples = data.read_arrays(inputs, "inputs") if inputs else None
         kept: AbstractContextManager[dict[str, Any]] = data.array_file(output) if output else nullcontext({})
         with kept as arrays:
-            found = deploy(bundle, tracker, key, samples, repeat=repeat, threads=threads, wait=wait, announce=announce)
+            place = Place.of(tracker, secret_file, insecure)
+            found = deploy(bundle, place, key, samples, repeat=repeat, threads=threads, wait=wait, announce=announce)
             arrays.update(data.flat(found.answers))
     if as_json:
         times = {"latency": found.median, "least": min(found.seconds), "seconds": found.seconds}

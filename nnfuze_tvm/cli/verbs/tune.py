@@ -54,7 +54,7 @@ def command(
 
         # A job that goes on keeps what it was begun with.
         fields: dict[str, Any] = {"trials": trials, **boards}
-        fields = {name: value for name, value in fields.items() if value is not None}
+        fields = {name: value for name, value in fields.items() if value not in (None, False)}
         if models:
             fields |= {"target": target, "calibration": calibration, "threads": threads, **compression, **inputs}
         tune(models, work_dir=work_dir, announce=announce, progress=not as_json, **fields)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO
 
 from nnfuze_tvm.devices.remote import tracker as trackers
+from nnfuze_tvm.devices.remote.server import LOOPBACK
 from nnfuze_tvm.errors import DeviceError
 
 # What runs aarch64 code, and what makes the folder: commands by Debian package.
@@ -44,7 +45,7 @@ _PR_SET_PDEATHSIG = 1
 _SERVE = """
 import sys
 from nnfuze_tvm.devices.remote import server
-server.start((sys.argv[1], int(sys.argv[2])), sys.argv[3])
+server.start((sys.argv[1], int(sys.argv[2])), sys.argv[3], sys.stdin.buffer.read() or None, host=sys.argv[4])
 """
 
 
@@ -127,10 +128,11 @@ def python(cpu: str, at: Path, *paths: str | os.PathLike[str]) -> tuple[list[str
 @contextlib.contextmanager
 def emulate(
     cpu: str,
-    tracker: str,
+    tracker: str | trackers.Place,
     key: str,
     count: int = 1,
     *,
+    host: str = LOOPBACK,
     output: IO[bytes] | None = None,
     announce: Callable[[str], None] = lambda _: None,
 ) -> Iterator[list[subprocess.Popen]]:
@@ -140,10 +142,14 @@ def emulate(
     ----------
     cpu : str
         One of ``models()``.
-    tracker, key : str
-        The tracker's ``host:port``, and the key to register under.
+    tracker : str or Place
+        The tracker: ``host:port`` of one with this user's secret, or its place.
+    key : str
+        The key to register under.
     count : int
         How many boards.
+    host : str
+        Where their servers listen.
     output : file, optional
         Gets what the boards' servers print; standard error by default.
     announce : callable
@@ -161,9 +167,10 @@ def emulate(
     """
     if cpu not in (known := models()):
         raise DeviceError(f"CPU {cpu!r}: the emulator has no such model; use one of {', '.join(known)}")
-    session = trackers.connect(tracker, 10.0)
+    place = trackers.Place.of(tracker)
+    session = trackers.connect(place, 10.0)
     at = folder(announce)
-    host, port = trackers.parse_address(tracker)
+    at_host, port = trackers.parse_address(place.address)
     before = len(trackers.devices(session).get(key, ()))
     announce(f"starting {cpu}")
     with tempfile.TemporaryDirectory(prefix="nnfuze-board-") as scratch, contextlib.ExitStack() as stack:
@@ -173,10 +180,10 @@ def emulate(
         boards = []
         for _ in range(count):
             board = subprocess.Popen(
-                [*command, "-c", _SERVE, socket.gethostbyname(host), str(port), key],
+                [*command, "-c", _SERVE, socket.gethostbyname(at_host), str(port), key, host],
                 env=env,
                 cwd=scratch,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=output or _STDERR,
                 stderr=output or _STDERR,
                 # Ctrl-C in the terminal is for this process, which then ends them.
@@ -184,13 +191,17 @@ def emulate(
                 preexec_fn=_end_with_parent,
             )
             stack.callback(_end, board)
+            assert board.stdin is not None
+            with contextlib.suppress(BrokenPipeError), board.stdin as pipe:
+                # Other users see what a process was started with.
+                pipe.write(place.secret or b"")
             boards.append(board)
         _wait_for(session, key, before, boards)
         session.close()
         yield boards
 
 
-def _wait_for(session: trackers.rpc.TrackerSession, key: str, before: int, boards: list[subprocess.Popen]) -> None:
+def _wait_for(session: trackers.Session, key: str, before: int, boards: list[subprocess.Popen]) -> None:
     waited = 0.0
     while True:
         if any(board.poll() is not None for board in boards):

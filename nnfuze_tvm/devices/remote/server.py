@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import ipaddress
 import multiprocessing
+
+# Not when it is needed: a server that became another user may not read it any more.
+import multiprocessing.popen_fork
 import os
+import secrets
 import select
 import signal
 import socket
-import struct
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -27,6 +32,10 @@ from tvm.rpc import server as tvm_server
 from tvm.support import utils
 
 from nnfuze_tvm.devices import cpu
+from nnfuze_tvm.devices.remote import wire
+from nnfuze_tvm.devices.remote.door import Client, Door, say, sparing
+from nnfuze_tvm.devices.remote.wire import RefusedError
+from nnfuze_tvm.errors import DeviceError
 
 # What a client is told in place of an answer begins with one of these, as with TVM's own server.
 TIMEOUT_ERROR = "RPCSessionTimeoutError"
@@ -36,7 +45,10 @@ LAST_WORDS = (TIMEOUT_ERROR, CRASH_ERROR)
 # The function by which a session sets its number of threads.
 USE_THREADS = "nnfuze.use_threads"
 
-_HANDSHAKE_SECONDS = 5.0
+LOOPBACK = "127.0.0.1"
+# A session's hard end.
+SESSION_SECONDS = 3600.0
+
 _TRACKER_SECONDS = 10.0
 _PING_SECONDS = 2.0
 # So many pings after the tracker gave us to a client that doesn't come, we register anew.
@@ -44,20 +56,52 @@ _UNUSED_PINGS = 3
 _RETRY_SECONDS = 1.0
 # A session whose client is gone ends by itself, unless a kernel is still running.
 _LINGER_SECONDS = 2.0
+_POLL_SECONDS = 60.0
 _PR_SET_PDEATHSIG = 1
 
 
-def start(tracker: tuple[str, int], key: str) -> None:
-    """Open a port and serve sessions on it; on loopback only if that is where the tracker is. See `serve`."""
-    try:
-        near = socket.gethostbyname(tracker[0]).startswith("127.")
-    except OSError:
-        near = False
-    with socket.create_server(("127.0.0.1" if near else "", 0)) as sock:
-        serve(sock, tracker, key)
+def start(
+    tracker: tuple[str, int],
+    key: str,
+    secret: bytes | None,
+    *,
+    host: str = LOOPBACK,
+    port: int = 0,
+    limit: float = SESSION_SECONDS,
+    ready: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Open a port and serve sessions on it, see `serve`.
+
+    Parameters
+    ----------
+    host, port : str, int
+        Where to listen; port 0 is any that is free.
+    ready : callable
+        Is told the port when it is open, before anybody is served.
+
+    Raises
+    ------
+    DeviceError
+        If the port can't be had, or nobody could reach it.
+    """
+    if is_loopback(host) and not is_loopback(tracker[0]):
+        raise DeviceError(
+            f"tracker {tracker[0]}:{tracker[1]}: on another machine, whose clients don't reach {host}; give --host, an "
+            "address of this machine, or tunnel both ports through ssh (docs/devices.md)"
+        )
+    with listen(host, port) as sock:
+        ready(sock.getsockname()[1])
+        serve(sock, tracker, key, secret, limit=limit)
 
 
-def serve(sock: socket.socket, tracker: tuple[str, int], key: str, address: str | None = None) -> None:
+def serve(
+    sock: socket.socket,
+    tracker: tuple[str, int],
+    key: str,
+    secret: bytes | None,
+    address: str | None = None,
+    limit: float = SESSION_SECONDS,
+) -> None:
     """Serve sessions until this process is ended.
 
     A session is a process of its own. It ends with its client, and is killed when it outlives the time that the
@@ -71,31 +115,42 @@ def serve(sock: socket.socket, tracker: tuple[str, int], key: str, address: str 
         Host and port of the tracker; waited for as long as it takes, also when it goes away and comes back.
     key : str
         What kind of device this is.
+    secret : bytes, optional
+        What tracker and clients must know, and are shown to be known here. None is TVM's own protocol, in which the
+        tracker's word to a client is all that a session needs.
     address : str, optional
         The host name or address that clients shall use, by default the one that the tracker sees.
+    limit : float
+        Seconds after which any session ends.
     """
     # TVM would bind every session to this machine's first cores, also those of other servers beside this one.
     os.environ["TVM_BIND_THREADS"] = "0"
+    door = Door(sock, secret, key, limit, sparing(say))
     registration: _Registration | None = None
     complaint = ""
     while True:
         try:
             if registration is None:
-                registration = _Registration(tracker, key, sock.getsockname()[1], address)
-                _say(f"registered as {key} with the tracker {tracker[0]}:{tracker[1]}")
+                registration = _Registration(tracker, key, secret, sock.getsockname()[1], address)
+                say(f"registered as {key} with the tracker {tracker[0]}:{tracker[1]}")
                 complaint = ""
-            client, peer, timeout = registration.next_client(sock)
-        except (OSError, ValueError, RuntimeError) as err:
+            client = registration.next_client(door)
+        except (OSError, ValueError, RefusedError) as err:
             if str(err) != complaint:
                 complaint = str(err)
-                _say(f"tracker {tracker[0]}:{tracker[1]}: {complaint}; trying again")
+                say(f"tracker {tracker[0]}:{tracker[1]}: {complaint}; trying again")
             if registration:
                 registration.close()
                 registration = None
             time.sleep(_RETRY_SECONDS)
             continue
-        with client:
-            _session(sock, client, peer, timeout)
+        with client.sock:
+            try:
+                _session(door, registration, client)
+            except OSError as err:
+                # No space on the disk, no memory for a process: perhaps the next one finds some.
+                say(f"{client.peer}: no session: {err}")
+                time.sleep(_RETRY_SECONDS)
 
 
 class _Registration:
@@ -103,72 +158,73 @@ class _Registration:
 
     Raises
     ------
-    OSError, RuntimeError
+    OSError, ValueError, RefusedError
         From every method, if the tracker does not answer as it should.
     """
 
-    def __init__(self, tracker: tuple[str, int], key: str, port: int, address: str | None) -> None:
+    def __init__(
+        self, tracker: tuple[str, int], key: str, secret: bytes | None, port: int, address: str | None
+    ) -> None:
         self._key = key
         self._port = port
         self._address = address
         self._sock = socket.create_connection(tracker, timeout=_TRACKER_SECONDS)
         set_up(self._sock)
-        self._sock.sendall(struct.pack("<i", base.RPC_TRACKER_MAGIC))
-        if struct.unpack("<i", base.recvall(self._sock, 4))[0] != base.RPC_TRACKER_MAGIC:
-            raise RuntimeError("what answers there is no TVM RPC tracker")
+        wire.converse(self._sock, wire.to_tracker(secret), _TRACKER_SECONDS)
         self._ask(base.TrackerCode.UPDATE_INFO, {"key": f"server:{key}", "addr": (address, port)})
 
     def close(self) -> None:
-        """Leave the tracker."""
+        """Leave the tracker, or, in a session's process, only what it has of it."""
         self._sock.close()
 
-    def next_client(self, sock: socket.socket) -> tuple[socket.socket, str, float | None]:
-        """Wait for the client that the tracker sends; return its connection, address and session timeout."""
+    def next_client(self, door: Door) -> Client:
+        """Wait for the client that the tracker sends."""
         unused = _UNUSED_PINGS
         while True:
             if unused == _UNUSED_PINGS:
                 # A client that was promised and didn't come may not come later, when another one is waited for.
-                matchkey = base.random_key(self._key)
-                self._ask(base.TrackerCode.PUT, self._key, (self._port, matchkey), self._address)
+                word = f"{self._key}:{secrets.token_hex(16)}"
+                self._ask(base.TrackerCode.PUT, self._key, (self._port, word), self._address)
                 unused = 0
-            ready, _, _ = select.select([sock, self._sock], [], [], _PING_SECONDS)
-            if sock in ready:
-                if client := self._accept(sock, matchkey):
-                    return client
-            else:
-                # The tracker says nothing unasked: if it woke us, that is its end and the question fails at once.
-                pending = self._ask(base.TrackerCode.GET_PENDING_MATCHKEYS)
-                unused = 0 if matchkey in pending else unused + 1
+            if client := door.wait(word, _PING_SECONDS, self._sock):
+                return client
+            # The tracker says nothing unasked: if that woke us, it is its end and the question fails at once.
+            pending = self._ask(base.TrackerCode.GET_PENDING_MATCHKEYS)
+            unused = 0 if word in pending else unused + 1
 
     def _ask(self, code: int, *args: Any) -> Any:
-        base.sendjson(self._sock, [code, *args])
-        answer = base.recvjson(self._sock)
+        answer = wire.converse(self._sock, wire.ask([code, *args]), _TRACKER_SECONDS)
         if code != base.TrackerCode.GET_PENDING_MATCHKEYS and answer != base.TrackerCode.SUCCESS:
-            raise RuntimeError(f"it refused request {code}")
+            raise RefusedError(f"it refused request {code}")
         return answer
 
-    def _accept(self, sock: socket.socket, matchkey: str) -> tuple[socket.socket, str, float | None] | None:
-        client, peer = sock.accept()
-        try:
-            client.settimeout(_HANDSHAKE_SECONDS)
-            magic, length = struct.unpack("<ii", base.recvall(client, 8))
-            if magic != base.RPC_MAGIC or not 0 < length < 4096:
-                raise ValueError("no TVM RPC client")
-            name, *options = base.recvall(client, length).decode().split()
-            if name != f"client:{matchkey}":
-                client.sendall(struct.pack("<i", base.RPC_CODE_MISMATCH))
-                raise ValueError("not the client that the tracker sent")
-            ours = f"server:{self._key}".encode()
-            client.sendall(struct.pack("<ii", base.RPC_CODE_SUCCESS, len(ours)) + ours)
-            timeouts = [float(o.removeprefix("-timeout=")) for o in options if o.startswith("-timeout=")]
-            # The session's process reads and writes as if there were no timeout.
-            client.settimeout(None)
-            set_up(client)
-        except (OSError, ValueError) as err:
-            client.close()
-            _say(f"{peer[0]}: {err}")
-            return None
-        return client, str(peer[0]), min(timeouts, default=None)
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens; its connections are set up as `set_up` says.
+
+    Raises
+    ------
+    DeviceError
+        If there is no such address, or the port is taken.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        sock = socket.create_server((host, port), family=family)
+    except (OSError, UnicodeError, OverflowError) as err:
+        # Python adds the address once more.
+        reason = str(getattr(err, "strerror", None) or err).partition(" (")[0]
+        raise DeviceError(f"can't listen on {host}, port {port}: {reason}; give another --port or --host") from None
+    # Connections have what the socket has that they came from.
+    set_up(sock)
+    return sock
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches that address."""
+    try:
+        return ipaddress.ip_address(socket.getaddrinfo(host, None)[0][4][0]).is_loopback
+    except (OSError, UnicodeError, ValueError):
+        return False
 
 
 def set_up(sock: socket.socket) -> None:
@@ -185,56 +241,61 @@ def set_up(sock: socket.socket) -> None:
                 sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-def _session(sock: socket.socket, client: socket.socket, peer: str, timeout: float | None) -> None:
+def _session(door: Door, registration: _Registration, client: Client) -> None:
     """Run one session to its end, which is the client's, the timeout or a crash."""
     with tempfile.TemporaryDirectory(prefix="nnfuze-session-", ignore_cleanup_errors=True) as folder:
-        process = multiprocessing.get_context("fork").Process(target=_session_main, args=(sock, client, folder))
+        arguments = (door, registration, client.sock, folder, os.getpid())
+        process = multiprocessing.get_context("fork").Process(target=_session_main, args=arguments)
         process.start()
-        ended_by = _watch(process, client, timeout)
+        ended_by = _watch(process, door, client)
         if process.is_alive():
             process.kill()
         process.join()
     code = process.exitcode or 0
     if ended_by == "timeout":
-        last_words = f"{TIMEOUT_ERROR}: the session took longer than the {timeout:g} s that it may take"
+        last_words = f"{TIMEOUT_ERROR}: the session took longer than the {client.seconds:g} s that it may take"
     elif code and ended_by != "client":
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         last_words = f"{CRASH_ERROR}: the session ended with {name}"
     else:
         return
-    _say(f"{peer}: {last_words}")
+    say(f"{client.peer}: {last_words}")
     # A client that reads nothing any more must not hold us up.
-    client.setblocking(False)
+    client.sock.setblocking(False)
     with contextlib.suppress(Exception):
-        _ffi_api.ReturnException(client.fileno(), last_words)
+        _ffi_api.ReturnException(client.sock.fileno(), last_words)
 
 
-def _watch(process: BaseProcess, client: socket.socket, timeout: float | None) -> str:
+def _watch(process: BaseProcess, door: Door, client: Client) -> str:
     """Wait until a session ends or must be ended; return by what: ``itself``, ``client`` or ``timeout``."""
     poll = select.poll()
     poll.register(process.sentinel, select.POLLIN)
-    poll.register(client, getattr(select, "POLLRDHUP", 0))
-    deadline = None if timeout is None else time.monotonic() + timeout
+    poll.register(client.sock, getattr(select, "POLLRDHUP", 0))
+    poll.register(door.sock, select.POLLIN)
+    deadline = time.monotonic() + client.seconds
     ended_by = "timeout"
-    while True:
-        left = None if deadline is None else deadline - time.monotonic()
-        if left is not None and left <= 0:
-            return ended_by
-        ready = [fd for fd, _ in poll.poll(None if left is None else left * 1000 + 1)]
+    while (left := deadline - time.monotonic()) > 0:
+        ready = [fd for fd, _ in poll.poll(min(left, _POLL_SECONDS) * 1000 + 1)]
         if process.sentinel in ready:
             return "client" if ended_by == "client" else "itself"
-        if ready:
-            poll.unregister(client)
-            linger = time.monotonic() + _LINGER_SECONDS
-            deadline = linger if deadline is None else min(deadline, linger)
+        if door.sock.fileno() in ready:
+            door.turn_away()
+        if client.sock.fileno() in ready:
+            poll.unregister(client.sock)
+            deadline = min(deadline, time.monotonic() + _LINGER_SECONDS)
             ended_by = "client"
+    return ended_by
 
 
-def _session_main(sock: socket.socket, client: socket.socket, folder: str) -> None:
+def _session_main(door: Door, registration: _Registration, client: socket.socket, folder: str, parent: int) -> None:
     # Else a server that is killed could not be started again on its port before its session has ended, too.
-    sock.close()
+    door.sock.close()
+    registration.close()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        return
+    client.setblocking(True)
     # TVM's functions for sending and loading files keep it for as long as this process lives.
     files = utils.TempDirectory(os.path.join(folder, "files"))
     os.chdir(files.path)
@@ -258,7 +319,3 @@ def _use_threads(count: int) -> None:
     share_all_cores = -3
     configure = tvm_ffi.get_global_func("runtime.config_threadpool")
     configure(share_all_cores, min(count, len(cpus)), [str(cpu) for cpu in cpus][:count])
-
-
-def _say(text: str) -> None:
-    print(f"{time.strftime('%F %T')} {text}", file=sys.stderr, flush=True)

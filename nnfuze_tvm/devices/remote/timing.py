@@ -20,7 +20,7 @@ _ROUNDS = 5
 
 
 def time_on_device(
-    address: str,
+    place: trackers.Place,
     key: str,
     stages: Mapping[str, Sequence[Network]],
     *,
@@ -33,8 +33,10 @@ def time_on_device(
 
     Parameters
     ----------
-    address, key : str
-        The tracker and the key of the board there.
+    place : Place
+        The tracker.
+    key : str
+        The key of the board there.
     stages : mapping
         The networks of each stage; one inference of a stage runs all of them.
     threads : int
@@ -49,7 +51,7 @@ def time_on_device(
     DeviceError
         If no board comes or it fails.
     """
-    session = trackers.connect(address, min(wait, 10.0))
+    session = trackers.connect(place, min(wait, 10.0))
     trackers.wait_for_device(session, key, wait)
     remote = None
     try:
@@ -71,7 +73,7 @@ def time_on_device(
                 ]
                 times[name] += [sum(values) for values in zip(*parts, strict=True)]
     except (OSError, RuntimeError, tvm.error.RPCError) as error:
-        raise DeviceError(f"device {key!r} of tracker {address}: measuring failed ({trackers.reason(error)})") from None
+        raise DeviceError(f"device {key!r} of tracker {place}: measuring failed ({trackers.reason(error)})") from None
     finally:
         if remote is not None:
             trackers.end_session(remote)

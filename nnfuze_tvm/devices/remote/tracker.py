@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
-import struct
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -14,19 +14,57 @@ from tvm import rpc
 from tvm.rpc import base
 
 from nnfuze_tvm.devices.processes import Nursery
-from nnfuze_tvm.devices.remote import server
+from nnfuze_tvm.devices.remote import secret, server, tracker_server, wire
+from nnfuze_tvm.devices.remote.session import open_session
 from nnfuze_tvm.errors import DeviceError
 
 LOCAL_KEY = "local"
 
 _POLL = 0.25
+# For one try.
+_MOST_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tracker is, and what it wants to know.
+
+    Attributes
+    ----------
+    address : str
+        Its ``host:port``.
+    secret : bytes, optional
+        None for one that lets everybody in, as TVM's own does.
+    """
+
+    address: str
+    secret: bytes | None = field(repr=False)
+
+    def __str__(self) -> str:
+        return self.address
+
+    @classmethod
+    def of(
+        cls, address: str | Place, secret_file: str | os.PathLike[str] | None = None, insecure: bool = False
+    ) -> Place:
+        """Return the place with the secret that is in a file, see `secret.read`; a place is one already.
+
+        Raises
+        ------
+        DeviceError
+            If the address is no address, or there is no secret in the file.
+        """
+        if isinstance(address, Place):
+            return address
+        parse_address(address)
+        return cls(address, None if insecure else secret.read(secret_file))
 
 
 class EmbeddedTracker:
     """A context with an RPC tracker and RPC servers on the loopback interface of this machine.
 
     They are real servers in processes of their own, on free ports. They end with the context, and also when
-    this process is killed.
+    this process is killed. Who doesn't know their secret gets nothing from them.
 
     Parameters
     ----------
@@ -36,31 +74,40 @@ class EmbeddedTracker:
         The device key they register under.
     nursery : Nursery, optional
         Where the processes come from; by default one of its own.
+    known : bytes, optional
+        The secret; by default a new one that only this process and what it starts know.
 
     Attributes
     ----------
-    address : str
-        The tracker's ``host:port``.
+    place : Place
+        Where the tracker is.
     """
 
-    def __init__(self, servers: int = 1, key: str = LOCAL_KEY, nursery: Nursery | None = None) -> None:
+    def __init__(
+        self, servers: int = 1, key: str = LOCAL_KEY, nursery: Nursery | None = None, known: bytes | None = None
+    ) -> None:
         self.key = key
         self._servers = servers
         self._nursery = nursery
         self._stack = contextlib.ExitStack()
-        self.address = ""
+        self.place = Place("", known or secret.fresh())
+
+    @property
+    def address(self) -> str:
+        """The tracker's ``host:port``."""
+        return self.place.address
 
     def __enter__(self) -> EmbeddedTracker:
         with contextlib.ExitStack() as stack:
             nursery = self._nursery or stack.enter_context(Nursery())
-            tracker = nursery.start(_tracker_main)
+            tracker = nursery.start(_tracker_main, self.place.secret)
             stack.callback(tracker.kill)
             port = tracker.channel.recv()
             for _ in range(self._servers):
-                server = nursery.start(_server_main, ("127.0.0.1", port), self.key)
-                stack.callback(server.kill)
-            self.address = f"127.0.0.1:{port}"
-            session = connect(self.address, timeout=10)
+                child = nursery.start(_server_main, (server.LOOPBACK, port), self.key, self.place.secret)
+                stack.callback(child.kill)
+            self.place = replace(self.place, address=f"{server.LOOPBACK}:{port}")
+            session = connect(self.place, timeout=10)
             wait_for_device(session, self.key, timeout=30, count=self._servers)
             session.close()
             self._stack = stack.pop_all()
@@ -85,35 +132,54 @@ def parse_address(address: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def connect(address: str, timeout: float = 10.0) -> rpc.TrackerSession:
-    """Connect to the RPC tracker at ``host:port``, trying again until ``timeout`` seconds have passed.
+class Session(rpc.TrackerSession):
+    """A connection to a tracker.
+
+    Raises
+    ------
+    OSError, RefusedError
+        If nothing answers, or something that isn't the tracker that it should be.
+    """
+
+    def __init__(self, place: Place, timeout: float) -> None:
+        self.place = place
+        self._timeout = timeout
+        super().__init__(parse_address(place.address))
+
+    def _connect(self) -> None:
+        self._sock = socket.create_connection(self._addr, timeout=self._timeout)
+        server.set_up(self._sock)
+        wire.converse(self._sock, wire.to_tracker(self.place.secret), self._timeout)
+
+
+def connect(place: Place | str, timeout: float = 10.0) -> Session:
+    """Connect to the RPC tracker at a place, trying again until ``timeout`` seconds have passed.
+
+    An address alone is that of a tracker with this user's secret, see `Place.of`.
 
     Raises
     ------
     DeviceError
-        If nothing answers there, or something that is no tracker.
+        If nothing answers there, or something that isn't the tracker that it should be.
     """
-    host, port = parse_address(address)
+    place = Place.of(place)
     deadline = time.monotonic() + timeout
     while True:
         try:
-            _handshake(host, port, max(0.5, deadline - time.monotonic()))
-            session = rpc.TrackerSession((host, port))
-            server.set_up(session._sock)
-            return session
-        except _NoTracker as err:
-            raise DeviceError(f"tracker {address}: what answers there is no TVM RPC tracker") from err
-        except (OSError, RuntimeError) as err:
+            return Session(place, min(max(0.5, deadline - time.monotonic()), _MOST_SECONDS))
+        except wire.RefusedError as err:
+            raise DeviceError(f"tracker {place}: {err}") from err
+        except OSError as err:
             if time.monotonic() + _POLL > deadline:
-                reason = err.strerror if isinstance(err, OSError) and err.strerror else str(err)
+                reason = err.strerror or str(err)
                 raise DeviceError(
-                    f"tracker {address}: no answer within {timeout:g} s ({reason}); "
+                    f"tracker {place}: no answer within {timeout:g} s ({reason}); "
                     "start one with 'nnfuze devices tracker' or check the address"
                 ) from err
         time.sleep(_POLL)
 
 
-def devices(tracker: rpc.TrackerSession) -> dict[str, list[str]]:
+def devices(tracker: Session) -> dict[str, list[str]]:
     """Return the address of every registered server, by device key.
 
     Raises
@@ -124,7 +190,7 @@ def devices(tracker: rpc.TrackerSession) -> dict[str, list[str]]:
     return _addresses(_summary(tracker))
 
 
-def _summary(tracker: rpc.TrackerSession) -> dict[str, Any]:
+def _summary(tracker: Session) -> dict[str, Any]:
     try:
         return tracker.summary()
     except (OSError, RuntimeError, ValueError) as err:
@@ -163,7 +229,7 @@ class Boards:
         return len(self.addresses) - self.free
 
 
-def boards(tracker: rpc.TrackerSession) -> dict[str, Boards]:
+def boards(tracker: Session) -> dict[str, Boards]:
     """Return what is registered at a tracker, and how much of it is free, by device key.
 
     Raises
@@ -180,26 +246,7 @@ def boards(tracker: rpc.TrackerSession) -> dict[str, Boards]:
     return found
 
 
-def track(port: int) -> None:
-    """Be a tracker for boards and clients on all interfaces, until this process is ended.
-
-    Raises
-    ------
-    DeviceError
-        If the port is taken.
-    """
-    from tvm.rpc import tracker
-
-    try:
-        sock = socket.create_server(("", port))
-        # Connections have what the socket has that they came from.
-        server.set_up(sock)
-    except OSError as err:
-        raise DeviceError(f"port {port}: {err.strerror}; give another --port") from None
-    tracker._tracker_server(sock, base.random_key("tracker"))
-
-
-def wait_for_device(tracker: rpc.TrackerSession, key: str, timeout: float = 60.0, count: int = 1) -> list[str]:
+def wait_for_device(tracker: Session, key: str, timeout: float = 60.0, count: int = 1) -> list[str]:
     """Wait until at least ``count`` servers are registered under ``key`` and return their addresses.
 
     Raises
@@ -222,13 +269,13 @@ def wait_for_device(tracker: rpc.TrackerSession, key: str, timeout: float = 60.0
         pause = min(2 * pause, _POLL)
 
 
-def check_reachable(tracker: str | None, key: str | None, wait: float) -> None:
+def check_reachable(tracker: Place | None, key: str | None, wait: float) -> None:
     """Find out that a tracker or a device is missing before the time-consuming part, not after it."""
     if tracker is not None and key is not None:
         wait_for_device(connect(tracker, min(wait, 10.0)), key, wait)
 
 
-def request(tracker: rpc.TrackerSession, key: str, session_timeout: float = 0) -> tuple[rpc.RPCSession, str]:
+def request(tracker: Session, key: str, session_timeout: float = 0) -> tuple[rpc.RPCSession, str]:
     """Wait for a free device under ``key`` and open a session on it.
 
     Parameters
@@ -250,18 +297,18 @@ def request(tracker: rpc.TrackerSession, key: str, session_timeout: float = 0) -
     OSError, RuntimeError
         If the tracker or the device drops the connection.
     """
-    host, port, matchkey = reserve(tracker, key)
-    return rpc.connect(host, port, matchkey, session_timeout), f"{host}:{port}"
+    host, port, word = reserve(tracker, key)
+    return open_session(tracker.place.secret, host, port, word, session_timeout), f"{host}:{port}"
 
 
-def reserve(tracker: rpc.TrackerSession, key: str) -> tuple[str, int, str]:
-    """Wait for a free device under ``key``; return host, port and the word that it waits for, see ``request``."""
+def reserve(tracker: Session, key: str) -> tuple[str, int, str]:
+    """Wait for a free device under ``key``; return host, port and the word that it waits for, see ``open_session``."""
     base.sendjson(tracker._sock, [base.TrackerCode.REQUEST, key, "", 1])
     code, value = base.recvjson(tracker._sock)
     if code != base.TrackerCode.SUCCESS:
         raise RuntimeError(f"the tracker refused the request for {key!r}")
-    host, port, matchkey = value
-    return host, int(port), matchkey
+    host, port, word = value
+    return host, int(port), word
 
 
 def end_session(remote: rpc.RPCSession) -> None:
@@ -297,38 +344,15 @@ def reason(error: BaseException) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-class _NoTracker(Exception):
-    """Something else listens on the port."""
+def _name(tracker: Session) -> str:
+    return tracker.place.address
 
 
-def _handshake(host: str, port: int, timeout: float) -> None:
-    """Check that a tracker answers: TVM's own client would block on anything else."""
-    with socket.create_connection((host, port), timeout=timeout) as sock:
-        sock.sendall(struct.pack("<i", base.RPC_TRACKER_MAGIC))
-        reply = base.recvall(sock, 4)
-        if struct.unpack("<i", reply)[0] != base.RPC_TRACKER_MAGIC:
-            raise _NoTracker
+def _tracker_main(channel: Connection, known: bytes) -> None:
+    sock = server.listen(server.LOOPBACK, 0)
+    channel.send(sock.getsockname()[1])
+    tracker_server.serve(sock, known)
 
 
-def _name(tracker: Any) -> str:
-    return "{}:{}".format(*tracker._addr)
-
-
-def _listen() -> tuple[socket.socket, int]:
-    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    sock.bind(("127.0.0.1", 0))
-    server.set_up(sock)
-    sock.listen(64)
-    return sock, sock.getsockname()[1]
-
-
-def _tracker_main(channel: Connection) -> None:
-    from tvm.rpc import tracker
-
-    sock, port = _listen()
-    channel.send(port)
-    tracker._tracker_server(sock, base.random_key("tracker"))
-
-
-def _server_main(_channel: Connection, tracker: tuple[str, int], key: str) -> None:
-    server.serve(_listen()[0], tracker, key)
+def _server_main(_channel: Connection, tracker: tuple[str, int], key: str, known: bytes) -> None:
+    server.start(tracker, key, known)

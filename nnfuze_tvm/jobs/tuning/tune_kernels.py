@@ -37,7 +37,7 @@ def tune_kernels(
     *,
     trials: int,
     work_dir: str | os.PathLike[str],
-    tracker: str | None = None,
+    tracker: trackers.Place | None = None,
     key: str | None = None,
     progress: bool = True,
     threads: int = 1,
@@ -65,8 +65,8 @@ def tune_kernels(
         Small spaces end earlier.
     work_dir : path
         Where the job keeps everything.
-    tracker : str, optional
-        ``host:port`` of an RPC tracker. Without it, the job starts a tracker and a server on this machine and
+    tracker : Place, optional
+        An RPC tracker. Without it, the job starts a tracker and a server on this machine and
         stops them at the end.
     key : str, optional
         The devices' key at the tracker; all devices under it are used at once, also those that come later.
@@ -119,7 +119,7 @@ def tune_kernels(
         facts = {
             "target": str(target),
             "key": key,
-            "tracker": tracker or "embedded",
+            "tracker": str(tracker or "embedded"),
             "trials": trials,
             "seed": seed,
             "threads": threads,
@@ -128,13 +128,13 @@ def tune_kernels(
         }
         directory.claim(facts, fixed=("target", "key", "threads", "versions"))
         directory.write_workloads(kernels, target)
-        address = tracker or stack.enter_context(trackers.EmbeddedTracker(key=key, nursery=nursery)).address
-        fleet = Fleet(address, key, wait_for_device)
+        place = tracker or stack.enter_context(trackers.EmbeddedTracker(key=key, nursery=nursery)).place
+        fleet = Fleet(place, key, wait_for_device)
         display: Progress = Bars() if progress else Progress()
         stack.callback(display.stop)
         modules = {kernel.id: kernel.mod for kernel in kernels}
         compilers = Pool(nursery, os.cpu_count() or 1, timeout, workers.compile_loop, modules, target, space)
-        measuring = (workers.measure_loop, address, key, timeout, threads)
+        measuring = (workers.measure_loop, place, key, timeout, threads)
         measurers = Pool(nursery, len(fleet.devices), timeout + _GRACE, *measuring, from_note=True)
         boards: BoardQueue[Any] = BoardQueue(measurers, fleet, wait_for_device, display.say)
         loop = Loop(directory, compilers, boards, fleet, scratch=scratch, limit=trials, seed=seed, display=display)
@@ -145,7 +145,7 @@ def tune_kernels(
         return load_database(directory.path)
 
 
-def _device_key(target: tvm.target.Target, tracker: str | None, key: str | None) -> str:
+def _device_key(target: tvm.target.Target, tracker: trackers.Place | None, key: str | None) -> str:
     """Return the key of the devices, that of this machine where there is no tracker."""
     if tracker is None:
         if not toolchain.runs_here(target):

@@ -24,6 +24,7 @@ from tvm.s_tir import meta_schedule as ms
 from nnfuze_tvm import schedules
 from nnfuze_tvm.devices import toolchain
 from nnfuze_tvm.devices.remote import server, tracker
+from nnfuze_tvm.devices.remote.session import open_session
 from nnfuze_tvm.errors import DeviceError
 from nnfuze_tvm.jobs.board_queue import RUNNING
 from nnfuze_tvm.jobs.tuning.search import Decisions
@@ -190,18 +191,18 @@ def _compile(
     candidate.library = library
 
 
-def measure_loop(channel: Connection, address: str, key: str, timeout: float, threads: int) -> None:
+def measure_loop(channel: Connection, place: tracker.Place, key: str, timeout: float, threads: int) -> None:
     """Answer every ``(libraries, best)`` with ``Measured``: libraries as (path, operands), timed in turns.
 
     ``best`` is the shortest time so far or None. Before the answer come up to two notes: the device's address when
     the tracker has one for us, then ``RUNNING`` when what happens may be the candidate's fault.
     """
-    session: rpc.TrackerSession | None = None
+    session: tracker.Session | None = None
     while True:
         libraries, best = channel.recv()
         while True:
             try:
-                session = session or tracker.connect(address)
+                session = session or tracker.connect(place)
                 host, port, word = tracker.reserve(session, key)
                 break
             except (DeviceError, OSError, RuntimeError):
@@ -211,7 +212,7 @@ def measure_loop(channel: Connection, address: str, key: str, timeout: float, th
         channel.send(f"{host}:{port}")
         remote = None
         try:
-            remote = rpc.connect(host, port, word, timeout * len(libraries))
+            remote = open_session(place.secret, host, port, word, timeout * len(libraries))
             for path, _ in libraries:
                 remote.upload(path)
         except Exception as err:

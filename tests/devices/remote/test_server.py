@@ -21,6 +21,7 @@ from tvm import rpc
 from nnfuze_tvm.devices.remote import server, tracker
 from nnfuze_tvm.errors import DeviceError
 from tests.devices.remote import misbehaving
+from tests.own_secret import SECRET
 from tests.servers import KEY, Board, free_port, running_board, running_tracker
 
 
@@ -36,8 +37,8 @@ def port(running: tuple[int, Board]) -> int:
     return running[0]
 
 
-def session(port: int, timeout: float = 0, wait: float = 15) -> rpc.RPCSession:
-    client = tracker.connect(f"127.0.0.1:{port}")
+def session(port: int, timeout: float = 0, wait: float = 15, known: bytes | None = SECRET) -> rpc.RPCSession:
+    client = tracker.connect(tracker.Place(f"127.0.0.1:{port}", known))
     tracker.wait_for_device(client, KEY, wait)
     client._sock.settimeout(wait)
     return tracker.request(client, KEY, timeout)[0]
@@ -148,9 +149,9 @@ def test_too_few_threads_of_tvms_own_server() -> None:
     where = ["--host", "127.0.0.1", "--port", str(own), "--port-end", str(own + 1)]
     command = [sys.executable, "-m", "tvm.exec.rpc_server", "--tracker", f"127.0.0.1:{port}", "--key", KEY, *where]
     env = {**os.environ, "TVM_NUM_THREADS": "1"}
-    with running_tracker(port), subprocess.Popen(command, env=env, start_new_session=True) as process:
+    with running_tracker(port, None), subprocess.Popen(command, env=env, start_new_session=True) as process:
         try:
-            remote = session(port, 10, wait=60)
+            remote = session(port, 10, wait=60, known=None)
             tracker.use_threads(remote, 1)
             with pytest.raises(DeviceError, match="on 1 of 2 threads"):
                 tracker.use_threads(remote, 2)

@@ -1,6 +1,6 @@
 """Kernels that nap, crash, loop or kill their board, and a job on them that can be run as a program.
 
-As a program: ``python -m tests.jobs.tuning.faulty WORK_DIR TRACKER KEY SPACE TRIALS TIMEOUT [TARGET]``.
+As a program: ``python -m tests.jobs.tuning.faulty WORK_DIR TRACKER KEY SPACE TRIALS TIMEOUT TARGET KERNELS``.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from tvm.script.ir_builder import tirx as T
 from tvm.target import Target
 
 from nnfuze_tvm.devices import targets
+from nnfuze_tvm.devices.remote.tracker import Place
 from nnfuze_tvm.jobs import tuning
 from tests.jobs.tuning.standin import choose, fused
 
@@ -25,9 +26,9 @@ ROWS = (1, 2)
 NAPS = tuple(range(60_000, 60_012))
 
 
-def kernels() -> tvm.IRModule:
-    """Return a fused module with a kernel that adds one, for each number of rows."""
-    params = [relax.Var(f"x{rows}", relax.TensorType((rows, LANES), "float32")) for rows in ROWS]
+def kernels(count: int = len(ROWS)) -> tvm.IRModule:
+    """Return a fused module with kernels that add one, to one row and more."""
+    params = [relax.Var(f"x{rows}", relax.TensorType((rows, LANES), "float32")) for rows in range(1, count + 1)]
     builder = relax.BlockBuilder()
     with builder.function("main", params):
         with builder.dataflow():
@@ -134,13 +135,13 @@ def deadly(sch: s_tir.Schedule, target: Target, tunable: bool = False) -> str:
 if __name__ == "__main__":
     from tests.jobs.tuning import faulty
 
-    work_dir, address, key, space, trials, timeout, *rest = sys.argv[1:]
+    work_dir, address, key, space, trials, timeout, target, count = sys.argv[1:]
     tuning.tune_kernels(
-        kernels(),
-        targets.resolve(*rest or ["host"]),
+        kernels(int(count)),
+        targets.resolve(target),
         trials=int(trials),
         work_dir=work_dir,
-        tracker=address,
+        tracker=Place.of(address),
         key=key,
         progress=False,
         timeout=float(timeout),

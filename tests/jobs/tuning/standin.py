@@ -13,6 +13,7 @@ from tvm import relax, s_tir
 from tvm.target import Target
 
 from nnfuze_tvm.devices import targets
+from nnfuze_tvm.devices.remote.tracker import Place
 from nnfuze_tvm.jobs import tuning
 
 FACTORS = (8, 4, 16, 2, 1)
@@ -78,7 +79,7 @@ def run(work_dir: str, trials: int, tracker: str | None = None, key: str | None 
         targets.resolve("host"),
         trials=trials,
         work_dir=work_dir,
-        tracker=tracker,
+        tracker=None if tracker is None else Place.of(tracker),
         key=key,
         progress=False,
         space=importable,

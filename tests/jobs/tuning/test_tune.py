@@ -24,12 +24,13 @@ from nnfuze_tvm.devices.remote.tracker import EmbeddedTracker
 from nnfuze_tvm.errors import DeviceError, InputError
 from nnfuze_tvm.jobs import tuning
 from tests.jobs.tuning import standin
+from tests.servers import embedded
 
 
 @pytest.fixture(scope="module")
 def pair() -> Iterator[EmbeddedTracker]:
     """A tracker that no job has started, with two servers under one key."""
-    with EmbeddedTracker(servers=2, key="pair") as tracker:
+    with embedded(servers=2, key="pair") as tracker:
         yield tracker
 
 
@@ -149,7 +150,7 @@ def test_a_job_on_which_nothing_runs(tmp_path: Path, pair: EmbeddedTracker) -> N
             targets.resolve("aarch64"),
             trials=2,
             work_dir=tmp_path,
-            tracker=pair.address,
+            tracker=pair.place,
             key="pair",
             progress=False,
             space=standin.space,
@@ -176,7 +177,7 @@ def test_what_a_user_can_get_wrong(
     target = targets.resolve(options.pop("target", "host"))
     options = {"trials": 1, "work_dir": tmp_path, "wait_for_device": 0.2, "progress": False, **options}
     if options.get("tracker") == "PAIR":
-        options["tracker"] = pair.address
+        options["tracker"] = pair.place
     with pytest.raises(error, match=message) as caught:
         tuning.tune_kernels(standin.kernels(), target, space=standin.space, **options)
     assert "\n" not in str(caught.value)

@@ -15,12 +15,12 @@ from nnfuze_tvm import schedules
 from nnfuze_tvm.deploy import build
 from nnfuze_tvm.devices import targets, toolchain
 from nnfuze_tvm.devices.processes import Nursery
-from nnfuze_tvm.devices.remote.tracker import EmbeddedTracker
 from nnfuze_tvm.jobs.board_queue import RUNNING
 from nnfuze_tvm.jobs.pool import Pool
 from nnfuze_tvm.jobs.tuning import workers
 from nnfuze_tvm.jobs.tuning.kernels import extract
 from tests.jobs.tuning import standin
+from tests.servers import embedded
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +93,8 @@ def slow_library(folder: Path) -> str:
 
 
 def test_a_run_that_takes_too_long_is_ended_and_the_device_is_free_again(nursery: Nursery, tmp_path: Path) -> None:
-    with EmbeddedTracker(nursery=nursery) as tracker:
-        pool = Pool(nursery, 1, 10, workers.measure_loop, tracker.address, tracker.key, 1.0, 1, from_note=True)
+    with embedded(nursery=nursery) as tracker:
+        pool = Pool(nursery, 1, 10, workers.measure_loop, tracker.place, tracker.key, 1.0, 1, from_note=True)
         library = slow_library(tmp_path)
         for _ in range(2):
             pool.submit("slow", ([(library, [((1,), "float32")])], None))
