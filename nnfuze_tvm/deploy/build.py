@@ -9,6 +9,7 @@ from tvm import relax
 from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
 
+from nnfuze_tvm.deploy.manifest import INTERFACE
 from nnfuze_tvm.devices.hardware import Hardware
 from nnfuze_tvm.passes import pipeline
 from nnfuze_tvm.schedules.contraction import to_compute
@@ -74,11 +75,25 @@ def packing_passes() -> list[tvm.transform.Pass]:
     ]
 
 
-def generate(lowered: tvm.IRModule, target: Target) -> relax.VMExecutable:
+def generate(lowered: tvm.IRModule, target: Target, interface: str = "") -> relax.VMExecutable:
     """Return the executable of a lowered module (phase 11).
 
     Its kernels don't check their arguments: ``main`` alone calls them, and that makes a quarter of a small library.
+
+    Parameters
+    ----------
+    lowered : tvm.IRModule
+        The network.
+    target : tvm.target.Target
+        The CPU.
+    interface : str
+        What the executable's function `INTERFACE` returns: see `manifest.interface`.
     """
+    if interface:
+        builder = relax.BlockBuilder(lowered)
+        with builder.function(INTERFACE, []):
+            builder.emit_func_output(tvm.ir.StringImm(interface))
+        lowered = builder.get()
     with target, tvm.transform.PassContext(config={"tirx.disable_assert": True}):
         return relax.build(lowered, target=target, exec_mode="compiled")
 

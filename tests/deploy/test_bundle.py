@@ -18,6 +18,7 @@ from tvm import relax
 from nnfuze_tvm.deploy import build, bundle
 from nnfuze_tvm.deploy.bundle import Bundle
 from nnfuze_tvm.deploy.manifest import (
+    InputRecord,
     Manifest,
     TargetRecord,
     describe_hardware,
@@ -31,7 +32,7 @@ from nnfuze_tvm.devices.targets import resolve
 from nnfuze_tvm.errors import BundleError, InputError
 from nnfuze_tvm.frontend import load
 from nnfuze_tvm.passes import pipeline
-from tests.bundles import write_bundle
+from tests.bundles import rewrite, write_bundle, write_tiny_bundle
 from tests.tiny_networks import classifier, samples
 
 
@@ -56,12 +57,6 @@ def written(network: tuple, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def copy(written: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(written, tmp_path / "copy"))
-
-
-def rewrite(path: Path, **changes: object) -> None:
-    """Change manifest fields and seal the manifest again."""
-    manifest = bundle.read_manifest(path).model_copy(update=changes)
-    (path / "manifest.json").write_text(manifest.to_json())
 
 
 def test_answers_are_those_of_the_executable(network: tuple, written: Path) -> None:
@@ -288,10 +283,46 @@ def test_other_machines_are_refused_before_code_is_loaded(
 ) -> None:
     record = bundle.read_manifest(copy).target
     rewrite(copy, target=TargetRecord.model_validate({**record.model_dump(), **target}))
-    monkeypatch.setattr(tvm.runtime, "load_module", lambda *_: pytest.fail("code was loaded"))
+    monkeypatch.setattr(bundle.loading, "_load", lambda *_: pytest.fail("code was loaded"))
     with pytest.raises(BundleError, match=message) as caught:
         Bundle.load(copy)
     assert "\n" not in str(caught.value)
+
+
+WRONG = {
+    "a shape": lambda r: {"inputs": [r.inputs[0].model_copy(update={"shape": [1, 2, 6, 7]})]},
+    "a type": lambda r: {"inputs": [r.inputs[0].model_copy(update={"dtype": "handle"})]},
+    "no input": lambda _: {"inputs": []},
+    "one output more": lambda r: {"outputs": [*r.outputs, r.outputs[0].model_copy(update={"name": "more"})]},
+    "a state": lambda r: {"states": [InputRecord(name="s", shape=[1 << 40, 1 << 40], dtype="float32")]},
+    "kernels' shapes": lambda r: {
+        "kernels": [k.model_copy(update={"arguments": [([1], "float32")] * len(k.arguments)}) for k in r.kernels]
+    },
+    "kernels' arguments": lambda r: {"kernels": [k.model_copy(update={"arguments": []}) for k in r.kernels]},
+    "no kernels": lambda _: {"kernels": []},
+}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
+
+
+@pytest.mark.parametrize("change", WRONG)
+def test_manifests_that_another_library_would_fit(tiny: Path, tmp_path: Path, change: str) -> None:
+    """Sealed again, so that only the library can tell: its kernels write wherever they are told to."""
+    copy = Path(shutil.copytree(tiny, tmp_path / "copy"))
+    Bundle.load(copy)
+    rewrite(copy, **WRONG[change](bundle.read_manifest(copy)))
+    with pytest.raises(BundleError, match=r"manifest\.json and lib\.so differ in their inputs, outputs or kernels"):
+        Bundle.load(copy)
+
+
+def test_kernels_that_the_library_says_nothing_of(written: Path, tiny: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(written, tmp_path / "copy"))
+    rewrite(copy, kernels=bundle.read_manifest(tiny).kernels)
+    with pytest.raises(BundleError, match="differ in their inputs, outputs or kernels"):
+        Bundle.load(copy)
 
 
 def test_what_chooses_kernels_is_described() -> None:
