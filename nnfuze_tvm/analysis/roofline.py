@@ -28,7 +28,7 @@ from tvm.script import tirx as T
 from tvm.target import Target
 
 from nnfuze_tvm.deploy import loading
-from nnfuze_tvm.deploy.runner import use_threads
+from nnfuze_tvm.deploy.threads import use_threads
 from nnfuze_tvm.devices import boards
 from nnfuze_tvm.devices.hardware import Hardware
 from nnfuze_tvm.devices.remote import tracker

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import sys
 import threading
 import time
 from pathlib import Path
@@ -342,3 +343,38 @@ def test_targets_are_described() -> None:
     assert "i8mm" not in record.features
     assert json.loads(record.string)["mcpu"] == record.cpu == "cortex-a76"
     assert bundle.unfit(describe_target(resolve("host"))) is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's count of a process's memory")
+def test_memory_does_not_grow(tiny: Path) -> None:
+    """Neither by runs nor by loading and unloading; `test_a_million_runs` takes longer to say so."""
+    grows(tiny, runs=5_000, loads=50)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's count of a process's memory")
+def test_a_million_runs(tiny: Path) -> None:
+    grows(tiny, runs=1_000_000, loads=1_000)
+
+
+def grows(path: Path, runs: int, loads: int) -> None:
+    feed = {"x": samples(1)}
+
+    def use(count: int) -> None:
+        network = Bundle.load(path)
+        for _ in range(count):
+            network.run(feed)
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    use(1_000)
+    for _ in range(20):
+        use(3)
+    before = resident()
+    use(runs)
+    after_runs = resident()
+    for _ in range(loads):
+        use(3)
+    assert after_runs - before < 500_000
+    assert resident() - after_runs < 500_000
