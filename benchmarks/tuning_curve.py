@@ -38,7 +38,7 @@ from benchmarks.engines.nnfuze import source_digest
 from benchmarks.interleaved import interleaved
 from benchmarks.workloads import workload
 from nnfuze_tvm.deploy import build
-from nnfuze_tvm.deploy.runner import use_threads
+from nnfuze_tvm.deploy.threads import use_threads
 from nnfuze_tvm.devices import cpu, targets
 from nnfuze_tvm.devices.remote.tracker import LOCAL_KEY, EmbeddedTracker, Place, connect, parse_address, request
 from nnfuze_tvm.errors import NNFuzeError

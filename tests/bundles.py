@@ -8,12 +8,18 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import tvm
 from tvm import relax
 
-from nnfuze_tvm.deploy import bundle
-from nnfuze_tvm.deploy.manifest import Manifest
+from nnfuze_tvm.analysis import metrics
+from nnfuze_tvm.deploy import build, bundle
+from nnfuze_tvm.deploy.manifest import KernelRecord, Manifest, describe_target, interface, signature_records
+from nnfuze_tvm.deploy.runner import signature
 from nnfuze_tvm.devices.targets import resolve
 from nnfuze_tvm.devices.toolchain import export_library
+from nnfuze_tvm.frontend import load
+from nnfuze_tvm.passes import pipeline
+from tests.tiny_networks import classifier
 
 
 def write_bundle(
@@ -29,3 +35,21 @@ def write_bundle(
         linked = export_library(executable, Path(scratch) / bundle.LIBRARY, resolve(manifest.target.string))
         shutil.copyfile(linked, directory / bundle.LIBRARY)
         bundle.seal(directory, manifest, extra or {})
+
+
+def write_tiny_bundle(path: Path) -> Path:
+    """Write the bundle of a small classifier of one task, as `jobs.compile` would; return where."""
+    mod = tvm.transform.Sequential(pipeline.merge_phases())(load([classifier()], ["one"]))
+    target = resolve("host")
+    lowered = build.lower(mod, target)
+    found = [(k.name, [(list(shape), dtype) for shape, dtype in k.arguments]) for k in metrics.kernels(lowered)]
+    kernels = [KernelRecord(name=name, calls=1, arguments=arguments) for name, arguments in found]
+    manifest = Manifest(**signature_records(*signature(mod)), target=describe_target(target), kernels=kernels)
+    write_bundle(path, build.generate(lowered, target, interface(signature(mod), found)), manifest)
+    return path
+
+
+def rewrite(path: Path, **changes: object) -> None:
+    """Change manifest fields and seal the manifest again."""
+    manifest = bundle.read_manifest(path).model_copy(update=changes)
+    (path / "manifest.json").write_text(manifest.to_json())

@@ -16,7 +16,7 @@ from tvm.s_tir import meta_schedule as ms
 
 from benchmarks.engines.base import Engine, Unavailable, quiet
 from benchmarks.workloads import Feeds, Workload, kept
-from nnfuze_tvm.deploy.runner import use_threads
+from nnfuze_tvm.deploy.threads import use_threads
 from nnfuze_tvm.devices import targets, toolchain
 
 

@@ -5,6 +5,7 @@ Arrays with one axis more than the inputs have are several inferences, one after
 that the one before left. What has one value only has it in all of them.
 """
 
+import hashlib
 import json
 import os
 import sys
@@ -21,7 +22,16 @@ files = dict(word.split("=", 1) for word in words)
 with open(f"{bundle}/manifest.json") as file:
     manifest = json.load(file)
 
-network = VirtualMachine(tvm.runtime.load_module(f"{bundle}/lib.so"), tvm.cpu())["main"]
+with open(f"{bundle}/lib.so", "rb") as file:
+    code = file.read()
+if hashlib.sha256(code).hexdigest() != manifest["files"]["lib.so"]["sha256"]:
+    sys.exit(f"error: {bundle}/lib.so: damaged, its checksum doesn't match; copy the bundle again")
+with open(os.memfd_create("lib.so"), "wb") as copy:  # what was checked is what is loaded
+    copy.write(code)
+    copy.flush()
+    del code
+    library = tvm.get_global_func("ffi.Module.load_from_file.so")(f"/proc/self/fd/{copy.fileno()}", "so")
+network = VirtualMachine(library, tvm.cpu())["main"]
 if manifest["threads"] == 1:
     os.environ["TVM_NUM_THREADS"] = "1"  # else TVM makes a pool for all cores, whose workers spin
 else:
@@ -33,7 +43,10 @@ count = max(map(len, calls), default=1)
 calls = [list(values) * (count if len(values) == 1 else 1) for values in calls]
 states = [tvm.runtime.tensor(np.zeros(state["shape"], state["dtype"])) for state in manifest["states"]]
 
-network(*(tvm.runtime.tensor(values[0]) for values in calls), *states)  # the first call makes threads and buffers
+try:
+    network(*(tvm.runtime.tensor(values[0]) for values in calls), *states)  # the first call makes threads and buffers
+except (RuntimeError, ValueError) as error:  # the network checks shapes and types
+    sys.exit(f"error: {bundle}: {str(error).splitlines()[0]}")
 for values in zip(*calls, strict=True):
     inputs = [tvm.runtime.tensor(np.ascontiguousarray(value)) for value in values]
     started = time.perf_counter()

@@ -27,7 +27,8 @@ from tvm.s_tir import meta_schedule as ms
 from tvm.script import tirx as T
 from tvm.target import Target
 
-from nnfuze_tvm.deploy.runner import use_threads
+from nnfuze_tvm.deploy import loading
+from nnfuze_tvm.deploy.threads import use_threads
 from nnfuze_tvm.devices import boards
 from nnfuze_tvm.devices.hardware import Hardware
 from nnfuze_tvm.devices.remote import tracker
@@ -118,7 +119,7 @@ def measure(target: Target, threads: int = 1, remote: tvm.rpc.RPCSession | None 
         path = Path(scratch) / "roofline.so"
         export_library(tvm.compile(mod, target=target), path, target)
         if remote is None:
-            module, device = tvm.runtime.load_module(str(path)), tvm.cpu()
+            module, device = loading.load(path), tvm.cpu()
             use_threads(threads)
         else:
             remote.upload(str(path))

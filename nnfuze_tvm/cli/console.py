@@ -101,4 +101,5 @@ def print_arrays(arrays: Mapping[str, np.ndarray]) -> None:
     for name, array in arrays.items():
         scores = array.reshape(-1)
         best = int(scores.argmax()) if scores.size else -1
-        out().print(f"{name}: {list(array.shape)} {array.dtype}, largest {scores[best]:.6g} at {best}")
+        largest = f", largest {scores[best]:.6g} at {best}" if scores.size else ""
+        out().print(f"{name}: {list(array.shape)} {array.dtype}{largest}")

@@ -38,6 +38,10 @@ DumpIR = Annotated[
     typer.Option("--dump-ir", help="Directory for the module after every pass, as text.", metavar="DIR"),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Trust = Annotated[
+    str | None,
+    typer.Option(help="Public key (Ed25519, PEM): take the bundle only if it was signed with its private key."),
+]
 BundlePath = Annotated[str, typer.Argument(metavar="BUNDLE", help="Directory that compile wrote.", show_default=False)]
 
 

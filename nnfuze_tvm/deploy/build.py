@@ -6,10 +6,14 @@ from functools import partial
 
 import tvm
 from tvm import relax
+from tvm.ir import GenericConst
 from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
 
+from nnfuze_tvm.deploy.manifest import INTERFACE
 from nnfuze_tvm.devices.hardware import Hardware
+from nnfuze_tvm.graph import dataflow
+from nnfuze_tvm.graph.ir import static_shape
 from nnfuze_tvm.passes import pipeline
 from nnfuze_tvm.schedules.contraction import to_compute
 from nnfuze_tvm.schedules.fold_kernels import FoldKernels
@@ -74,13 +78,47 @@ def packing_passes() -> list[tvm.transform.Pass]:
     ]
 
 
-def generate(lowered: tvm.IRModule, target: Target) -> relax.VMExecutable:
+def generate(lowered: tvm.IRModule, target: Target, interface: str = "") -> relax.VMExecutable:
     """Return the executable of a lowered module (phase 11).
 
     Its kernels don't check their arguments: ``main`` alone calls them, and that makes a quarter of a small library.
+
+    Parameters
+    ----------
+    lowered : tvm.IRModule
+        The network.
+    target : tvm.target.Target
+        The CPU.
+    interface : str
+        What the executable's function `INTERFACE` returns: see `manifest.interface`.
     """
+    if interface:
+        builder = relax.BlockBuilder(lowered)
+        with builder.function(INTERFACE, []):
+            builder.emit_func_output(tvm.ir.StringImm(interface))
+        lowered = builder.get()
+    lowered = dataflow.with_main(lowered, _allocating(lowered["main"]))
     with target, tvm.transform.PassContext(config={"tirx.disable_assert": True}):
         return relax.build(lowered, target=target, exec_mode="compiled")
+
+
+def _allocating(main: relax.Function) -> relax.Function:
+    """Return a function that allocates its constants without elements, which TVM can't read from libraries."""
+    emitter = dataflow.Emitter()
+    outputs = dataflow.output_fields(main)
+    read = [
+        leaf for value in (*(b.value for b in dataflow.bindings(main)), *outputs) for leaf in dataflow.operands(value)
+    ]
+    values: dict[dataflow.Value, dataflow.Value] = {}
+    for leaf in read:
+        if isinstance(leaf, GenericConst) and 0 in static_shape(leaf) and leaf not in values:
+            shape, dtype = relax.ShapeExpr(static_shape(leaf)), str(leaf.ty.dtype.dtype)
+            values[leaf] = emitter.emit(relax.op.builtin.alloc_tensor(shape, dtype, 0), "empty")
+    if not values:
+        return main
+    for binding in dataflow.bindings(main):
+        values[binding.var] = emitter.emit(dataflow.substitute(binding.value, values), binding.var.name)
+    return emitter.finish(main.params, [dataflow.substitute(output, values) for output in outputs], main.attrs)
 
 
 def build(mod: tvm.IRModule, target: Target, database: ms.Database | None = None) -> relax.VMExecutable:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
 import shutil
 import tempfile
@@ -13,13 +12,17 @@ from pathlib import Path
 
 import numpy as np
 import tvm
+from tvm import relax
 
+from nnfuze_tvm.deploy import loading
 from nnfuze_tvm.deploy.manifest import (
     CPU_FLAGS,
+    INTERFACE,
     MANIFEST,
     FileRecord,
     Manifest,
     TargetRecord,
+    interface,
     read_manifest,
     recorded_signature,
 )
@@ -37,7 +40,7 @@ def seal(directory: Path, manifest: Manifest, extra: Mapping[str, str]) -> None:
     files = {}
     for file in sorted(directory.iterdir()):
         if file.name != MANIFEST:
-            files[file.name] = FileRecord(sha256=_sha256(file), bytes=file.stat().st_size)
+            files[file.name] = FileRecord(sha256=loading.sha256(file), bytes=file.stat().st_size)
     text = manifest.model_copy(update={"files": files}).to_json()
     (directory / MANIFEST).write_text(text, encoding="utf-8")
 
@@ -63,7 +66,7 @@ def check_destination(path: str | os.PathLike, *, force: bool = False) -> Path:
         with tempfile.TemporaryDirectory(prefix=f".{final.name}-", dir=parent):
             pass
     except OSError as error:
-        raise BundleError(f"{path}: can't be written ({_reason(error)}); choose another output") from None
+        raise BundleError(f"{path}: can't be written ({loading.reason(error)}); choose another output") from None
     return final
 
 
@@ -87,7 +90,7 @@ def staged(path: str | os.PathLike, *, force: bool = False) -> Iterator[Path]:
     except NNFuzeError:
         raise
     except OSError as error:
-        raise BundleError(f"{path}: can't be written ({_reason(error)}); nothing was left behind") from None
+        raise BundleError(f"{path}: can't be written ({loading.reason(error)}); nothing was left behind") from None
 
 
 def _publish(directory: Path, final: Path, force: bool) -> None:
@@ -116,20 +119,6 @@ def _exchange(one: Path, other: Path) -> bool:
     return renameat2(at_cwd, os.fsencode(one), at_cwd, os.fsencode(other), exchange) == 0
 
 
-# What was first loaded by a name: the system's loader knows libraries by it, and would hand that out again.
-_FIRST_LOADED: dict[str, tuple[int, int, int]] = {}
-
-
-def _library(path: Path) -> tvm.runtime.Module:
-    """Load what is at a path now, also where another library was when it was loaded before."""
-    name, facts = os.path.realpath(path), os.stat(path)
-    mine = (facts.st_dev, facts.st_ino, facts.st_mtime_ns)
-    if _FIRST_LOADED.setdefault(name, mine) == mine:
-        return tvm.runtime.load_module(name)
-    with tempfile.TemporaryDirectory(prefix="nnfuze-") as folder:
-        return tvm.runtime.load_module(shutil.copy(name, folder))
-
-
 class Bundle:
     """A compiled network, ready to run: ``Bundle.load("out").run({"audio": x})["keyword"]``.
 
@@ -142,8 +131,16 @@ class Bundle:
         self.runner = runner
 
     @classmethod
-    def load(cls, path: str | os.PathLike, threads: int | None = None) -> Bundle:
+    def load(
+        cls,
+        path: str | os.PathLike,
+        threads: int | None = None,
+        *,
+        trust: str | os.PathLike | None = None,
+    ) -> Bundle:
         """Load a bundle after checking that it is whole and made for this CPU.
+
+        A bundle is a program: whoever made it can do what you can. Load those of people you trust.
 
         Parameters
         ----------
@@ -151,20 +148,21 @@ class Bundle:
             The bundle's directory.
         threads : int, optional
             How many threads a call uses; by default as many as the bundle was compiled for.
+        trust : path, optional
+            An Ed25519 public key, as PEM: load only what ``nnfuze bundle sign`` signed with its private key.
 
         Raises
         ------
         BundleError
-            If the bundle is missing, damaged, of another format, or for another CPU. No code of it has run then.
+            If the bundle is missing, damaged, of another format, for another CPU, or not signed with that key. No code
+            of it has run then.
         """
         directory = Path(path)
-        manifest = read_manifest(directory)
-        check_files(directory, manifest)
+        manifest = read_manifest(directory, trust)
+        check_files(directory, manifest, but=LIBRARY)
         check_cpu(directory, manifest.target)
-        try:
-            library = _library(directory / LIBRARY)
-        except Exception as error:  # the loader's errors have no common type
-            raise BundleError(f"{directory / LIBRARY}: can't be loaded ({_reason(error)})") from None
+        library = loading.load_checked(directory / LIBRARY, manifest.files[LIBRARY].sha256)
+        _check_interface(directory, manifest, library)
         count = manifest.threads if threads is None else threads
         return cls(directory, manifest, Runner(library, *recorded_signature(manifest), threads=count))
 
@@ -209,20 +207,31 @@ def bytes_on_disk(directory: Path) -> int:
     return sum(file.stat().st_size for name in (LIBRARY, MANIFEST) if (file := directory / name).exists())
 
 
-def check_files(directory: Path, manifest: Manifest) -> None:
-    """Check the files of a bundle against the checksums in its manifest."""
+def check_files(directory: Path, manifest: Manifest, but: str = "") -> None:
+    """Check the files of a bundle, all ``but`` one, against the checksums in its manifest."""
     if LIBRARY not in manifest.files:
         raise BundleError(f"{directory}: the manifest lists no {LIBRARY}; compile the bundle again")
     for name, record in manifest.files.items():
         file = directory / name
-        if name == Path(name).name and not file.exists() and name != LIBRARY:
+        inside = name == Path(name).name
+        if name == but or (inside and not file.exists() and name != LIBRARY):
             continue  # a report may be deleted to save space
-        try:
-            intact = name == Path(name).name and _sha256(file) == record.sha256
-        except OSError as error:
-            raise BundleError(f"{file}: can't be read ({_reason(error)}); copy the bundle again") from None
-        if not intact:
-            raise BundleError(f"{file}: damaged, its checksum doesn't match; copy or compile the bundle again")
+        if not (inside and loading.sha256(file) == record.sha256):
+            raise loading.damaged(file)
+
+
+def _check_interface(directory: Path, manifest: Manifest, library: tvm.runtime.Module) -> None:
+    """Check that a library takes and gives what the manifest says: its kernels don't, and would write anywhere."""
+    machine = relax.VirtualMachine(library, tvm.cpu())
+    try:
+        found = machine[INTERFACE]()
+    except AttributeError:
+        # ``main`` checks what it is given.
+        found = None
+    kernels = [(kernel.name, kernel.arguments) for kernel in manifest.kernels]
+    if found != interface(recorded_signature(manifest), kernels) and (found or kernels):
+        what = f"{MANIFEST} and {LIBRARY} differ in their inputs, outputs or kernels"
+        raise BundleError(f"{directory}: {what}; compile the bundle again")
 
 
 def check_cpu(directory: Path, target: TargetRecord) -> None:
@@ -243,17 +252,3 @@ def unfit(target: TargetRecord, where: cpu.Cpu | None = None) -> str | None:
         made_for = f" ({target.cpu})" if target.cpu else ""
         return f"made for a CPU with {', '.join(missing)}{made_for}, which {name} lacks"
     return None
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        digest = hashlib.sha256()
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return (str(error).strip() or type(error).__name__).splitlines()[-1]

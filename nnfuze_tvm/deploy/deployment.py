@@ -14,6 +14,7 @@ import numpy as np
 import tvm
 from tvm import relax, rpc
 
+from nnfuze_tvm.deploy import loading
 from nnfuze_tvm.deploy.bundle import LIBRARY, check_files, unfit
 from nnfuze_tvm.deploy.manifest import TargetRecord, read_manifest, recorded_signature
 from nnfuze_tvm.deploy.runner import made_up, places, sample_batches
@@ -60,6 +61,7 @@ class _Order:
     tracker: trackers.Place
     key: str
     directory: Path
+    sha256: str
     target: TargetRecord
     batches: list[list[np.ndarray]]
     states: list[np.ndarray]
@@ -89,6 +91,7 @@ def deploy(
     repeat: int = 20,
     threads: int | None = None,
     wait: float = 60.0,
+    trust: str | os.PathLike[str] | None = None,
     announce: Callable[[str], None] = _silent,
 ) -> Deployment:
     """Run a bundle on a board.
@@ -112,6 +115,8 @@ def deploy(
         Threads per inference; by default as many as the bundle was compiled for.
     wait : float
         Seconds to wait for the tracker and for a board; a board gets that long, or a minute, for an answer.
+    trust : path, optional
+        A public key that must have signed the bundle; see `Bundle.load`.
     announce : callable
         Is told what is being done, in a few words.
 
@@ -125,7 +130,7 @@ def deploy(
         If there is no such tracker or board, or the board crashes or doesn't answer.
     """
     directory = Path(bundle)
-    manifest = read_manifest(directory)
+    manifest = read_manifest(directory, trust)
     check_files(directory, manifest)
     taken, given, states = recorded_signature(manifest)
     samples = [made_up(taken)] if inputs is None else sample_batches(inputs, taken, "inputs")
@@ -138,6 +143,7 @@ def deploy(
         place,
         key,
         directory,
+        manifest.files[LIBRARY].sha256,
         manifest.target,
         [[sample[i.name] for i in taken] for sample in samples],
         [np.zeros(state.shape, state.dtype) for state in states],
@@ -211,10 +217,10 @@ def _run(
     found = cpu.of(remote)
     if found is not None and (reason := unfit(order.target, found)):
         raise BundleError(f"{order.directory}: {reason}; compile it with that board's --target")
-    library = order.directory / LIBRARY
-    start(f"uploading {library.stat().st_size / 1e6:.1f} MB")
+    library = loading.read_checked(order.directory / LIBRARY, order.sha256)
+    start(f"uploading {len(library) / 1e6:.1f} MB")
     trackers.use_threads(remote, order.threads)
-    remote.upload(str(library), LIBRARY)
+    remote.upload(library, LIBRARY)
     start("loading the library")
     device = remote.cpu()
     machine = relax.VirtualMachine(remote.load_module(LIBRARY), device)

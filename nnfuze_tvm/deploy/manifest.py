@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tvm.target import Target
 
+from nnfuze_tvm.deploy import signing
 from nnfuze_tvm.deploy.runner import Input, Output, Signature
 from nnfuze_tvm.devices.hardware import Hardware
 from nnfuze_tvm.devices.targets import llvm_features
@@ -19,6 +22,9 @@ from nnfuze_tvm.errors import BundleError
 
 FORMAT = 3
 MANIFEST = "manifest.json"
+
+# The function of a library that returns its `interface`.
+INTERFACE = "nnfuze_interface"
 
 # LLVM's name of a feature that kernels are chosen by → the operating system's name of it. What LLVM adds for a CPU
 # family beyond these is either older than all of them or never emitted for kernels.
@@ -178,19 +184,34 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
-def read_manifest(directory: Path) -> Manifest:
+def read_manifest(directory: Path, trust: str | os.PathLike[str] | None = None) -> Manifest:
     """Return the manifest of a bundle after checking that it is whole.
+
+    Parameters
+    ----------
+    directory : Path
+        The bundle.
+    trust : path, optional
+        A public key that must have signed it; see `signing`.
 
     Raises
     ------
     BundleError
-        If there is none, it is damaged, or its format is not this version's.
+        If there is none, it is damaged, its format is not this version's, or it is not signed with that key.
     """
+    return read_signed(directory, trust)[0]
+
+
+def read_signed(directory: Path, trust: str | os.PathLike[str] | None = None) -> tuple[Manifest, bytes]:
+    """Return the manifest of a bundle and the bytes that it was read from; see `read_manifest`."""
     if directory.is_file():
         raise BundleError(f"{directory}: a file, not a bundle; make one with `nnfuze compile`")
     path = directory / MANIFEST
     try:
-        fields = json.loads(path.read_bytes())
+        data = path.read_bytes()
+        if trust is not None:
+            signing.verify(directory, data, trust)
+        fields = json.loads(data)
     except FileNotFoundError:
         reason = f"no {MANIFEST} in it" if directory.is_dir() else "no such directory"
         raise BundleError(f"{directory}: not a bundle, {reason}; make one with `nnfuze compile`") from None
@@ -204,7 +225,7 @@ def read_manifest(directory: Path) -> Manifest:
     if digest != _digest(fields):
         raise BundleError(f"{path}: damaged, its checksum doesn't match; copy or compile the bundle again")
     try:
-        return Manifest.model_validate(fields)
+        return Manifest.model_validate(fields), data
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -234,6 +255,22 @@ def recorded_signature(manifest: Manifest) -> Signature:
     )
     outputs = [Output(o.task, o.name, tuple(o.shape), o.dtype, o.classes) for o in manifest.outputs]
     return Signature(inputs, outputs, states)
+
+
+def interface(taken: Signature, kernels: Iterable[tuple[str, Sequence[tuple[Sequence[int], str]]]]) -> str:
+    """Return a checksum of what a network and its kernels take and give, which its library holds, too.
+
+    Parameters
+    ----------
+    taken : Signature
+        The network's.
+    kernels : iterable of (str, sequence of (shape, dtype))
+        Name and arguments of each kernel.
+    """
+    records = signature_records(*taken)
+    states, outputs, inputs = ([r.model_dump() for r in records[name]] for name in ("states", "outputs", "inputs"))
+    found = [[name, [[list(shape), dtype] for shape, dtype in arguments]] for name, arguments in kernels]
+    return _digest({"inputs": inputs, "outputs": outputs, "states": states, "kernels": found})
 
 
 def _digest(fields: dict) -> str:

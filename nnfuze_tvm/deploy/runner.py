@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
 import threading
+import weakref
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from nnfuze_tvm.deploy import threads
 from nnfuze_tvm.errors import InputError
 from nnfuze_tvm.graph import ir
 from nnfuze_tvm.graph.samples import in_a_row
@@ -100,6 +100,19 @@ def places(outputs: Sequence[Output]) -> list[tuple[str, str | None]]:
     return [(o.task, None if count[o.task] == 1 else o.name) for o in outputs]
 
 
+_runners: weakref.WeakSet[Runner] = weakref.WeakSet()
+
+
+def _unlock() -> None:
+    """Let a forked process use what another thread was using."""
+    for runner in _runners:
+        runner._lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unlock)
+
+
 class Runner:
     """A built network that maps ``{input name: array}`` to ``{task: array}``.
 
@@ -141,6 +154,7 @@ class Runner:
         views = [np.from_dlpack(buffer) for buffer in self._buffers]
         self._slots = [(i.name, i.shape, np.dtype(i.dtype), view) for i, view in zip(self.inputs, views, strict=True)]
         self._lock = threading.Lock()
+        _runners.add(self)
         self._fields = [(n, *place) for n, place in enumerate(places(outputs))]
         # The first call's outputs until the second call, and then per output whether every call makes it anew.
         self._first: list[np.ndarray] = []
@@ -212,8 +226,10 @@ class Runner:
 
     def invoke(self, states: Sequence[tvm.runtime.Tensor] = ()) -> Sequence[tvm.runtime.Tensor]:
         """Run on the inputs set last; the tensors returned are owned by the network, the states' next values last."""
-        if getattr(_configured, "threads", None) != self.threads:
-            use_threads(self.threads)
+        if threads.configured() != self.threads:
+            if threads.lost():
+                return threads.elsewhere(lambda: self.invoke(states))
+            threads.use_threads(self.threads)
         return self._main(*self._buffers, *states)
 
     def _call(self, states: list[tvm.runtime.Tensor]) -> list[np.ndarray]:
@@ -333,40 +349,3 @@ def sample_batches(
 def _batch(one: Input) -> int:
     """Return how many samples one call takes: one of an input that is a number."""
     return one.shape[0] if one.shape else 1
-
-
-# TVM keeps one pool of worker threads, and its size, per calling thread.
-_configured = threading.local()
-
-
-def use_threads(count: int) -> None:
-    """Let kernels that this thread calls run on ``count`` threads (at most the CPUs there are)."""
-    share_all_cores = -3
-    with _affinity_kept() as cpus:
-        if min(count, len(cpus)) == 1:
-            # `runtime.config_threadpool` would make a pool first, and its workers spin for a while before they sleep.
-            _set_max_concurrency(1)
-        else:
-            # With the CPUs named, always: TVM makes as many workers as it was told of first and uses no more later;
-            # told of none, it takes half of this machine's for hyper-threads and runs parallel loops on those alone.
-            configure = tvm.get_global_func("runtime.config_threadpool")
-            configure(share_all_cores, min(count, len(cpus)), [str(cpu) for cpu in cpus])
-    _configured.threads = count
-
-
-def _set_max_concurrency(count: int) -> None:
-    """Call ``tvm::runtime::threading::SetMaxConcurrency``, which no global function does without making a pool."""
-    ctypes.CDLL(None)["_ZN3tvm7runtime9threading17SetMaxConcurrencyEi"](ctypes.c_int(count))
-
-
-@contextmanager
-def _affinity_kept() -> Iterator[list[int]]:
-    # TVM pins the thread that makes a pool to one core, where everything started from it later would crowd too.
-    if not hasattr(os, "sched_getaffinity"):
-        yield list(range(os.cpu_count() or 1))
-        return
-    cpus = os.sched_getaffinity(0)
-    try:
-        yield sorted(cpus)
-    finally:
-        os.sched_setaffinity(0, cpus)

@@ -15,7 +15,7 @@ from tvm.target import Target
 from nnfuze_tvm.analysis import measure, metrics, roofline
 from nnfuze_tvm.analysis.kernels import Analysis, kernel_uses
 from nnfuze_tvm.analysis.roofline import Machine
-from nnfuze_tvm.deploy import build
+from nnfuze_tvm.deploy import build, loading
 from nnfuze_tvm.deploy.bundle import unfit
 from nnfuze_tvm.deploy.manifest import MANIFEST, describe_target
 from nnfuze_tvm.devices import cpu, targets
@@ -122,7 +122,7 @@ def _measure(
         machine = roofline.measure(target, threads, remote, source)
         announce("measuring the kernels")
         if remote is None:
-            library, device = tvm.runtime.load_module(str(path)), tvm.cpu()
+            library, device = loading.load(path), tvm.cpu()
         else:
             remote.upload(str(path))
             library, device = remote.load_module(path.name), remote.cpu()

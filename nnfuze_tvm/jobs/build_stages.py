@@ -16,9 +16,9 @@ from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
 
 from nnfuze_tvm.analysis import measure, metrics
-from nnfuze_tvm.deploy import build
+from nnfuze_tvm.deploy import build, loading
 from nnfuze_tvm.deploy.bundle import unfit
-from nnfuze_tvm.deploy.manifest import describe_target
+from nnfuze_tvm.deploy.manifest import describe_target, interface
 from nnfuze_tvm.deploy.runner import Output, Runner, Signature, signature
 from nnfuze_tvm.devices import targets
 from nnfuze_tvm.devices.toolchain import export_library
@@ -144,7 +144,10 @@ class Builder:
         for n, module in enumerate(lowered):
             path = self.directory / f"{name}-{n}.so"
             _require_space(self.directory, sizes[n].bytes)
-            export_library(build.generate(module, self.target), path, self.target)
+            # What a bundle's manifest says of its kernels is believed if its library says so, too.
+            kernels = metrics.kernels(module) if library is not None else []
+            said = interface(signatures[n], [(k.name, k.arguments) for k in kernels]) if kernels else ""
+            export_library(build.generate(module, self.target, said), path, self.target)
             if library is not None:
                 shutil.copyfile(path, library)
                 path = library
@@ -157,7 +160,7 @@ class Builder:
         built = Built(record, lowered, paths, signatures, wiring)
         if self.here:
             built.runners = [
-                Runner(tvm.runtime.load_module(str(path)), *io, threads=self.threads)
+                Runner(loading.load(path), *io, threads=self.threads)
                 for path, io in zip(paths, signatures, strict=True)
             ]
         return built

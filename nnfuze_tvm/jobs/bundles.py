@@ -1,4 +1,4 @@
-"""What ``nnfuze run``, ``bench`` and ``inspect`` do with a bundle."""
+"""What ``nnfuze run``, ``bench``, ``inspect`` and ``bundle`` do with a bundle."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from nnfuze_tvm.analysis import measure
-from nnfuze_tvm.deploy.bundle import Bundle, bytes_on_disk
-from nnfuze_tvm.deploy.manifest import read_manifest
+from nnfuze_tvm.deploy import signing
+from nnfuze_tvm.deploy.bundle import Bundle, bytes_on_disk, check_files
+from nnfuze_tvm.deploy.manifest import read_manifest, read_signed
 from nnfuze_tvm.deploy.runner import made_up
 from nnfuze_tvm.errors import BundleError, InputError
 from nnfuze_tvm.graph.samples import by_inference
@@ -86,17 +87,26 @@ def run(bundle: Bundle, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     return bundle.runner.named([np.stack(values) for values in zip(*calls, strict=True)])
 
 
-def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
+def inspect(path: str | os.PathLike[str], trust: str | None = None) -> dict[str, Any]:
     """Return what a bundle says about itself, without loading its code; it may be another machine's."""
     directory = Path(path)
-    manifest = read_manifest(directory)
-    return {**manifest.model_dump(mode="json"), "bytes": bytes_on_disk(directory)}
+    manifest = read_manifest(directory, trust)
+    signed = (directory / signing.SIGNATURE).is_file()
+    return {**manifest.model_dump(mode="json"), "bytes": bytes_on_disk(directory), "signed": signed}
 
 
-def load_bundle(path: str | os.PathLike[str], threads: int | None) -> Bundle:
+def sign(path: str | os.PathLike[str], key: str) -> Path:
+    """Sign a bundle that is whole, without loading its code; return the signature's file. See `signing`."""
+    directory = Path(path)
+    manifest, data = read_signed(directory)
+    check_files(directory, manifest)
+    return signing.sign(directory, data, key)
+
+
+def load_bundle(path: str | os.PathLike[str], threads: int | None, trust: str | None) -> Bundle:
     """Load a bundle; say which neighbour was perhaps meant when there is none."""
     try:
-        return Bundle.load(path, threads)
+        return Bundle.load(path, threads, trust=trust)
     except BundleError as error:
         parent = Path(path).parent
         if not Path(path).exists() and parent.is_dir():

@@ -12,6 +12,7 @@ from tvm import relax, s_tir
 from nnfuze_tvm import schedules
 from nnfuze_tvm.deploy import build
 from nnfuze_tvm.devices.targets import resolve
+from nnfuze_tvm.devices.toolchain import export_library
 from nnfuze_tvm.errors import DeviceError
 from nnfuze_tvm.schedules.knobs import take_knobs
 from nnfuze_tvm.schedules.rule import Rule
@@ -133,3 +134,19 @@ def test_lowest_weights_are_exact_on_signed_data(kind, weight):
     machine = relax.VirtualMachine(build.build(builder.get(), HOST), tvm.cpu())
     got = machine["main"](tvm.runtime.tensor(x))[0].numpy()
     np.testing.assert_array_equal(got, np.broadcast_to(x.sum(1, keepdims=True) * weight, got.shape))
+
+
+def test_results_without_elements_are_loaded_from_libraries(tmp_path):
+    builder = relax.BlockBuilder()
+    data = relax.Var("x", relax.TensorType((2, 3), "float32"))
+    with builder.function("main", [data]):
+        with builder.dataflow():
+            result = builder.emit_output(
+                relax.Tuple([relax.const(np.zeros((2, 0), "int8")), builder.emit(data + data)])
+            )
+        builder.emit_func_output(result)
+    path = export_library(build.build(builder.get(), HOST), tmp_path / "lib.so", HOST)
+    machine = relax.VirtualMachine(tvm.runtime.load_module(str(path)), tvm.cpu())
+    empty, twice = machine["main"](tvm.runtime.tensor(np.ones((2, 3), "float32")))
+    assert empty.numpy().shape == (2, 0) and str(empty.dtype) == "int8"
+    np.testing.assert_array_equal(twice.numpy(), np.full((2, 3), 2, "float32"))

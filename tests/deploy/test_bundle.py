@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import sys
 import threading
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ from tvm import relax
 from nnfuze_tvm.deploy import build, bundle
 from nnfuze_tvm.deploy.bundle import Bundle
 from nnfuze_tvm.deploy.manifest import (
+    InputRecord,
     Manifest,
     TargetRecord,
     describe_hardware,
@@ -31,7 +33,7 @@ from nnfuze_tvm.devices.targets import resolve
 from nnfuze_tvm.errors import BundleError, InputError
 from nnfuze_tvm.frontend import load
 from nnfuze_tvm.passes import pipeline
-from tests.bundles import write_bundle
+from tests.bundles import rewrite, write_bundle, write_tiny_bundle
 from tests.tiny_networks import classifier, samples
 
 
@@ -56,12 +58,6 @@ def written(network: tuple, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def copy(written: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(written, tmp_path / "copy"))
-
-
-def rewrite(path: Path, **changes: object) -> None:
-    """Change manifest fields and seal the manifest again."""
-    manifest = bundle.read_manifest(path).model_copy(update=changes)
-    (path / "manifest.json").write_text(manifest.to_json())
 
 
 def test_answers_are_those_of_the_executable(network: tuple, written: Path) -> None:
@@ -288,10 +284,46 @@ def test_other_machines_are_refused_before_code_is_loaded(
 ) -> None:
     record = bundle.read_manifest(copy).target
     rewrite(copy, target=TargetRecord.model_validate({**record.model_dump(), **target}))
-    monkeypatch.setattr(tvm.runtime, "load_module", lambda *_: pytest.fail("code was loaded"))
+    monkeypatch.setattr(bundle.loading, "_load", lambda *_: pytest.fail("code was loaded"))
     with pytest.raises(BundleError, match=message) as caught:
         Bundle.load(copy)
     assert "\n" not in str(caught.value)
+
+
+WRONG = {
+    "a shape": lambda r: {"inputs": [r.inputs[0].model_copy(update={"shape": [1, 2, 6, 7]})]},
+    "a type": lambda r: {"inputs": [r.inputs[0].model_copy(update={"dtype": "handle"})]},
+    "no input": lambda _: {"inputs": []},
+    "one output more": lambda r: {"outputs": [*r.outputs, r.outputs[0].model_copy(update={"name": "more"})]},
+    "a state": lambda r: {"states": [InputRecord(name="s", shape=[1 << 40, 1 << 40], dtype="float32")]},
+    "kernels' shapes": lambda r: {
+        "kernels": [k.model_copy(update={"arguments": [([1], "float32")] * len(k.arguments)}) for k in r.kernels]
+    },
+    "kernels' arguments": lambda r: {"kernels": [k.model_copy(update={"arguments": []}) for k in r.kernels]},
+    "no kernels": lambda _: {"kernels": []},
+}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
+
+
+@pytest.mark.parametrize("change", WRONG)
+def test_manifests_that_another_library_would_fit(tiny: Path, tmp_path: Path, change: str) -> None:
+    """Sealed again, so that only the library can tell: its kernels write wherever they are told to."""
+    copy = Path(shutil.copytree(tiny, tmp_path / "copy"))
+    Bundle.load(copy)
+    rewrite(copy, **WRONG[change](bundle.read_manifest(copy)))
+    with pytest.raises(BundleError, match=r"manifest\.json and lib\.so differ in their inputs, outputs or kernels"):
+        Bundle.load(copy)
+
+
+def test_kernels_that_the_library_says_nothing_of(written: Path, tiny: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(written, tmp_path / "copy"))
+    rewrite(copy, kernels=bundle.read_manifest(tiny).kernels)
+    with pytest.raises(BundleError, match="differ in their inputs, outputs or kernels"):
+        Bundle.load(copy)
 
 
 def test_what_chooses_kernels_is_described() -> None:
@@ -311,3 +343,38 @@ def test_targets_are_described() -> None:
     assert "i8mm" not in record.features
     assert json.loads(record.string)["mcpu"] == record.cpu == "cortex-a76"
     assert bundle.unfit(describe_target(resolve("host"))) is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's count of a process's memory")
+def test_memory_does_not_grow(tiny: Path) -> None:
+    """Neither by runs nor by loading and unloading; `test_a_million_runs` takes longer to say so."""
+    grows(tiny, runs=5_000, loads=50)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's count of a process's memory")
+def test_a_million_runs(tiny: Path) -> None:
+    grows(tiny, runs=1_000_000, loads=1_000)
+
+
+def grows(path: Path, runs: int, loads: int) -> None:
+    feed = {"x": samples(1)}
+
+    def use(count: int) -> None:
+        network = Bundle.load(path)
+        for _ in range(count):
+            network.run(feed)
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    use(1_000)
+    for _ in range(20):
+        use(3)
+    before = resident()
+    use(runs)
+    after_runs = resident()
+    for _ in range(loads):
+        use(3)
+    assert after_runs - before < 500_000
+    assert resident() - after_runs < 500_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -144,3 +145,48 @@ def test_outputs_are_the_callers_own() -> None:
             assert (array == -1 - n).all()
     x = np.full((2, 3), 9, "float32")
     np.testing.assert_array_equal(network.run({"x": x})["task"]["y3"], constant)
+
+
+def in_a_fork(check: Callable[[], bool]) -> bool:
+    """Tell whether a check holds in a forked process, within a while."""
+    child = os.fork()
+    if not child:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(30)
+        held = False
+        try:
+            held = check()
+        finally:
+            os._exit(0 if held else 1)
+    return os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_forked_processes_get_threads_of_their_own(library: relax.VMExecutable) -> None:
+    """The pool is one per thread, so the test takes a thread and leaves the others as they are."""
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("needs two CPUs")
+    x = np.random.default_rng(1).standard_normal(SHAPE).astype("float32")
+    found = []
+
+    def work() -> None:
+        two, one = runner(library, 2), runner(library, 1)
+        want = two.run({"x": x})["task"]
+
+        def right() -> bool:
+            return all(np.array_equal(network.run({"x": x})["task"], want) for network in (two, one, two))
+
+        found.append(in_a_fork(lambda: right() and in_a_fork(right)))
+        found.append(right())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [True, True]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_network_that_another_thread_was_running_when_forked(library: relax.VMExecutable) -> None:
+    network = runner(library, 1)
+    with network._lock:
+        assert in_a_fork(lambda: network.run({"x": np.zeros(SHAPE, "float32")})["task"].shape == SHAPE)

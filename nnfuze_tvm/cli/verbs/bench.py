@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from nnfuze_tvm.cli.console import out
-from nnfuze_tvm.cli.options import AsJson, BundlePath, SomeThreads
+from nnfuze_tvm.cli.options import AsJson, BundlePath, SomeThreads, Trust
 
 POSITION = 5
 
@@ -18,12 +18,13 @@ def command(
     *,
     repeats: Annotated[int, typer.Option(min=1, help="How many inferences to time.")] = 500,
     threads: SomeThreads = None,
+    trust: Trust = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure a bundle's latency on this machine, kernel by kernel."""
     from nnfuze_tvm.jobs import bundles
 
-    result = bundles.bench(bundles.load_bundle(bundle, threads), repeats)
+    result = bundles.bench(bundles.load_bundle(bundle, threads, trust), repeats)
     if as_json:
         print(json.dumps(result, indent=1))
         return

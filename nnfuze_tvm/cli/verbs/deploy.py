@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from nnfuze_tvm.cli.console import out, print_arrays, progress
-from nnfuze_tvm.cli.options import AsJson, BundlePath, Insecure, SecretFile, SomeThreads
+from nnfuze_tvm.cli.options import AsJson, BundlePath, Insecure, SecretFile, SomeThreads, Trust
 
 POSITION = 4
 EXAMPLES = """
@@ -37,6 +37,7 @@ def command(
     secret_file: SecretFile = None,
     insecure: Insecure = False,
     wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for a tracker or a board, or its answer.")] = 60.0,
+    trust: Trust = None,
     as_json: AsJson = False,
 ) -> None:
     """Upload a bundle to a board, run it there, and bring back its outputs and timings."""
@@ -48,8 +49,8 @@ def command(
         samples = data.read_arrays(inputs, "inputs") if inputs else None
         kept: AbstractContextManager[dict[str, Any]] = data.array_file(output) if output else nullcontext({})
         with kept as arrays:
-            place = Place.of(tracker, secret_file, insecure)
-            found = deploy(bundle, place, key, samples, repeat=repeat, threads=threads, wait=wait, announce=announce)
+            how: dict[str, Any] = {"repeat": repeat, "threads": threads, "wait": wait, "trust": trust}
+            found = deploy(bundle, Place.of(tracker, secret_file, insecure), key, samples, **how, announce=announce)
             arrays.update(data.flat(found.answers))
     if as_json:
         times = {"latency": found.median, "least": min(found.seconds), "seconds": found.seconds}

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from nnfuze_tvm.cli.console import out, print_arrays
-from nnfuze_tvm.cli.options import AsJson, BundlePath, SomeThreads
+from nnfuze_tvm.cli.options import AsJson, BundlePath, SomeThreads, Trust
 
 POSITION = 3
 
@@ -26,11 +26,15 @@ def command(
     output: Annotated[str | None, typer.Option("--output", "-o", help="Directory for one .npy file per task.")] = None,
     as_json: AsJson = False,
     threads: SomeThreads = None,
+    trust: Trust = None,
 ) -> None:
-    """Run a bundle on arrays from files, once or several times in a row."""
+    """Run a bundle on arrays from files, once or several times in a row.
+
+    A bundle is a program: run those of people you trust.
+    """
     from nnfuze_tvm.jobs import bundles, data
 
-    answers = bundles.run(bundles.load_bundle(bundle, threads), data.read_inputs(input))
+    answers = bundles.run(bundles.load_bundle(bundle, threads, trust), data.read_inputs(input))
     arrays = data.flat(answers)
     if output is not None:
         for path in data.save_answers(answers, output):

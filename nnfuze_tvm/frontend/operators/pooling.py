@@ -9,6 +9,7 @@ import numpy as np
 from tvm import relax
 
 from nnfuze_tvm.frontend.operators.node import Converter, Node, Operands, known
+from nnfuze_tvm.frontend.operators.values import nonnegative
 from nnfuze_tvm.frontend.operators.windows import Windows, pads
 from nnfuze_tvm.graph import ir
 from nnfuze_tvm.graph.constants import constant
@@ -166,7 +167,8 @@ def _max_unpool(node: Node, inputs: Operands) -> Any:
     if inputs[2] is not None and final is None:
         raise ValueError("an output shape that is computed from data is not supported")
     zeros = constant(np.zeros(int(np.prod(whole)), str(data.ty.dtype)))
-    scattered = relax.op.scatter_elements(zeros, relax.op.reshape(indices, [-1]), relax.op.reshape(data, [-1]), axis=0)
+    places = nonnegative(node.emit(relax.op.reshape(indices, [-1])), int(np.prod(whole)))
+    scattered = relax.op.scatter_elements(zeros, places, relax.op.reshape(data, [-1]), axis=0)
     result = relax.op.reshape(scattered, whole)
     if final is None or list(final) == whole:
         return result

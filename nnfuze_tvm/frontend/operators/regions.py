@@ -8,7 +8,9 @@ import numpy as np
 from tvm import relax, te, tirx
 
 from nnfuze_tvm.frontend.operators.node import Converter, Node, Operands
+from nnfuze_tvm.frontend.operators.values import nonnegative
 from nnfuze_tvm.graph.constants import constant
+from nnfuze_tvm.graph.ir import static_shape
 
 
 def _roi_align(node: Node, inputs: Operands) -> Any:
@@ -33,6 +35,7 @@ def _roi_align(node: Node, inputs: Operands) -> Any:
         rois = relax.op.subtract(rois, constant(np.array(0.5), dtype))
     size = (int(node.attributes.get("output_height", 1)), int(node.attributes.get("output_width", 1)))
     ratio = max(int(node.attributes.get("sampling_ratio", 0)), 0)
+    images = node.emit(nonnegative(images, static_shape(data)[0]))
     column = relax.op.astype(relax.op.expand_dims(images, 1), dtype)
     placed = node.emit(relax.op.concat([column, rois], 1))
     if mode == "max":

@@ -17,7 +17,10 @@ from nnfuze_tvm.graph.ops.operator import Evaluate, Operator, Train
 
 def _quantized(call: Call, data: np.ndarray, scale: np.ndarray, zero_point: np.ndarray) -> np.ndarray:
     limits, axis = np.iinfo(str(call.attrs.out_dtype)), int(call.attrs.axis)
-    rounded = np.rint(data / along(scale, axis, data.ndim).astype(data.dtype))
+    with np.errstate(over="ignore"):
+        rounded = np.rint(data / along(scale, axis, data.ndim).astype(data.dtype))
+    # In kernels, too, on every machine: NaN has the code of zero.
+    rounded = np.where(np.isnan(rounded), 0, rounded)
     return np.clip(rounded + along(zero_point, axis, data.ndim).astype("float64"), limits.min, limits.max)
 
 

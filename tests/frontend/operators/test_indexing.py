@@ -13,7 +13,7 @@ from nnfuze_tvm.deploy import build
 from nnfuze_tvm.devices.targets import resolve
 from nnfuze_tvm.errors import ModelError
 from tests.frontend.operators.one_node import check, imported, one_node
-from tests.helpers import run_module
+from tests.helpers import compiled, run_module
 
 RNG = np.random.default_rng(0)
 # Indices are inputs, or weights.
@@ -144,3 +144,34 @@ def test_a_computed_place_that_is_not_there_is_the_nearest_one():
     network, feeds = one_node("Gather", [rows, np.array([1, 9, -1, -7])], (0,))
     (got,) = run_module(build.lower(imported(network), resolve("host")), feeds)
     np.testing.assert_array_equal(got, rows[[1, 3, 3, 0]])
+
+
+FAR = np.array([[1, 2**40, -(2**40)]] * 3)
+PLACES = np.array([[[0, 0], [2**40, -9], [1, 7]]])
+
+
+@pytest.mark.parametrize(
+    ("op", "operands", "which", "sizes"),
+    [
+        ("GatherElements", [floats(3, 5), FAR], 1, 5),
+        ("GatherND", [floats(2, 5, 3), PLACES], 1, (2, 5)),
+        ("ScatterElements", [floats(3, 5), FAR, floats(3, 3)], 1, 5),
+        ("ScatterND", [floats(2, 5, 3), PLACES, floats(1, 3, 3)], 1, (2, 5)),
+        ("MaxUnpool", [floats(1, 1, 1, 3), FAR[:1].reshape(1, 1, 1, 3)], 1, 12),
+        ("RoiAlign", [floats(2, 1, 4, 4), np.float32([[0, 0, 3, 3]] * 3), FAR[0]], 2, 2),
+    ],
+)
+def test_computed_places_that_are_not_there_are_the_nearest_ones(op, operands, which, sizes):
+    """By the kernels themselves: with other places they would read and write what is nobody's."""
+    attributes = {
+        "GatherElements": {"axis": 1},
+        "ScatterElements": {"axis": 1},
+        "MaxUnpool": {"kernel_shape": [2, 2], "strides": [2, 2]},
+    }
+    network, feeds = one_node(op, operands, **attributes.get(op, {}))
+    run = compiled(imported(network), level=0)
+    (got,) = run(feeds)
+    size = np.array(sizes)
+    counted = np.where(operands[which] < 0, operands[which] + size, operands[which])
+    (want,) = run({**feeds, f"x{which}": np.clip(counted, 0, size - 1)})
+    np.testing.assert_array_equal(got, want)

@@ -1,0 +1,173 @@
+"""The libraries of bundles: loaded from the very bytes that were checked, and gone again when nobody needs them."""
+
+from __future__ import annotations
+
+import _ctypes
+import hashlib
+import itertools
+import mmap
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import tvm
+
+from nnfuze_tvm.errors import BundleError
+
+_BLOCK = 1 << 18
+
+# TVM's own `load_module` keeps whatever it loaded until the process ends.
+_load = tvm.get_global_func("ffi.Module.load_from_file.so")
+_copies = itertools.count()
+
+# Where a library holds its constants; TVM has copied them once it is loaded.
+_CONSTANTS = "__tvm_ffi__library_bin"
+
+
+def load(path: str | os.PathLike[str]) -> tvm.runtime.Module:
+    """Load a library that was built just now; it is unloaded when nothing refers to it or its functions any more.
+
+    The system's loader knows libraries by their paths: what replaces a loaded library would not be loaded.
+    """
+    return _load(os.path.abspath(path), "so")
+
+
+def load_checked(path: Path, sha256: str) -> tvm.runtime.Module:
+    """Load a library if it has that checksum, whatever happens to the file meanwhile; see `load`.
+
+    It is read once, into memory that has no name, and loaded from there.
+
+    Raises
+    ------
+    BundleError
+        If it can't be read, is another or can't be loaded.
+    """
+    with _private_copy(path.name) as (file, name):
+        if _copy(path, file) != sha256:
+            raise damaged(path)
+        try:
+            library = _load(name, "so")
+            _forget_constants(file, name)
+        except Exception as error:  # the loader's errors have no common type
+            raise BundleError(f"{path}: can't be loaded ({reason(error)})") from None
+    return library
+
+
+def read_checked(path: Path, sha256: str) -> bytearray:
+    """Return the bytes of a file of a bundle if it has that checksum.
+
+    Raises
+    ------
+    BundleError
+        If it can't be read or is another.
+    """
+    try:
+        data = bytearray(path.read_bytes())
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise damaged(path)
+    return data
+
+
+def sha256(path: Path) -> str:
+    """Return the checksum of a file."""
+    return _copy(path, None)
+
+
+def damaged(path: Path) -> BundleError:
+    """Return the error of a file with another checksum than it should have."""
+    return BundleError(f"{path}: damaged, its checksum doesn't match; copy or compile the bundle again")
+
+
+def reason(error: BaseException) -> str:
+    """Return what went wrong in a few words: of TVM's messages the last line, before which come its own frames."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]
+
+
+def _unreadable(path: Path, error: OSError) -> BundleError:
+    return BundleError(f"{path}: can't be read ({error.strerror}); copy the bundle again")
+
+
+def _copy(path: Path, to: int | None) -> str:
+    digest = hashlib.sha256()
+    block = memoryview(bytearray(_BLOCK))
+    try:
+        with open(path, "rb", buffering=0) as file:
+            while count := file.readinto(block):
+                digest.update(block[:count])
+                rest = block[: count if to is not None else 0]
+                while to is not None and rest:
+                    rest = rest[os.write(to, rest) :]
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    return digest.hexdigest()
+
+
+@contextmanager
+def _private_copy(name: str) -> Iterator[tuple[int, str]]:
+    """Give a file that only this process knows, and a path for the loader that no library had before."""
+    with ExitStack() as stack:
+        file = _in_memory(name)
+        if file is not None:
+            # The loader takes equal paths for equal libraries, and numbers of files are used again.
+            number = "".join("./" if bit == "1" else "/" for bit in f"{next(_copies):b}")
+            path = f"/proc/self/fd/{number}{file}"
+        else:
+            path = os.path.join(stack.enter_context(tempfile.TemporaryDirectory(prefix="nnfuze-")), name)
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o700)
+        stack.callback(os.close, file)
+        yield file, path
+
+
+def _in_memory(name: str) -> int | None:
+    """Open a file that is in memory only; None where the system has none."""
+    if not (hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd")):
+        return None
+    with suppress(OSError):
+        return os.memfd_create(name, os.MFD_CLOEXEC)
+    return None
+
+
+def _forget_constants(file: int, name: str) -> None:
+    """Give back the memory of a copy's constants, which the system can't drop and read anew as it can a file's."""
+    if not hasattr(mmap, "MADV_REMOVE"):
+        return
+    handle = _ctypes.dlopen(name, 0)
+    try:
+        address = _ctypes.dlsym(handle, _CONSTANTS)
+        first = _offset(file, address)
+        with open(file, "rb", closefd=False, buffering=0) as copy:
+            copy.seek(first)
+            size = 8 + int.from_bytes(copy.read(8), "little")
+        begin = -(-first // mmap.PAGESIZE) * mmap.PAGESIZE
+        end = (first + size) // mmap.PAGESIZE * mmap.PAGESIZE
+        if begin < end <= os.fstat(file).st_size:
+            with mmap.mmap(file, end - begin, offset=begin) as constants:
+                constants.madvise(mmap.MADV_REMOVE)
+    except (OSError, LookupError):
+        pass  # no constants, or a system that keeps them
+    finally:
+        _ctypes.dlclose(handle)
+
+
+def _offset(file: int, address: int) -> int:
+    """Return where in a file the byte is that is mapped at an address.
+
+    Raises
+    ------
+    LookupError
+        If that isn't in the file.
+    """
+    inode = str(os.fstat(file).st_ino)
+    with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
+        for line in maps:
+            span, _, offset, _, owner, *_ = line.split()
+            first, last = (int(bound, 16) for bound in span.split("-"))
+            if owner == inode and first <= address < last:
+                return address - first + int(offset, 16)
+    raise LookupError(address)
