@@ -26,6 +26,7 @@ from nnfuze_tvm.deploy.manifest import (
 from nnfuze_tvm.deploy.runner import Input, Output, Runner, Stream
 from nnfuze_tvm.devices import cpu
 from nnfuze_tvm.errors import BundleError, NNFuzeError
+from nnfuze_tvm.reading.files import open_file
 
 LIBRARY = "lib.so"
 
@@ -246,7 +247,7 @@ def unfit(target: TargetRecord, where: cpu.Cpu | None = None) -> str | None:
 
 
 def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
+    with open_file(file) as stream:
         digest = hashlib.sha256()
         while block := stream.read(1 << 20):
             digest.update(block)

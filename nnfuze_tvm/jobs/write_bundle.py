@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import cast
 
 import tvm
 from tvm.s_tir import meta_schedule as ms
@@ -17,6 +18,7 @@ from nnfuze_tvm.deploy.bundle import LIBRARY, seal, staged
 from nnfuze_tvm.deploy.manifest import (
     KernelRecord,
     Manifest,
+    Metrics,
     describe_hardware,
     describe_target,
     package_versions,
@@ -169,6 +171,6 @@ def _manifest(
             for k in kernels
         ],
         hardware=describe_hardware(target),
-        metrics=report.final.model_dump(mode="json", exclude={"name", "reference"}, exclude_none=True),
+        metrics=cast(Metrics, report.final.model_dump(mode="json", exclude={"name", "reference"}, exclude_none=True)),
         versions=report.versions,
     )

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from nnfuze_tvm.cli.console import out, print_arrays, progress
-from nnfuze_tvm.cli.options import AsJson, BundlePath, SomeThreads
+from nnfuze_tvm.cli.options import AsJson, BundlePath, SomeThreads, check_wait
 
 POSITION = 4
 EXAMPLES = """
@@ -34,7 +34,9 @@ def command(
     repeat: Annotated[int, typer.Option(min=1, help="How many inferences to time.")] = 20,
     output: Annotated[str | None, typer.Option("--output", "-o", help="An .npz file for the outputs.")] = None,
     threads: SomeThreads = None,
-    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for a tracker or a board, or its answer.")] = 60.0,
+    wait: Annotated[
+        float, typer.Option(help="Seconds to wait for a tracker, a board, or its answer.", callback=check_wait)
+    ] = 60.0,
     as_json: AsJson = False,
 ) -> None:
     """Upload a bundle to a board, run it there, and bring back its outputs and timings."""

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from nnfuze_tvm.cli.console import out, progress, until_ended
+from nnfuze_tvm.cli.options import check_wait
 from nnfuze_tvm.errors import DeviceError
 
 # A board that only serves has TVM and Typer, nothing else: commands import what they need when they run.
@@ -45,7 +46,9 @@ app = typer.Typer(
 
 Tracker = Annotated[str, typer.Option(help="The tracker: host:port.", show_default=False)]
 Key = Annotated[str, typer.Option(help="What clients ask the tracker for: what kind of board.", show_default=False)]
-Wait = Annotated[float, typer.Option(help="Seconds to wait for a tracker or a board that isn't there.")]
+Wait = Annotated[
+    float, typer.Option(help="Seconds to wait for a tracker or a board that isn't there.", callback=check_wait)
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
