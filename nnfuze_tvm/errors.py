@@ -2,6 +2,35 @@
 
 import tvm_ffi
 
+LONGEST_LINE = 300
+
+
+def escaped(text: str) -> str:
+    """Return a text with what terminals would obey written as Python writes it."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def printable(text: str, longest: int = LONGEST_LINE) -> str:
+    """Return a text as one line for terminals: what they would obey is escaped, and too much is cut out in the middle.
+
+    Parameters
+    ----------
+    text : str
+        Perhaps from a file, and anything.
+    longest : int
+        How many characters the line may have.
+    """
+    if len(text) > 4 * longest:
+        # Not much more than what will be left is looked at.
+        text = f"{text[: 2 * longest]} … {text[-2 * longest :]}"
+    line = escaped(" ".join(text.split()))
+    if len(line) <= longest:
+        return line
+    half = (longest - 3) // 2
+    return f"{line[:half]} … {line[-half:]}"
+
 
 class NNFuzeError(Exception):
     """Base of every error that a user can cause and mend.

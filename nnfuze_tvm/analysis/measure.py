@@ -194,13 +194,22 @@ def relative_error(reference: np.ndarray, answer: np.ndarray) -> float:
     return difference / scale if scale else difference
 
 
-def labels_of(arrays: Mapping[str, np.ndarray], outputs: Sequence[Output]) -> Arrays:
+def labels_of(arrays: Mapping[str, np.ndarray], outputs: Sequence[Output], samples: int) -> Arrays:
     """Return the labels that evaluation data holds under the tasks' names.
+
+    Parameters
+    ----------
+    arrays : mapping of str to numpy.ndarray
+        What it holds.
+    outputs : sequence of Output
+        The networks' outputs.
+    samples : int
+        How many samples it has.
 
     Raises
     ------
     InputError
-        If labels aren't integers ``[N]``, or name a class that the task doesn't have.
+        If labels aren't an integer per sample, or name a class that the task doesn't have.
     """
     found = {}
     for output in outputs:
@@ -212,6 +221,10 @@ def labels_of(arrays: Mapping[str, np.ndarray], outputs: Sequence[Output]) -> Ar
                 f"evaluation data: labels of {output.task!r} are {labels.dtype} {list(labels.shape)}; "
                 "use integers [N], -1 where a sample has none"
             )
+        if len(labels) != samples:
+            raise InputError(f"evaluation data: {len(labels)} labels of {output.task!r} for {samples} samples")
+        if labels.min(initial=-1) < -1:
+            raise InputError(f"evaluation data: label {labels.min()} of {output.task!r}; use -1 where there is none")
         if output.classes is not None and labels.size and labels.max() >= output.classes:
             raise InputError(
                 f"evaluation data: label {labels.max()} of {output.task!r}; it has {output.classes} classes"

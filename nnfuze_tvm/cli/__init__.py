@@ -19,10 +19,10 @@ from typing import Any
 
 import typer
 
-from nnfuze_tvm.cli import crash, verbs
+from nnfuze_tvm.cli import crash, guard, verbs
 from nnfuze_tvm.cli.console import interruption
 from nnfuze_tvm.cli.options import spread
-from nnfuze_tvm.errors import NNFuzeError
+from nnfuze_tvm.errors import InputError, NNFuzeError, printable
 
 # TVM takes seconds to import, so verbs import what they need when they run: `--help` answers at once.
 
@@ -32,7 +32,11 @@ _USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]
 
 def main() -> None:
     """Entry point of the command ``nnfuze``."""
-    code = run()
+    arguments = sys.argv[1:]
+    # Servers run what others send in processes of its own.
+    code, message = (run(), "") if arguments[:1] == ["devices"] else guard.run(run, arguments)
+    if message:
+        _say(message)
     # Under `-m`, Python ends by SIGINT, whatever the code, where Ctrl-C came while text was being run, as happens in
     # imports that make data classes. To run another text is what makes it forget that.
     exec("")
@@ -51,7 +55,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         code, message = 2, "interrupted"
     except Exception as error:
-        code, message = 2, "interrupted" if interruption.came else crash.note(error, arguments)
+        # Where C++ finds no memory, TVM makes its own error of it.
+        message = guard.OUT_OF_MEMORY if "bad_alloc" in str(error) else crash.note(error, arguments)
+        code = 2
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -62,8 +68,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
         # It looks like something else by then: a linker that failed, an import that broke.
         message = "interrupted"
     if message:
-        print(" ".join(f"error: {message}".split()), file=sys.stderr)
+        _say(message)
     return code
+
+
+def _say(message: str) -> None:
+    print(printable(f"error: {message}"), file=sys.stderr)
 
 
 def find_verbs() -> dict[str, ModuleType]:
@@ -96,6 +106,7 @@ def _application(chosen: str | None) -> typer.Typer:
 def _run(arguments: Sequence[str]) -> tuple[int, str]:
     """Run the command line; return the exit code and what to print ("" if there is nothing to say)."""
     try:
+        _check_text(arguments)
         application = _application(arguments[0] if arguments else None)
         code = application(arguments, prog_name="nnfuze", standalone_mode=False)
         return (2 if isinstance(code, int) and code else 0), ""
@@ -111,10 +122,21 @@ def _run(arguments: Sequence[str]) -> tuple[int, str]:
         sys.stderr.close()
         return 2, ""
     except MemoryError:
-        return 2, "out of memory; use smaller samples or shapes, or a machine with more"
+        return 2, guard.OUT_OF_MEMORY
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return 2, f"{where}{error.strerror or error}"
+
+
+def _check_text(arguments: Sequence[str]) -> None:
+    """Check that arguments are what all that they go to can take: files' names, and strings of C++."""
+    for text in arguments:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"argument {text!r:.60}: not UTF-8") from None
+        if "\0" in text:
+            raise InputError(f"argument {text!r:.60}: holds a NUL")
 
 
 def _usage(error: Any) -> str:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.text import Text
+
+from nnfuze_tvm.errors import escaped, printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,15 +22,24 @@ if TYPE_CHECKING:
     from nnfuze_tvm.jobs.announce import Announce
 
 
+# Seconds within which a signal that comes again is the same one.
+_TWICE = 0.5
+
+
 class Interruption:
     """Ctrl-C or SIGTERM, remembered: the exception that it raises may get lost on its way through TVM's C++ parts."""
 
     def __init__(self) -> None:
         self.came = False
+        self._when = 0.0
         self._stderr: int | None = None
 
     def handle(self, _signal: int, _frame: FrameType | None) -> None:
         """Stop what is being done, without whatever that makes TVM print."""
+        # A terminal sends Ctrl-C to this process and to the one that waits for it and hands it on.
+        before, self._when = self._when, time.monotonic()
+        if self.came and self._when - before < _TWICE:
+            return
         self.came = True
         if self._stderr is None:
             sys.stderr.flush()
@@ -77,9 +90,9 @@ def progress() -> Iterator[Announce]:
     def announce(what: str) -> None:
         interruption.check()
         if status is None:
-            print(f"nnfuze: {what}", file=sys.stderr, flush=True)
+            print(printable(f"nnfuze: {what}"), file=sys.stderr, flush=True)
             return
-        status.update(what)
+        status.update(Text(printable(what)))
         # Tuning draws bars of its own.
         status.stop() if what.startswith("tuning") else status.start()
 
@@ -91,9 +104,14 @@ def progress() -> Iterator[Announce]:
             status.stop()
 
 
+class _Plain(Console):
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str("\n".join(map(escaped, text.split("\n"))), **options)
+
+
 def out() -> Console:
-    """Return the console that results are printed on."""
-    return Console(soft_wrap=True)
+    """Return the console that results are printed on; names in them are no markup, and nothing is obeyed."""
+    return _Plain(soft_wrap=True, markup=False, emoji=False)
 
 
 def print_arrays(arrays: Mapping[str, np.ndarray]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import typer
 
 from nnfuze_tvm.cli.method_options import method_options
 from nnfuze_tvm.errors import InputError
+from nnfuze_tvm.reading.limits import LONGEST_WAIT
 
 Models = Annotated[
     list[str],
@@ -120,11 +122,10 @@ def _parse_shapes(texts: Sequence[str]) -> dict[str, list[int]]:
     shapes = {}
     for text in texts:
         name, found, dims = text.rpartition("=")
-        try:
-            shape = [int(dim) for dim in dims.replace("x", ",").split(",")]
-        except ValueError:
-            shape = []
-        if not found or not name or not shape or min(shape) < 1:
+        parts = dims.replace("x", ",").split(",")
+        # So many digits no size has, and Python refuses to read many more.
+        shape = [int(part) for part in parts if re.fullmatch("[0-9]{1,18}", part)]
+        if not found or not name or len(shape) < len(parts) or min(shape) < 1:
             raise InputError(f"--shape {text}: write it as name=1,3,224,224")
         shapes[name] = shape
     return shapes
@@ -141,6 +142,13 @@ def check_files(models: Sequence[str], inputs: Mapping[str, Any]) -> None:
     from nnfuze_tvm.frontend import onnx_file
 
     onnx_file.checked_sources(models, None, inputs["shapes"])
+
+
+def check_wait(seconds: float) -> float:
+    """Return seconds to wait that are such: neither negative, nor without an end, nor no number."""
+    if not 0 <= seconds <= LONGEST_WAIT:
+        raise typer.BadParameter(f"{seconds:g} is not in the range 0<=x<={LONGEST_WAIT:.0f}.")
+    return seconds
 
 
 _SHARE_INPUT = typer.Option(
@@ -162,7 +170,7 @@ SecretFile = Annotated[
     ),
 ]
 Insecure = Annotated[bool, typer.Option("--insecure", help="No secret: TVM's own tracker, which lets everybody in.")]
-_WAIT = typer.Option(help="Seconds to wait for a tracker or a board that isn't there.")
+_WAIT = typer.Option(help="Seconds to wait for a tracker or a board that isn't there.", callback=check_wait)
 
 # How the networks are compressed.
 Compression = Annotated[dict[str, Any], Group(_compression_options)]

@@ -9,16 +9,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tvm.target import Target
+from typing_extensions import TypedDict
 
 from nnfuze_tvm.deploy import signing
 from nnfuze_tvm.deploy.runner import Input, Output, Signature
 from nnfuze_tvm.devices.hardware import Hardware
 from nnfuze_tvm.devices.targets import llvm_features
 from nnfuze_tvm.errors import BundleError
+from nnfuze_tvm.reading.files import parse_json, read_file
+from nnfuze_tvm.reading.limits import MOST_THREADS
 
 FORMAT = 3
 MANIFEST = "manifest.json"
@@ -46,12 +49,17 @@ class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+# What TVM's arrays can be.
+Shape = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=26)]
+Dtype = Annotated[str, Field(pattern=r"^(bool|(u?int|float)(8|16|32|64))$")]
+
+
 class InputRecord(_Record):
     """An input, or a state: name, shape, dtype."""
 
     name: str
-    shape: list[int]
-    dtype: str
+    shape: Shape
+    dtype: Dtype
 
 
 class OutputRecord(_Record):
@@ -59,8 +67,8 @@ class OutputRecord(_Record):
 
     task: str
     name: str
-    shape: list[int]
-    dtype: str
+    shape: Shape
+    dtype: Dtype
     classes: int | None = None
 
 
@@ -107,6 +115,35 @@ class FileRecord(_Record):
     bytes: int
 
 
+class QuantizationRecord(TypedDict, total=False):
+    """How many layers are integers, which are not, and how ranges were found."""
+
+    integer_layers: int
+    float_layers: list[str]
+    method: str | None
+
+
+class QualityRecord(TypedDict, total=False):
+    """How well a task's answers fit; see `report.TaskQuality`."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+    accuracy: float | None
+    labelled: int
+    agreement: float | None
+    error: float | None
+
+
+class Metrics(TypedDict, total=False):
+    """The figures of the last stage; see `report.Stage`."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    macs: float
+    parameters: float
+    peak_memory: float
+    latency: float
+    tasks: dict[str, QualityRecord]
+
+
 class Manifest(_Record):
     """Everything a bundle says about itself."""
 
@@ -116,11 +153,11 @@ class Manifest(_Record):
     outputs: list[OutputRecord]
     states: list[InputRecord] = Field(default_factory=list)
     target: TargetRecord
-    threads: int = 1
-    quantization: dict[str, Any] = Field(default_factory=dict)
+    threads: Annotated[int, Field(ge=1, le=MOST_THREADS)] = 1
+    quantization: QuantizationRecord = Field(default_factory=QuantizationRecord)
     kernels: list[KernelRecord] = Field(default_factory=list)
     hardware: HardwareRecord | None = None
-    metrics: dict[str, Any] = Field(default_factory=dict)
+    metrics: Metrics = Field(default_factory=Metrics)
     versions: dict[str, str] = Field(default_factory=dict)
     files: dict[str, FileRecord] = Field(default_factory=dict)
 
@@ -208,10 +245,10 @@ def read_signed(directory: Path, trust: str | os.PathLike[str] | None = None) ->
         raise BundleError(f"{directory}: a file, not a bundle; make one with `nnfuze compile`")
     path = directory / MANIFEST
     try:
-        data = path.read_bytes()
+        data = read_file(path)
         if trust is not None:
             signing.verify(directory, data, trust)
-        fields = json.loads(data)
+        fields = parse_json(data)
     except FileNotFoundError:
         reason = f"no {MANIFEST} in it" if directory.is_dir() else "no such directory"
         raise BundleError(f"{directory}: not a bundle, {reason}; make one with `nnfuze compile`") from None

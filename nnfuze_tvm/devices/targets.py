@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
@@ -14,6 +13,7 @@ from tvm_ffi import get_global_func
 from nnfuze_tvm.devices import cpu
 from nnfuze_tvm.devices.boards import CATALOGUE
 from nnfuze_tvm.errors import DeviceError
+from nnfuze_tvm.reading.files import parse_json
 
 NAMED: dict[str, dict] = {
     **{board.name: board.target for board in CATALOGUE},
@@ -75,13 +75,15 @@ def resolve(name: str) -> Target:
         return Target(NAMED[name])
     if name.lstrip().startswith("{"):
         try:
-            config = json.loads(name)
+            config = parse_json(name)
             _check_config(config)
             target = Target(config)
+            _check_processor(name, target)
+        except DeviceError:
+            raise
         except Exception as error:  # TVM raises many kinds here
-            reason = str(error).strip().splitlines()[-1]
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
             raise DeviceError(f"target {name}: not a TVM target ({reason})") from None
-        _check_processor(name, target)
         return target
     known = ", ".join(["host", *NAMED])
     raise DeviceError(f"target {name!r}: unknown; use one of {known}, or a TVM target as a JSON object")
@@ -92,11 +94,11 @@ def _check_config(config: dict) -> None:
     if config.get("kind") != "llvm":
         raise ValueError(f"its kind is {config.get('kind')!r}; use llvm")
     triple = config.get("mtriple", "")
-    if not isinstance(triple, str):
+    if not isinstance(triple, str) or not triple.isprintable() or not triple.isascii():
         raise ValueError("mtriple is text, such as aarch64-linux-gnu")
     architecture = triple.partition("-")[0]
     known = {str(target) for target in get_global_func("target.llvm_get_targets")()}
-    if architecture and architecture not in known and not _ARCHITECTURES.fullmatch(architecture):
+    if triple and architecture not in known and not _ARCHITECTURES.fullmatch(architecture):
         raise ValueError(f"mtriple {triple!r}: LLVM has no architecture {architecture!r}")
     for option, low, high in (("num-cores", 1, 4096), ("opt-level", 0, 3)):
         value = config.get(option, low)

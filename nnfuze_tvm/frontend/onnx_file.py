@@ -13,11 +13,13 @@ from onnx import checker, external_data_helper
 from onnx.inliner import inline_selected_functions
 
 from nnfuze_tvm.errors import InputError, ModelError
-from nnfuze_tvm.frontend import clipped_lstm, exported_program
+from nnfuze_tvm.frontend import clipped_lstm, exported_program, onnx_door
 from nnfuze_tvm.frontend.onnx_tensors import bodies, first_line, nodes, plain_tensors, subgraphs
+from nnfuze_tvm.reading.files import read_file
 
 Shape = tuple[int, ...]
 
+_LONGEST_TASK = 200
 # What the fifth to eighth byte of a TensorFlow Lite file are.
 _TFLITE = b"TFL3"
 
@@ -67,7 +69,7 @@ def read(path: str | Path) -> onnx.ModelProto:
     """
     path = Path(path)
     try:
-        data = path.read_bytes()
+        data = read_file(path)
     except FileNotFoundError:
         raise ModelError(f"{path}: no such file") from None
     except OSError as error:
@@ -93,6 +95,7 @@ def read(path: str | Path) -> onnx.ModelProto:
             else f"{path}: not an ONNX file"
         )
     try:
+        onnx_door.check_external(model, path.parent, str(path))
         external_data_helper.load_external_data_for_model(model, str(path.parent))
     except (OSError, ValueError, checker.ValidationError) as error:
         missing = [name for name in _external_files(model) if not (path.parent / name).is_file()]
@@ -129,9 +132,10 @@ def sources(models: Sequence[str | Path | onnx.ModelProto], tasks: Sequence[str]
     for name, (_, where) in zip(names, named, strict=True):
         if isinstance(where, Path) and where.is_dir():
             raise InputError(f"{where}: a directory; name the model file in it")
-        if not name or ":" in name:
+        if not name or ":" in name or not name.isprintable() or len(name) > _LONGEST_TASK:
             label = where if isinstance(where, str | Path) else "model"
-            raise InputError(f"{label}: {name!r} is no task name (empty, or has a colon): use name=path")
+            why = "empty, too long, or has a colon or what can't be printed"
+            raise InputError(f"{label}: {name!r:.60} is no task name ({why}): use name=path")
         if names.count(name) > 1:
             raise InputError(f"two models have the task name {name!r}: name them, like first={name}.onnx")
     result = []
@@ -141,9 +145,13 @@ def sources(models: Sequence[str | Path | onnx.ModelProto], tasks: Sequence[str]
             model.CopyFrom(where)
         else:
             model, label = read(where), str(where)
+        onnx_door.check_file(model, label)
         if model.functions:
             own = [(clipped_lstm.DOMAIN, clipped_lstm.NAME)]
-            model = inline_selected_functions(model, own, exclude=True)
+            try:
+                model = inline_selected_functions(model, own, exclude=True)
+            except checker.ValidationError as error:
+                raise ModelError(f"{label}: {first_line(error)}") from None
         result.append(Source(name, label, model))
     return result
 
@@ -164,6 +172,7 @@ def checked_sources(
     check_shape_names(found, shapes)
     for source in found:
         name_nodes(source)
+        onnx_door.check_graph(source.model.graph, source.label)
         plain_tensors(source.model.graph, source.label)
         check_edges(source)
         drop_unused_outputs(source)
@@ -288,6 +297,8 @@ def input_shapes(source: Source, shapes: Mapping[str, Sequence[int]]) -> dict[st
                         f"as in --shape {value.name}={example}"
                     )
             result[value.name] = tuple(1 if dim is None else dim for dim in fixed)
+            if reason := onnx_door.impossible_size(result[value.name]):
+                raise ModelError(f"{source.label}: input {value.name!r} {reason}")
             continue
         given = tuple(int(dim) for dim in given)
         if len(given) != len(fixed):
@@ -298,6 +309,8 @@ def input_shapes(source: Source, shapes: Mapping[str, Sequence[int]]) -> dict[st
         ):
             text = "x".join(str(dim or "?") for dim in fixed)
             raise InputError(f"{source.label}: input {value.name!r} is {text}, which can't be {given}")
+        if reason := onnx_door.impossible_size(given):
+            raise InputError(f"{source.label}: input {value.name!r} {reason}")
         result[value.name] = given
     return result
 

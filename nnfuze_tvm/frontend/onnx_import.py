@@ -17,12 +17,12 @@ from tvm.ir import Call, GenericConst
 from tvm.relax.frontend.onnx import onnx_frontend
 
 from nnfuze_tvm.errors import ModelError
-from nnfuze_tvm.frontend import onnx_file
+from nnfuze_tvm.frontend import onnx_door, onnx_file
 from nnfuze_tvm.frontend.onnx_file import TYPES, Shape, Source, type_name
-from nnfuze_tvm.frontend.onnx_tensors import first_line
+from nnfuze_tvm.frontend.onnx_tensors import first_line, values_of
 from nnfuze_tvm.frontend.operators import CONVERTERS, sequences
 from nnfuze_tvm.frontend.operators.node import FailedInside, Impossible, Node, Operands, Tensors, known, tensors_of
-from nnfuze_tvm.frontend.validity import contradiction
+from nnfuze_tvm.frontend.validity import contradiction, objection
 from nnfuze_tvm.graph import dataflow, ir, ops
 from nnfuze_tvm.graph.constants import constant
 from nnfuze_tvm.graph.dataflow import Value
@@ -164,10 +164,11 @@ class _Importer:
         for tensor in graph.initializer:
             try:
                 type_name(tensor.data_type, f"constant {tensor.name!r}: ")
-                weights[tensor.name] = constant(onnx.numpy_helper.to_array(tensor))
-            except ModelError as error:
+                weights[tensor.name] = constant(values_of(tensor))
+            except (ModelError, ValueError) as error:
                 weights[tensor.name] = None
-                self.errors.append(str(error))
+                said = str(error) if isinstance(error, ModelError) else f"constant {tensor.name!r}: {error}"
+                self.errors.append(said)
         return weights
 
     def _body(self, graph: onnx.GraphProto, operands: Sequence[Value]) -> list[Value]:
@@ -229,6 +230,8 @@ class _Importer:
 
     def _converted(self, proto: onnx.NodeProto, operands: Operands) -> list[Value]:
         opset = self._source.opset
+        if why := objection(proto, operands, opset):
+            raise ValueError(why)
         folded = self._folded(proto, operands, opset)
         if folded is not None:
             return folded
@@ -241,6 +244,8 @@ class _Importer:
                 raise ValueError("a sequence as an input is not supported")
         result = CONVERTERS[operator](node, operands) if operator in CONVERTERS else NotImplemented
         if result is NotImplemented:
+            if why := contradiction(proto, operands, opset):
+                raise ValueError(why)
             result = self._by_tvm(node, operands)
         results = list(map(self._bound, self._fields(result)))
         wanted = max((n for n, name in enumerate(proto.output, 1) if name), default=0)
@@ -248,11 +253,13 @@ class _Importer:
             raise ValueError(f"its output {proto.output[wanted - 1]!r} is not supported")
         for value in tensors_of(results):
             try:
-                ir.static_shape(value)
+                shape = ir.static_shape(value)
             except ValueError:
                 raise ValueError("its shape depends on data, which is not supported") from None
             if str(value.ty.dtype) not in TYPES:
                 raise ValueError(f"a result of type {value.ty.dtype} is not supported")
+            if reason := onnx_door.impossible_size(shape, np.dtype(str(value.ty.dtype)).itemsize):
+                raise ValueError(f"a result {reason}")
         return list(map(_settled, results))
 
     def _by_tvm(self, node: Node, operands: Operands) -> Any:

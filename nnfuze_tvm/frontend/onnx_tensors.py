@@ -38,6 +38,33 @@ def bodies(graph: onnx.GraphProto) -> list[onnx.GraphProto]:
     return [graph, *(body for node in nodes(graph) for body in subgraphs(node))]
 
 
+def tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Give the weights of a graph and of its subgraphs, and the tensors that their nodes have as attributes."""
+    for body in bodies(graph):
+        yield from body.initializer
+    for node in nodes(graph):
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+
+
+def values_of(tensor: onnx.TensorProto) -> np.ndarray:
+    """Return the values of a tensor.
+
+    Raises
+    ------
+    ValueError
+        If they don't fit its type and shape.
+    """
+    if min(tensor.dims, default=0) < 0:
+        raise ValueError(f"shape {list(tensor.dims)}")
+    try:
+        return numpy_helper.to_array(tensor)
+    except Exception as error:  # ONNX's, NumPy's and Python's own
+        raise ValueError(f"its values don't fit its type and shape ({first_line(error)})") from None
+
+
 _NARROW = {
     onnx.TensorProto.INT4: "int8",
     onnx.TensorProto.UINT4: "uint8",
@@ -73,7 +100,7 @@ def plain_tensors(graph: onnx.GraphProto, label: str) -> None:
     for body in everything:
         for tensor in body.initializer:
             if tensor.data_type in _NARROW and tensor.name not in read:
-                wide = numpy_helper.to_array(tensor).astype(_NARROW[tensor.data_type])
+                wide = values_of(tensor).astype(_NARROW[tensor.data_type])
                 tensor.CopyFrom(numpy_helper.from_array(wide, tensor.name))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import os
 import tempfile
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from nnfuze_tvm.analysis import measure
 from nnfuze_tvm.deploy.runner import Input, sample_batches, signature
 from nnfuze_tvm.errors import InputError
 from nnfuze_tvm.jobs.graphs import Graphs
+from nnfuze_tvm.reading.arrays import read_npy, read_npz
 
 Arrays = Mapping[str, np.ndarray]
 Answers = Mapping[str, Any]
@@ -58,15 +58,11 @@ def read_arrays(path: str, what: str) -> dict[str, np.ndarray]:
         If it can't be read, isn't one, or is empty.
     """
     try:
-        archive = np.load(path, allow_pickle=False)
-        if isinstance(archive, np.ndarray):
-            raise InputError(f"{what} {path}: a single array; save arrays by name with numpy.savez")
-        with archive:
-            arrays = {name: archive[name] for name in archive.files}
+        arrays = read_npz(path)
     except OSError as error:
         raise InputError(f"{what} {path}: can't be read ({error.strerror or error})") from None
-    except (ValueError, zipfile.BadZipFile, EOFError):
-        raise InputError(f"{what} {path}: not an .npz file; save arrays by name with numpy.savez") from None
+    except ValueError as error:
+        raise InputError(f"{what} {path}: {error}") from None
     if not arrays:
         raise InputError(f"{what} {path}: holds no arrays; save arrays by input name with numpy.savez")
     return arrays
@@ -93,7 +89,7 @@ def evaluation_data(graphs: Graphs, path: str | None, arrays: Arrays) -> Evaluat
     if path:
         _check_names(arrays, [*(i.name for i in inputs), *graphs.tasks], path)
         batches = sample_batches(arrays, inputs)
-        labels = measure.labels_of(arrays, outputs)
+        labels = measure.labels_of(arrays, outputs, max(len(arrays[i.name]) for i in inputs))
         kind = "labelled samples" if labels else "samples without labels"
         return EvaluationData(batches, labels, f"{len(batches) * _batch_size(inputs)} {kind} of {Path(path).name}.")
     if graphs.calibration is not None:
@@ -135,14 +131,11 @@ def read_inputs(texts: Sequence[str]) -> dict[str, np.ndarray]:
         if not found or not name or not path:
             raise InputError(f"--input {text}: write it as name=array.npy, or name an .npz file")
         try:
-            array = np.load(path, allow_pickle=False)
+            arrays[name] = read_npy(path)
         except OSError as error:
             raise InputError(f"--input {text}: can't be read ({error.strerror or error})") from None
-        except (ValueError, EOFError):
-            raise InputError(f"--input {text}: not an array that numpy.save wrote") from None
-        if not isinstance(array, np.ndarray):
-            raise InputError(f"--input {text}: holds several arrays; save one with numpy.save")
-        arrays[name] = array
+        except ValueError as error:
+            raise InputError(f"--input {text}: {error}") from None
     return arrays
 
 

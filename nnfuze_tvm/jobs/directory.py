@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from nnfuze_tvm.errors import InputError
+from nnfuze_tvm.reading.files import parse_json, read_file
 
 
 class JobDirectory:
@@ -43,9 +44,11 @@ class JobDirectory:
         self.path = Path(path)
         try:
             (self.path / "logs").mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / "lock", "w")
+            # A pipe in its place is not waited for.
+            number = os.open(self.path / "lock", os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK, 0o666)
         except OSError as err:
             raise InputError(f"work directory {self.path}: {err.strerror}") from err
+        self._lock = os.fdopen(number, "w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as err:
@@ -98,10 +101,13 @@ class JobDirectory:
         """
         path = self.path / "job.json"
         try:
-            before = json.loads(path.read_text())
-        except (OSError, ValueError):
+            before = parse_json(read_file(path))
+        except FileNotFoundError:
             before = {}
-        before = before if isinstance(before, dict) else {}
+        except (OSError, ValueError) as err:
+            raise InputError(f"{path}: can't be read ({err}); delete it to go on without it") from None
+        if not isinstance(before, dict):
+            raise InputError(f"{path}: not a job's; delete it to go on without it")
         for name in fixed:
             if before.get(name, facts[name]) != facts[name]:
                 raise InputError(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from nnfuze_tvm.errors import InputError
+from nnfuze_tvm.reading.files import parse_json, read_file
 
 Line = TypeVar("Line")
 """A dataclass; its fields are JSON values, or become ones (tuples become lists)."""
@@ -58,16 +59,18 @@ def read_lines(path: Path, make: Callable[[dict[str, Any]], Line], *, repair: bo
         If any other line can't be read.
     """
     try:
-        data = path.read_bytes()
+        data = read_file(path)
     except FileNotFoundError:
         return []
+    except OSError as err:
+        raise InputError(f"{path}: can't be read ({err.strerror})") from None
     whole = data[: data.rfind(b"\n") + 1]
     if repair and len(whole) < len(data):
         os.truncate(path, len(whole))
     lines = []
     for number, line in enumerate(whole.splitlines(), 1):
         try:
-            lines.append(make(json.loads(line)))
-        except (ValueError, TypeError, KeyError) as err:
+            lines.append(make(parse_json(line)))
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as err:
             raise InputError(f"{path}, line {number}: damaged; delete the line to go on without it") from err
     return lines

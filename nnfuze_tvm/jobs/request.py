@@ -13,6 +13,7 @@ from nnfuze_tvm.devices.remote.tracker import Place
 from nnfuze_tvm.errors import InputError
 from nnfuze_tvm.passes import pipeline
 from nnfuze_tvm.passes.compress import method
+from nnfuze_tvm.reading.limits import LONGEST_WAIT, MOST_THREADS, MOST_TRIALS
 
 _Request = TypeVar("_Request", bound="NetworkRequest")
 
@@ -60,7 +61,7 @@ class NetworkRequest(BaseModel):
     states: list[str] = Field(default_factory=list)
     shapes: dict[str, list[int]] = Field(default_factory=dict)
     target: str = "host"
-    threads: Annotated[int, Field(ge=1)] = 1
+    threads: Annotated[int, Field(ge=1, le=MOST_THREADS)] = 1
     calibration: str | None = None
     policy: str | None = None
     options: dict[str, Any]
@@ -68,7 +69,7 @@ class NetworkRequest(BaseModel):
     key: str | None = None
     secret_file: str | None = None
     insecure: bool = False
-    wait: Annotated[float, Field(ge=0)] = 60.0
+    wait: Annotated[float, Field(ge=0, le=LONGEST_WAIT, allow_inf_nan=False)] = 60.0
     work_dir: str | None = None
 
     @classmethod
@@ -132,7 +133,7 @@ class NetworkRequest(BaseModel):
 class TuneRequest(NetworkRequest):
     """What to tune; ``trials`` is how many candidates to measure per kernel, 0: none."""
 
-    trials: Annotated[int, Field(ge=0)] = 0
+    trials: Annotated[int, Field(ge=0, le=MOST_TRIALS)] = 0
 
 
 class CompileRequest(TuneRequest):

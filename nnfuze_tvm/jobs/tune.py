@@ -21,6 +21,7 @@ from nnfuze_tvm.jobs.announce import Announce, silent
 from nnfuze_tvm.jobs.directory import replace
 from nnfuze_tvm.jobs.graphs import make_graphs
 from nnfuze_tvm.jobs.request import CompileRequest, TuneRequest, model_path
+from nnfuze_tvm.reading.files import parse_json, read_file
 
 _TRIALS = 64
 # What a tuning job was asked for, kept in its directory so that it can go on without being told again.
@@ -125,7 +126,7 @@ def _saved_request(work_dir: str | None, changes: Mapping[str, Any]) -> TuneRequ
         raise InputError("nnfuze tune: give networks to tune, or the --work-dir of a job to go on with")
     path = Path(work_dir) / _REQUEST_FILE
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = parse_json(read_file(path))
         models = fields.pop("models")
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         raise InputError(f"--work-dir {work_dir}: no tuning job to go on with; give the networks, too") from None

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
+from typing import cast
 
 import tvm
 from tvm.s_tir import meta_schedule as ms
@@ -19,6 +20,7 @@ from nnfuze_tvm.deploy.bundle import LIBRARY, seal, staged
 from nnfuze_tvm.deploy.manifest import (
     KernelRecord,
     Manifest,
+    Metrics,
     describe_hardware,
     describe_target,
     package_versions,
@@ -175,6 +177,6 @@ def _manifest(
             for k in kernels
         ],
         hardware=describe_hardware(target),
-        metrics=report.final.model_dump(mode="json", exclude={"name", "reference"}, exclude_none=True),
+        metrics=cast(Metrics, report.final.model_dump(mode="json", exclude={"name", "reference"}, exclude_none=True)),
         versions=report.versions,
     )

@@ -183,6 +183,6 @@ def test_evaluation_data_that_does_not_fit() -> None:
         with pytest.raises(InputError, match=message):
             sample_batches(arrays, inputs)
     with pytest.raises(InputError, match="label 3 of 'one'; it has 3 classes"):
-        measure.labels_of({"one": np.array([0, 3])}, [OUTPUT])
+        measure.labels_of({"one": np.array([0, 3])}, [OUTPUT], 2)
     with pytest.raises(InputError, match="use integers"):
-        measure.labels_of({"one": np.array([0.5])}, [OUTPUT])
+        measure.labels_of({"one": np.array([0.5])}, [OUTPUT], 1)

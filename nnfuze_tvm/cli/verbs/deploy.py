@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from nnfuze_tvm.cli.console import out, print_arrays, progress
-from nnfuze_tvm.cli.options import AsJson, BundlePath, Insecure, SecretFile, SomeThreads, Trust
+from nnfuze_tvm.cli.options import AsJson, BundlePath, Insecure, SecretFile, SomeThreads, Trust, check_wait
 
 POSITION = 4
 EXAMPLES = """
@@ -36,7 +36,9 @@ def command(
     threads: SomeThreads = None,
     secret_file: SecretFile = None,
     insecure: Insecure = False,
-    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for a tracker or a board, or its answer.")] = 60.0,
+    wait: Annotated[
+        float, typer.Option(help="Seconds to wait for a tracker, a board, or its answer.", callback=check_wait)
+    ] = 60.0,
     trust: Trust = None,
     as_json: AsJson = False,
 ) -> None:

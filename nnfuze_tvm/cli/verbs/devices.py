@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from nnfuze_tvm.cli.console import out, progress, until_ended
-from nnfuze_tvm.cli.options import Insecure, SecretFile
+from nnfuze_tvm.cli.options import Insecure, SecretFile, check_wait
 from nnfuze_tvm.errors import DeviceError
 
 # A board that only serves has TVM and Typer, nothing else: commands import what they need when they run.
@@ -48,7 +48,9 @@ Tracker = Annotated[str, typer.Option(help="The tracker: host:port.", show_defau
 Key = Annotated[str, typer.Option(help="What clients ask the tracker for: what kind of board.", show_default=False)]
 Host = Annotated[str, typer.Option(help="Address of this machine to listen on; by default nobody else reaches it.")]
 User = Annotated[str | None, typer.Option(help="When started as root: run as this user.")]
-Wait = Annotated[float, typer.Option(help="Seconds to wait for a tracker or a board that isn't there.")]
+Wait = Annotated[
+    float, typer.Option(help="Seconds to wait for a tracker or a board that isn't there.", callback=check_wait)
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import time
 from dataclasses import dataclass, field, replace
@@ -127,9 +128,17 @@ def parse_address(address: str) -> tuple[str, int]:
     """
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+    if not _is_host(host) or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65536:
         raise DeviceError(f"tracker {address!r}: write it as host:port, for example 192.168.1.10:9190")
     return host, int(port)
+
+
+def _is_host(name: str) -> bool:
+    try:
+        # Parts that are empty or longer than 63 characters are no names for it.
+        return name.isprintable() and bool(name.encode("idna"))
+    except UnicodeError:
+        return False
 
 
 class Session(rpc.TrackerSession):

@@ -20,7 +20,7 @@ _SPATIAL = {1: "W", 2: "HW", 3: "DHW"}
 
 def _conv(node: Node, inputs: Operands) -> Any:
     data, weight = inputs[0], inputs[1]
-    rank = _spatial_rank(data, weight)
+    rank = _spatial_rank(node, data, weight)
     windows = Windows.of(node, ir.static_shape(data)[2:], ir.static_shape(weight)[2:])
     result = getattr(relax.op.nn, f"conv{rank}d")(
         data,
@@ -33,7 +33,7 @@ def _conv(node: Node, inputs: Operands) -> Any:
     return biased(result, inputs[2], rank)
 
 
-def _spatial_rank(data: Value, weight: Value) -> int:
+def _spatial_rank(node: Node, data: Value, weight: Value) -> int:
     """Return the number of spatial axes of a convolution.
 
     Raises
@@ -46,6 +46,9 @@ def _spatial_rank(data: Value, weight: Value) -> int:
         raise ValueError(f"{rank} spatial dimensions are not supported")
     if len(ir.static_shape(weight)) != rank + 2:
         raise ValueError(f"its kernel has {len(ir.static_shape(weight)) - 2} spatial dimensions, its data {rank}")
+    stated, kernel = node.attributes.get("kernel_shape"), ir.static_shape(weight)[2:]
+    if stated and tuple(stated) != kernel:
+        raise ValueError(f"its kernel_shape is {list(stated)}, its kernel is {list(kernel)}")
     return rank
 
 
@@ -57,7 +60,7 @@ def biased(value: Value, bias: Value | None, rank: int) -> Value:
 def _conv_transpose(node: Node, inputs: Operands) -> Any:
     """Settle how much is cut off in front and how large the result is, which ONNX states in four ways."""
     data, weight = inputs[0], inputs[1]
-    rank = _spatial_rank(data, weight)
+    rank = _spatial_rank(node, data, weight)
     extent, kernel = ir.static_shape(data)[2:], ir.static_shape(weight)[2:]
     strides, dilations = ints(node, "strides", rank), ints(node, "dilations", rank)
     extra = [int(each) for each in node.attributes.get("output_padding") or [0] * rank]

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from tvm.relax import op
 
+from nnfuze_tvm.frontend.onnx_door import impossible_size
 from nnfuze_tvm.frontend.operators.moving import sliced
 from nnfuze_tvm.frontend.operators.node import Converter, Node, Operands, known
 from nnfuze_tvm.frontend.operators.values import (
@@ -189,6 +190,8 @@ def _one_hot(node: Node, inputs: Operands) -> Any:
     indices = node.emit(indices)
     # Those outside of [-depth, depth) are nowhere.
     counted = op.where(op.less(indices, scalar(0, indices)), op.add(indices, scalar(depth, indices)), indices)
+    if reason := impossible_size((*shape, depth)):
+        raise ValueError(f"a result {reason}")
     line = np.arange(depth).reshape([-1 if n == axis else 1 for n in range(len(shape) + 1)])
     hit = op.equal(op.expand_dims(counted, axis), constant(line, dtype_of(indices)))
     off, on = (node.emit(_picked(node, inputs[2], constant(np.array(n)), 0)) for n in range(2))

@@ -67,7 +67,10 @@ def _slice(node: Node, inputs: Operands) -> Any:
 
 def _transpose(node: Node, inputs: Operands) -> Any:
     rank = len(ir.static_shape(inputs[0]))
-    return permuted(inputs[0], [int(axis) for axis in node.attributes.get("perm", range(rank)[::-1])])
+    order = [int(axis) for axis in node.attributes.get("perm", range(rank)[::-1])]
+    if sorted(order) != list(range(rank)):
+        raise ValueError(f"perm {order} of {rank} dimensions")
+    return permuted(inputs[0], order)
 
 
 def _concat(node: Node, inputs: Operands) -> Any:

@@ -231,11 +231,14 @@ def _lrn(node: Node, inputs: Operands) -> Any:
     alpha, beta, bias = (
         float(node.attributes.get(name, default)) for name, default in (("alpha", 1e-4), ("beta", 0.75), ("bias", 1.0))
     )
-    before = (size - 1) // 2
-    widths = [0, 0, before, size - 1 - before, *[0] * (2 * rank - 4)]
+    if size < 1:
+        raise ValueError(f"size {size}")
+    # What lies further away than there are channels is nothing.
+    before, behind = (min(each, channels - 1) for each in ((size - 1) // 2, size // 2))
+    widths = [0, 0, before, behind, *[0] * (2 * rank - 4)]
     squares = node.emit(relax.op.nn.pad(relax.op.multiply(data, data), widths))
     total = relax.op.strided_slice(squares, [1], [0], [channels])
-    for first in range(1, size):
+    for first in range(1, 1 + before + behind):
         total = relax.op.add(total, relax.op.strided_slice(squares, [1], [first], [first + channels]))
     base = relax.op.add(relax.op.multiply(total, scalar(alpha / size, data)), scalar(bias, data))
     return cast(node.emit(relax.op.divide(data, relax.op.power(base, scalar(beta, data)))), dtype_of(inputs[0]))

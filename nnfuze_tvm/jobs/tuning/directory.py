@@ -25,6 +25,7 @@ from nnfuze_tvm.jobs.directory import JobDirectory, replace
 from nnfuze_tvm.jobs.journal import Journal, read_lines
 from nnfuze_tvm.jobs.tuning.kernels import TunableKernel, kernel_id
 from nnfuze_tvm.jobs.tuning.search import Decisions
+from nnfuze_tvm.reading.files import parse_json, read_file
 
 _JOURNAL = "journal.jsonl"
 _WORKLOADS = "database_workload.json"
@@ -232,8 +233,8 @@ def load_database(work_dir: str | os.PathLike[str]) -> ms.database.JSONDatabase:
     workloads = _read_workloads(path / _WORKLOADS)
     try:
         # TVM reads them with threads of its own, in which many a damage ends the process.
-        for line in (path / _RECORDS).read_text(encoding="utf-8").splitlines():
-            _check_record(json.loads(line), workloads)
+        for line in read_file(path / _RECORDS).decode().splitlines():
+            _check_record(parse_json(line), workloads)
         return ms.database.JSONDatabase(work_dir=str(path), allow_missing=False)
     except Exception as err:  # TVM raises many kinds here
         raise InputError(f"work directory {path}: the database is damaged; run the tuning job again") from err
@@ -241,14 +242,14 @@ def load_database(work_dir: str | os.PathLike[str]) -> ms.database.JSONDatabase:
 
 def _read_workloads(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_file(path).decode().splitlines()
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as err:
         raise InputError(f"{path}: can't be read; delete it to go on without it") from err
     for number, line in enumerate(lines, 1):
         try:
-            ms.database.Workload.from_json(json.loads(line))
+            ms.database.Workload.from_json(parse_json(line))
         except Exception as err:  # TVM raises many kinds here
             raise InputError(f"{path}, line {number}: damaged; delete the file to go on without it") from err
     return lines

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from nnfuze_tvm.graph.evaluate import Executor
 from nnfuze_tvm.graph.ir import static_shape
 from nnfuze_tvm.graph.samples import in_a_row
 from nnfuze_tvm.graph.wiring import stream
+from nnfuze_tvm.reading.arrays import read_npz
 
 CalibrationMethod = Literal["minmax", "percentile", "mse"]
 """How the range of an activation follows from its samples."""
@@ -94,15 +94,11 @@ def _recorded(samples: Mapping[str, np.ndarray], mod: tvm.IRModule, executor: Ex
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     try:
-        archive = np.load(path, allow_pickle=False)
-        if isinstance(archive, np.ndarray):
-            raise InputError(f"{path}: a single array; expected an .npz file with one array per input")
-        with archive:
-            return {name: archive[name] for name in archive.files}
+        return read_npz(path)
     except OSError as error:
         raise InputError(f"{path}: can't read calibration data: {error.strerror or error}") from None
-    except (ValueError, EOFError, zipfile.BadZipFile):
-        raise InputError(f"{path}: no .npz file of plain number arrays (write one with numpy.savez)") from None
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def _checked(label: str, array: np.ndarray, param: relax.Var) -> np.ndarray:

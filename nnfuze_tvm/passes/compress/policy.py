@@ -27,6 +27,7 @@ from nnfuze_tvm.graph.ir import Lineage
 from nnfuze_tvm.passes import pipeline
 from nnfuze_tvm.passes.compress.method import Precision
 from nnfuze_tvm.passes.compress.schema import Schema, complaint, schema_of
+from nnfuze_tvm.reading.files import parse_json, read_file
 
 
 class LayerPolicy:
@@ -182,18 +183,18 @@ class Policy:
             If the file can't be read, is no JSON or is no policy.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            data = read_file(path)
         except OSError as error:
             raise PolicyError(f"{path}: can't read the policy: {error.strerror}") from None
+        try:
+            document = parse_json(data, _unique_keys)
         except UnicodeDecodeError:
             raise PolicyError(f"{path}: the policy is not UTF-8 text") from None
-        try:
-            document = json.loads(text, object_pairs_hook=_unique_keys)
         except json.JSONDecodeError as error:
             raise PolicyError(
                 f"{path}: not valid JSON: {error.msg} in line {error.lineno}, column {error.colno}"
             ) from None
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise PolicyError(f"{path}: not valid JSON: {error}") from None
         return cls.parse(document, str(path))
 

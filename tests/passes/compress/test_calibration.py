@@ -93,10 +93,10 @@ def test_bad_files_are_refused_in_one_line(tmp_path):
     for name, message in (
         ("missing.npz", "No such file"),
         (".", "can't read"),
-        ("text.npz", "no .npz file"),
-        ("empty.npz", "no .npz file"),
+        ("text.npz", "not an .npz file"),
+        ("empty.npz", "not an .npz file"),
         ("single.npy", "a single array"),
-        ("objects.npz", "no .npz file of plain number arrays"),
+        ("objects.npz", "array 'image': holds values of type '[|]O', not numbers"),
     ):
         with pytest.raises(InputError, match=message) as error:
             load_calibration(tmp_path / name, Network)

@@ -1,0 +1,112 @@
+"""Commands in a process of their own: if compilers and libraries in it crash, that ends in a line, too."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import IO
+
+from nnfuze_tvm.cli import crash
+from nnfuze_tvm.reading import memory
+
+OUT_OF_MEMORY = "out of memory; use smaller samples or shapes, or a machine with more"
+
+_PR_SET_PDEATHSIG = 1
+_ENDS = (signal.SIGINT, signal.SIGTERM)
+# Less than that is never the limit: what is free now may be little, and what is cached is given back.
+_LEAST_MEMORY = 2 << 30
+
+
+def run(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> tuple[int, str]:
+    """Run a command in a child process that ends with this one, and gets Ctrl-C and SIGTERM from it.
+
+    What native code prints is kept back: it says nothing to users, and goes with the note of a crash.
+
+    Parameters
+    ----------
+    command : callable
+        Gets the arguments, returns the exit code, and prints what there is to say.
+    arguments : sequence of str
+        The command line.
+
+    Returns
+    -------
+    tuple
+        The exit code, and the line to print if the child could print none. Only the parent returns.
+    """
+    with tempfile.TemporaryFile() as log:
+        end, begin = os.pipe()
+        signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS)
+        sys.stdout.flush()
+        pid = os.fork()
+        if not pid:
+            os.close(end)
+            _child(command, arguments, log, begin)
+        os.close(begin)
+        came: list[int] = []
+        previous = {number: signal.signal(number, _forward(pid, came)) for number in _ENDS}
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDS)
+        try:
+            status = os.waitpid(pid, 0)[1]
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        said = os.read(end, 1)
+        os.close(end)
+        if said:
+            return said[0], ""
+        log.seek(0)
+        return 2, "interrupted" if came else _reason(status, log.read().decode(errors="replace"), arguments)
+
+
+def _forward(pid: int, came: list[int]) -> Callable[[int, FrameType | None], None]:
+    def handle(number: int, _frame: FrameType | None) -> None:
+        came.append(number)
+        os.kill(pid, number)
+
+    return handle
+
+
+def _child(command: Callable[[Sequence[str]], int], arguments: Sequence[str], log: IO[bytes], begin: int) -> None:
+    """Run the command and end as any program does; that it has come so far is said before."""
+    try:
+        for number in _ENDS:
+            signal.signal(number, signal.default_int_handler)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        sys.stderr.flush()
+        sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
+        os.dup2(log.fileno(), 2)
+        limit_memory()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDS)
+        code = command(arguments)
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        code = 2
+    sys.stdout.flush()
+    os.write(begin, bytes([code]))
+    sys.exit(code)
+
+
+def limit_memory() -> None:
+    """Let what asks for more memory than there is fail, so that nothing has to be killed for it."""
+    most = max(memory.available(), _LEAST_MEMORY)
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+
+
+def _reason(status: int, printed: str, arguments: Sequence[str]) -> str:
+    """Return why a child ended that said nothing."""
+    number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+    if number == signal.SIGKILL or "bad_alloc" in printed or "out of memory" in printed.lower():
+        return OUT_OF_MEMORY
+    if "No space left on device" in printed:
+        return "No space left on device"
+    how = f"was ended by {signal.Signals(number).name}" if number else "ended"
+    lines = [line.strip() for line in printed.splitlines() if line.strip()]
+    return crash.note_text(f"native code {how}" + (f" ({lines[0]:.100})" if lines else ""), printed, arguments)

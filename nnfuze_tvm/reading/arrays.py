@@ -1,0 +1,145 @@
+"""Arrays from ``.npy`` and ``.npz`` files: numbers only, and nothing is held before it is known to be there."""
+
+from __future__ import annotations
+
+import ast
+import math
+import os
+import re
+import struct
+import zipfile
+from typing import IO, Any
+
+import numpy as np
+
+from nnfuze_tvm.reading import memory
+from nnfuze_tvm.reading.files import open_file
+
+_MAGIC = b"\x93NUMPY"
+_LONGEST_HEADER = 4096
+_MOST_ARRAYS = 4096
+_LONGEST_NAME = 1024
+# What NumPy makes, and zip programs by default.
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+# Deflate makes of a byte at most as many.
+_DEFLATED = 1032
+_DTYPE = re.compile(r"[<>|=]?[biufc][1-9][0-9]?")
+_BLOCK = 1 << 20
+
+
+def read_npy(path: str | os.PathLike[str]) -> np.ndarray:
+    """Return the array of a file that ``numpy.save`` wrote.
+
+    Raises
+    ------
+    OSError
+        If it can't be read; ``strerror`` says why.
+    ValueError
+        If it holds anything but one whole array of numbers; the text says what.
+    """
+    with open_file(path) as file:
+        return _array(file, os.fstat(file.fileno()).st_size)
+
+
+def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Return the arrays of a file that ``numpy.savez`` or ``savez_compressed`` wrote, by name.
+
+    Raises
+    ------
+    OSError, ValueError
+        As `read_npy`.
+    """
+    with open_file(path) as file:
+        if file.read(len(_MAGIC)) == _MAGIC:
+            raise ValueError("a single array; save arrays by name with numpy.savez")
+        file.seek(0)
+        try:
+            archive = zipfile.ZipFile(file)
+        except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error, OverflowError):
+            raise ValueError("not an .npz file; save arrays by name with numpy.savez") from None
+        with archive:
+            members = archive.infolist()
+            _check_members(members, os.fstat(file.fileno()).st_size)
+            arrays = {}
+            for member in members:
+                name = member.filename.removesuffix(".npy")
+                try:
+                    with archive.open(member) as stream:
+                        arrays[name] = _array(stream, member.file_size)
+                except OSError:
+                    raise
+                except Exception as error:  # those of zipfile and zlib have no common type
+                    said = error if type(error) is ValueError else "damaged"
+                    raise ValueError(f"array {name!r}: {said}") from None
+            return arrays
+
+
+def _check_members(members: list[zipfile.ZipInfo], size: int) -> None:
+    if len(members) > _MOST_ARRAYS:
+        raise ValueError(f"holds {len(members)} members; {_MOST_ARRAYS} arrays at most are read")
+    seen: set[str] = set()
+    for member in members:
+        name = member.filename.removesuffix(".npy")
+        if not name or len(name) > _LONGEST_NAME or not name.isprintable() or member.is_dir():
+            raise ValueError(f"member {name!r:.60}: no name of an array")
+        if name in seen:
+            raise ValueError(f"two arrays are called {name!r}")
+        seen.add(name)
+        if member.flag_bits & 1:
+            raise ValueError(f"array {name!r}: encrypted, which is not supported")
+        if member.compress_type not in _COMPRESSIONS:
+            raise ValueError(f"array {name!r}: compressed in another way than numpy.savez_compressed does")
+        if member.compress_size > size or member.file_size > _DEFLATED * member.compress_size + _LONGEST_HEADER:
+            raise ValueError(f"array {name!r}: damaged, its sizes don't fit the file's")
+    if reason := memory.too_large(sum(member.file_size for member in members)):
+        raise ValueError(reason)
+
+
+def _array(stream: IO[bytes], size: int) -> np.ndarray:
+    """Read an array from a stream that has so many bytes, perhaps others behind it."""
+    start = stream.read(8)
+    width = {1: 2, 2: 4, 3: 4}.get(start[6] if len(start) == 8 else 0)
+    if start[:6] != _MAGIC or width is None:
+        raise ValueError("not an array that numpy.save wrote")
+    length = int.from_bytes(stream.read(width), "little")
+    if length > _LONGEST_HEADER:
+        raise ValueError(f"its header has {length} characters; those of arrays of numbers are short")
+    shape, order, dtype = _parse_header(stream.read(length))
+    count = math.prod(shape)
+    needed = count * dtype.itemsize
+    if needed > size - 8 - width - length:
+        raise ValueError(f"cut off: its header says {memory.readable(needed)}, there are {memory.readable(size)}")
+    if reason := memory.too_large(needed):
+        raise ValueError(reason)
+    data, filled = np.empty(needed, np.uint8), 0
+    while filled < needed:
+        block = stream.read(min(_BLOCK, needed - filled))
+        if not block:
+            raise ValueError("cut off")
+        data[filled : filled + len(block)] = np.frombuffer(block, np.uint8)
+        filled += len(block)
+    # The end of a member is where its checksum is compared.
+    stream.read(1)
+    return data.view(dtype).reshape(shape, order=order)
+
+
+def _parse_header(text: bytes) -> tuple[tuple[int, ...], Any, np.dtype]:
+    wrong = ValueError("its header is not one that numpy.save writes")
+    if text.count(b"(") + text.count(b"[") + text.count(b"{") > 8 or not text.startswith(b"{"):
+        raise wrong
+    try:
+        fields = ast.literal_eval(text.decode("latin1").strip())
+        dtype, fortran, shape = fields["descr"], fields["fortran_order"], fields["shape"]
+    except Exception:  # whatever Python's parser makes of it
+        raise wrong from None
+    if not isinstance(dtype, str) or not _DTYPE.fullmatch(dtype):
+        raise ValueError(f"holds values of type {dtype!r:.40}, not numbers")
+    if not isinstance(shape, tuple) or not all(type(dim) is int and 0 <= dim < 1 << 62 for dim in shape):
+        raise wrong
+    # NumPy multiplies all of them, zeros or not.
+    if len(shape) > 32 or math.prod(max(dim, 1) for dim in shape) >= 1 << 62 or not isinstance(fortran, bool):
+        raise wrong
+    try:
+        return shape, "F" if fortran else "C", np.dtype(dtype)
+    except TypeError:
+        raise ValueError(f"holds values of type {dtype!r:.40}, not numbers") from None
