@@ -4,6 +4,7 @@ from nnfuze_tvm.passes.compress.half_precision import HalfPrecision
 from nnfuze_tvm.passes.compress.insert_qdq import InsertQDQ
 from nnfuze_tvm.passes.compress.prune.prune_channels import PruneChannels
 from nnfuze_tvm.passes.lower.batching.batch_branches import BatchBranches
+from nnfuze_tvm.passes.lower.branches import KeepChoices, SkipBranches
 from nnfuze_tvm.passes.lower.few_channels import FewChannels
 from nnfuze_tvm.passes.lower.fuse_layers import FuseLayers
 from nnfuze_tvm.passes.lower.hide_kernels import HideKernels
@@ -35,6 +36,7 @@ __all__ = [
     "HalfPrecision",
     "HideKernels",
     "InsertQDQ",
+    "KeepChoices",
     "KeepCrops",
     "KeepSpreads",
     "MergeTasks",
@@ -44,6 +46,7 @@ __all__ = [
     "RowConvolutions",
     "ShareTrunk",
     "Shuffles",
+    "SkipBranches",
     "StridedRows",
     "ToNHWC",
     "TransposedConvolutions",

@@ -11,6 +11,8 @@ from tvm import relax
 
 from nnfuze_tvm.passes.compress.method import Inputs, Method
 from nnfuze_tvm.passes.lower.batching.batch_branches import BatchBranches
+from nnfuze_tvm.passes.lower.branches import KeepChoices, SkipBranches
+from nnfuze_tvm.passes.lower.branches import legalizations as choices
 from nnfuze_tvm.passes.lower.few_channels import FewChannels
 from nnfuze_tvm.passes.lower.fuse_layers import FuseLayers
 from nnfuze_tvm.passes.lower.hide_kernels import HideKernels
@@ -151,6 +153,7 @@ def kernel_phase(machine: Machine) -> tvm.transform.Pass:
                 **comparisons(),
                 **joins(),
                 **scans(),
+                **choices(),
                 **max_poolings(),
                 **softmax(),
             }
@@ -158,6 +161,7 @@ def kernel_phase(machine: Machine) -> tvm.transform.Pass:
         relax.transform.AnnotateTIROpPattern(),
         KeepCrops(),
         KeepSpreads(),
+        KeepChoices(),
         FuseLayers(),
         relax.transform.FuseTIR(),
         # Reshapes that no kernel took in become views; it recognizes them before they are scheduled.
@@ -166,6 +170,11 @@ def kernel_phase(machine: Machine) -> tvm.transform.Pass:
         # Which kernel arguments are constants, so that their layout is the schedule's to choose.
         relax.transform.AttachAttrLayoutFreeBuffers(),
     )
+
+
+def last_passes() -> list[tvm.transform.Pass]:
+    """Return what is done to scheduled kernels before they are built (phase 11)."""
+    return [SkipBranches()]
 
 
 def fused_module(mod: tvm.IRModule, target: tvm.target.Target, machine: Machine) -> tvm.IRModule:
