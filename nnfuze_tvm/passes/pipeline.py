@@ -21,6 +21,7 @@ from nnfuze_tvm.passes.lower.joins import legalizations as joins
 from nnfuze_tvm.passes.lower.keep_crops import KeepCrops
 from nnfuze_tvm.passes.lower.keep_nan import Bound, comparisons, extremes, legalizations
 from nnfuze_tvm.passes.lower.keep_spreads import KeepSpreads
+from nnfuze_tvm.passes.lower.late_reshapes import LateReshapes
 from nnfuze_tvm.passes.lower.layout import ToNHWC
 from nnfuze_tvm.passes.lower.round_to_integer import Rounding, RoundToInteger
 from nnfuze_tvm.passes.lower.row_convolutions import RowConvolutions
@@ -122,7 +123,7 @@ def lowering_phases(machine: Machine) -> list[tvm.transform.Pass]:
     return [
         layout_phase(),
         # Phase 6: quantize/dequantize islands become integer operators.
-        phase("integer", RealizeInteger(), Shuffles()),
+        phase("integer", RealizeInteger(), LateReshapes(), Shuffles()),
         # Phase 7: branches of one shape in one kernel, where that pays. What still is a convolution of few input
         # channels gets reductions that dot products can take, and so does a product of few products.
         phase("batch", BatchBranches(), RowConvolutions(machine.channels, machine.unsigned), WholeRows()),
