@@ -11,6 +11,7 @@ from nnfuze_tvm.passes.lower.hide_kernels import HideKernels
 from nnfuze_tvm.passes.lower.integer.realize_integer import RealizeInteger
 from nnfuze_tvm.passes.lower.keep_crops import KeepCrops
 from nnfuze_tvm.passes.lower.keep_spreads import KeepSpreads
+from nnfuze_tvm.passes.lower.late_reshapes import LateReshapes
 from nnfuze_tvm.passes.lower.layout import ToNHWC
 from nnfuze_tvm.passes.lower.round_to_integer import RoundToInteger
 from nnfuze_tvm.passes.lower.row_convolutions import RowConvolutions
@@ -39,6 +40,7 @@ __all__ = [
     "KeepChoices",
     "KeepCrops",
     "KeepSpreads",
+    "LateReshapes",
     "MergeTasks",
     "PruneChannels",
     "RealizeInteger",

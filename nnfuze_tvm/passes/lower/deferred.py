@@ -114,9 +114,7 @@ class Rewriter:
         return substitute(expr, self.values)
 
 
-def _in_channels(
-    values: np.ndarray, form: Form, call: Call, result: tuple[int, ...], axes: int
-) -> GenericConst | None:
+def _in_channels(values: np.ndarray, form: Form, call: Call, result: tuple[int, ...], axes: int) -> GenericConst | None:
     """Return a constant operand of a call in a form of so many axes, None where it is not the same per channel."""
     if values.size == 1:
         return constant(values)

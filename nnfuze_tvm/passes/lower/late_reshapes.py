@@ -57,9 +57,9 @@ def _reshaped(rewriter: Rewriter, call: Call, _: Var) -> tuple[list[Call], Form]
     before, after = static_shape(data), static_shape(call)
     if not before or not after or before[-1] != after[-1]:
         return None
-    if data in rewriter.pending:
-        (source,), form = rewriter.pending[data]
-        return [source], _Reshaped(form.before, after)
+    sources, form = rewriter.pending.get(data, ([], None))
+    if isinstance(form, _Reshaped):
+        return sources, _Reshaped(form.before, after)
     return [rewriter.read(data)], _Reshaped(before, after)
 
 
