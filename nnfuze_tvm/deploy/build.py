@@ -99,7 +99,9 @@ def generate(lowered: tvm.IRModule, target: Target, interface: str = "") -> rela
         lowered = builder.get()
     lowered = dataflow.with_main(lowered, _allocating(lowered["main"]))
     with target, tvm.transform.PassContext(config={"tirx.disable_assert": True}):
-        return relax.build(lowered, target=target, exec_mode="compiled")
+        return relax.build(
+            tvm.transform.Sequential(pipeline.last_passes())(lowered), target=target, exec_mode="compiled"
+        )
 
 
 def _allocating(main: relax.Function) -> relax.Function:
@@ -141,6 +143,7 @@ def nnfuze_pipeline(database: ms.Database | None = None) -> tvm.transform.Pass:
     @tvm.transform.module_pass(opt_level=0, name="nnfuze")
     def lower_all(mod: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
         records = database if database is not None else ms.Database.current()
-        return relax.get_pipeline("default_build")(lower(mod, Target.current(allow_none=False), records))
+        lowered = lower(mod, Target.current(allow_none=False), records)
+        return tvm.transform.Sequential([*pipeline.last_passes(), relax.get_pipeline("default_build")])(lowered)
 
     return lower_all

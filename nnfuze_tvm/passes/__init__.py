@@ -5,12 +5,14 @@ from nnfuze_tvm.passes.compress.insert_qdq import InsertQDQ
 from nnfuze_tvm.passes.compress.prune.prune_channels import PruneChannels
 from nnfuze_tvm.passes.compress.within_budget import QuantizeWithin
 from nnfuze_tvm.passes.lower.batching.batch_branches import BatchBranches
+from nnfuze_tvm.passes.lower.branches import KeepChoices, SkipBranches
 from nnfuze_tvm.passes.lower.few_channels import FewChannels
 from nnfuze_tvm.passes.lower.fuse_layers import FuseLayers
 from nnfuze_tvm.passes.lower.hide_kernels import HideKernels
 from nnfuze_tvm.passes.lower.integer.realize_integer import RealizeInteger
 from nnfuze_tvm.passes.lower.keep_crops import KeepCrops
 from nnfuze_tvm.passes.lower.keep_spreads import KeepSpreads
+from nnfuze_tvm.passes.lower.late_reshapes import LateReshapes
 from nnfuze_tvm.passes.lower.layout import ToNHWC
 from nnfuze_tvm.passes.lower.round_to_integer import RoundToInteger
 from nnfuze_tvm.passes.lower.row_convolutions import RowConvolutions
@@ -36,8 +38,10 @@ __all__ = [
     "HalfPrecision",
     "HideKernels",
     "InsertQDQ",
+    "KeepChoices",
     "KeepCrops",
     "KeepSpreads",
+    "LateReshapes",
     "MergeTasks",
     "PruneChannels",
     "QuantizeWithin",
@@ -46,6 +50,7 @@ __all__ = [
     "RowConvolutions",
     "ShareTrunk",
     "Shuffles",
+    "SkipBranches",
     "StridedRows",
     "ToNHWC",
     "TransposedConvolutions",

@@ -11,6 +11,8 @@ from tvm import relax
 
 from nnfuze_tvm.passes.compress.method import Inputs, Method
 from nnfuze_tvm.passes.lower.batching.batch_branches import BatchBranches
+from nnfuze_tvm.passes.lower.branches import KeepChoices, SkipBranches
+from nnfuze_tvm.passes.lower.branches import legalizations as choices
 from nnfuze_tvm.passes.lower.few_channels import FewChannels
 from nnfuze_tvm.passes.lower.fuse_layers import FuseLayers
 from nnfuze_tvm.passes.lower.hide_kernels import HideKernels
@@ -19,6 +21,7 @@ from nnfuze_tvm.passes.lower.joins import legalizations as joins
 from nnfuze_tvm.passes.lower.keep_crops import KeepCrops
 from nnfuze_tvm.passes.lower.keep_nan import Bound, comparisons, extremes, legalizations
 from nnfuze_tvm.passes.lower.keep_spreads import KeepSpreads
+from nnfuze_tvm.passes.lower.late_reshapes import LateReshapes
 from nnfuze_tvm.passes.lower.layout import ToNHWC
 from nnfuze_tvm.passes.lower.round_to_integer import Rounding, RoundToInteger
 from nnfuze_tvm.passes.lower.row_convolutions import RowConvolutions
@@ -120,7 +123,7 @@ def lowering_phases(machine: Machine) -> list[tvm.transform.Pass]:
     return [
         layout_phase(),
         # Phase 6: quantize/dequantize islands become integer operators.
-        phase("integer", RealizeInteger(), Shuffles()),
+        phase("integer", RealizeInteger(), LateReshapes(), Shuffles()),
         # Phase 7: branches of one shape in one kernel, where that pays. What still is a convolution of few input
         # channels gets reductions that dot products can take, and so does a product of few products.
         phase("batch", BatchBranches(), RowConvolutions(machine.channels, machine.unsigned), WholeRows()),
@@ -151,6 +154,7 @@ def kernel_phase(machine: Machine) -> tvm.transform.Pass:
                 **comparisons(),
                 **joins(),
                 **scans(),
+                **choices(),
                 **max_poolings(),
                 **softmax(),
             }
@@ -158,6 +162,7 @@ def kernel_phase(machine: Machine) -> tvm.transform.Pass:
         relax.transform.AnnotateTIROpPattern(),
         KeepCrops(),
         KeepSpreads(),
+        KeepChoices(),
         FuseLayers(),
         relax.transform.FuseTIR(),
         # Reshapes that no kernel took in become views; it recognizes them before they are scheduled.
@@ -166,6 +171,11 @@ def kernel_phase(machine: Machine) -> tvm.transform.Pass:
         # Which kernel arguments are constants, so that their layout is the schedule's to choose.
         relax.transform.AttachAttrLayoutFreeBuffers(),
     )
+
+
+def last_passes() -> list[tvm.transform.Pass]:
+    """Return what is done to scheduled kernels before they are built (phase 11)."""
+    return [SkipBranches()]
 
 
 def fused_module(mod: tvm.IRModule, target: tvm.target.Target, machine: Machine) -> tvm.IRModule:

@@ -95,7 +95,8 @@ class Rewriter:
                 args.append(self.pending[arg][0])
             elif isinstance(arg, Var | GenericConst):
                 values = known_values(arg, self.bound)
-                own = _in_channels(values, form, value, shape) if values is not None else None
+                rank = len(static_shape(sources[0]))
+                own = _in_channels(values, form, value, shape, rank) if values is not None else None
                 if own is None:
                     return None
                 args.append([own] * len(sources))
@@ -113,14 +114,17 @@ class Rewriter:
         return substitute(expr, self.values)
 
 
-def _in_channels(values: np.ndarray, form: Form, call: Call, result: tuple[int, ...]) -> GenericConst | None:
-    """Return a constant operand of a call in a form, or None where it is not the same for a whole channel."""
+def _in_channels(values: np.ndarray, form: Form, call: Call, result: tuple[int, ...], axes: int) -> GenericConst | None:
+    """Return a constant operand of a call in a form of so many axes, None where it is not the same per channel."""
     if values.size == 1:
         return constant(values)
     rank = len(result)
+    if axes != rank and hasattr(call.attrs, "axis"):
+        return None
     axis = form.axis % rank
     if op_name(call) in ("quantize", "dequantize"):  # one number per channel, which is no broadcast
         return constant(form.along_channels(values)) if int(call.attrs.axis) % rank == axis else None
     if values.size != result[axis] or ((1,) * (rank - values.ndim) + values.shape)[axis] != result[axis]:
         return None
-    return constant(form.along_channels(values.reshape(-1)).reshape([-1 if i == axis else 1 for i in range(rank)]))
+    shape = [-1 if i == axis - rank else 1 for i in range(-axes, 0)]
+    return constant(form.along_channels(values.reshape(-1)).reshape(shape))

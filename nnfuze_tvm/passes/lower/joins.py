@@ -18,8 +18,9 @@ from tvm.tirx import PrimFunc, Var
 from nnfuze_tvm.graph.ir import static_shape
 from nnfuze_tvm.passes.lower.keep_nan import Legalize, by_tvm
 
-# As many parts are told from each other at compile time, and as many element by element.
+# As many parts are told from each other at compile time, and as many element by element if those are few.
 _FEW, _FEW_TORN = 16, 4
+_FEW_ELEMENTS = 2048
 # Parts of a multiple of as many elements leave whole vectors.
 _VECTOR = 8
 
@@ -40,7 +41,8 @@ def _concat(builder: relax.BlockBuilder, call: Call) -> relax.Expr:
     axis = 0 if call.attrs.axis is None else int(call.attrs.axis) % len(shapes[0])
     sizes = [shape[axis] for shape in shapes]
     torn = gcd(*sizes) * prod(shapes[0][axis + 1 :]) % _VECTOR != 0
-    if len(parts) <= (_FEW_TORN if torn else _FEW) or 0 in static_shape(call):
+    few = _FEW if not torn else _FEW_TORN if prod(static_shape(call)) <= _FEW_ELEMENTS else 1
+    if len(parts) <= few or 0 in static_shape(call):
         return by_tvm(builder, call)
     kernel = builder.add_func(_kernel(shapes, axis, str(call.ty.dtype)), "concatenate")
     return relax.call_tir(kernel, relax.Tuple(parts), call.ty)

@@ -15,7 +15,7 @@ from nnfuze_tvm.graph.ir import static_shape
 # A dot product takes this many neighbours.
 _GROUP = 4
 # Shorter sums, or fewer of them, are not worth a copy of the data.
-_LEAST = 16
+_LEAST, _LEAST_SUMS = 16, 4
 
 
 @module_pass(opt_level=0, name="WholeRows")
@@ -38,7 +38,8 @@ def _has_odd_rows(value: Value) -> bool:
         and str(value.attrs.out_dtype) == "int32"
         and len(shape) == 2
         and shape[0] % _GROUP != 0
-        and min(shape) >= _LEAST
+        and shape[0] >= _LEAST
+        and shape[1] >= _LEAST_SUMS
     )
 
 

@@ -32,6 +32,7 @@ def joined(mod):
     [
         ([(2, 3)] * 18, 0),
         ([(3, size) for size in (3, 64, 1, 7, 13, 20)], 1),
+        ([(64, 5), (64, 32)], 1),
         ([(size,) for size in range(1, 7)], -1),
         ([(2, 0 if n == 5 else 3, 4, 1) for n in range(7)], 1),
     ],

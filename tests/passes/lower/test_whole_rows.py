@@ -41,7 +41,14 @@ def test_any_product_keeps_its_sums(batch, rows, columns, dtype):
 
 @pytest.mark.parametrize(
     ("rows", "columns", "weights", "computed"),
-    [(33, 20, "int8", 36), (32, 20, "int8", 32), (9, 20, "int8", 9), (33, 3, "int8", 33), (33, 20, "int16", 33)],
+    [
+        (33, 20, "int8", 36),
+        (32, 20, "int8", 32),
+        (9, 20, "int8", 9),
+        (33, 3, "int8", 33),
+        (33, 5, "int8", 36),
+        (33, 20, "int16", 33),
+    ],
 )
 def test_sums_are_of_whole_groups(rows, columns, weights, computed):
     mod, _ = network((1, rows), columns, weights=weights)

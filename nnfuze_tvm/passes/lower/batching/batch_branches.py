@@ -18,6 +18,7 @@ from nnfuze_tvm.graph import dataflow, ir, ops
 from nnfuze_tvm.graph.batching import Join, JoinedCall, size_in_bytes
 from nnfuze_tvm.graph.dataflow import Value, op_name, operands
 from nnfuze_tvm.passes.lower.batching.slices import whole
+from nnfuze_tvm.passes.lower.branches import conditions
 from nnfuze_tvm.passes.merge.share_trunk import ShareTrunk
 
 
@@ -115,6 +116,7 @@ class _Search:
             for source in dict.fromkeys(sources):
                 self.users[source].append(i)
         self.batch_of: dict[int, _Batch] = {}
+        self._conditions = conditions(func)
         self._signatures = [self._signature(i) for i in range(len(self.bindings))]
         self._peers: dict[Any, list[int]] = {}
         depth = [0] * len(self.bindings)
@@ -166,7 +168,8 @@ class _Search:
         ]
         attrs = None if value.attrs is None else StructuralKey(value.attrs)
         types = tuple(str(arg.ty.dtype) for arg in value.args if isinstance(arg.ty, relax.TensorType))
-        return (name, attrs, tuple(rest), types, str(value.ty.dtype), value.ty.ndim)
+        when = self._conditions.get(self.bindings[i].var)  # sides of a choice stay apart
+        return (name, attrs, tuple(rest), types, str(value.ty.dtype), value.ty.ndim, when)
 
     def _grow(self, i: int) -> tuple[_Batch | None, _Batch | None]:
         """Batch ``i`` with its counterparts behind the other members of a batch that it reads."""
@@ -239,8 +242,7 @@ class _Search:
 
     def _depends(self, members: Sequence[int]) -> bool:
         """Return whether a member needs another one's result, in the graph in which batches are one node."""
-        targets = set(members)
-        seen: set[int] = set()
+        targets, seen = set(members), set[int]()
         pending = [user for member in members for user in self.users[member]]
         while pending:
             node = pending.pop()
