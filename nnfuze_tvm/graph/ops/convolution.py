@@ -18,6 +18,7 @@ from nnfuze_tvm.graph.dataflow import Value, op_name
 from nnfuze_tvm.graph.integers.context import Integers, weight_constant
 from nnfuze_tvm.graph.integers.values import Known
 from nnfuze_tvm.graph.ir import static_shape
+from nnfuze_tvm.graph.ops import _onnx_layers as onnx
 from nnfuze_tvm.graph.ops._windows import accumulator, from_channels_first, to_channels_first, windows
 from nnfuze_tvm.graph.ops.operator import Example, Layer, Operator
 
@@ -225,3 +226,5 @@ OPERATORS = {
     "nn.conv2d": _operator(2, ("conv2d", "depthwise", "winograd")),
     "nn.conv3d": _operator(3, ("conv2d", "depthwise", "winograd")),
 }
+
+ONNX = dict.fromkeys(OPERATORS, onnx.convolution)

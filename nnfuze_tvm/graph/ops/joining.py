@@ -15,6 +15,7 @@ from nnfuze_tvm.graph.dataflow import Value
 from nnfuze_tvm.graph.integers.context import Integers
 from nnfuze_tvm.graph.integers.sums import code_range
 from nnfuze_tvm.graph.integers.values import Codes, Constant, Known, Parts, Quantized, Sum
+from nnfuze_tvm.graph.ops import _onnx_moving as onnx
 from nnfuze_tvm.graph.ops.operator import Example, Operator
 
 
@@ -108,3 +109,5 @@ OPERATORS = {
         evaluate=_stacked,
     ),
 }
+
+ONNX = {"concat": onnx.concat, "stack": onnx.stack}

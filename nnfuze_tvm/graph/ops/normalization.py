@@ -14,8 +14,9 @@ from nnfuze_tvm.graph.batching import along
 from nnfuze_tvm.graph.channels import Coupling, Labels, Removal
 from nnfuze_tvm.graph.dataflow import Value, op_name
 from nnfuze_tvm.graph.ir import static_shape
+from nnfuze_tvm.graph.ops import _onnx_maths as onnx
+from nnfuze_tvm.graph.ops._axes import axes_of
 from nnfuze_tvm.graph.ops.operator import Example, Operator, always
-from nnfuze_tvm.graph.ops.reduction import axes_of
 
 
 def _vector(values: np.ndarray, axis: int, rank: int) -> np.ndarray:
@@ -164,4 +165,14 @@ OPERATORS = {
     "nn.log_softmax": _operator(
         _log_softmax, Example(((2, 6, 32),), lambda x: op.nn.log_softmax(x, -1)), couple=_fixed_axes("axis")
     ),
+}
+
+ONNX = {
+    "nn.batch_norm": onnx.batch_norm,
+    "nn.instance_norm": onnx.instance_norm,
+    "nn.group_norm": onnx.group_norm,
+    "nn.layer_norm": onnx.layer_norm,
+    "nn.rms_norm": onnx.rms_norm,
+    "nn.softmax": onnx.over_axis("Softmax"),
+    "nn.log_softmax": onnx.over_axis("LogSoftmax"),
 }

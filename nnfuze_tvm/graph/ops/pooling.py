@@ -19,6 +19,7 @@ from nnfuze_tvm.graph.integers.context import Integers, checked, scaled
 from nnfuze_tvm.graph.integers.values import Known, Quantized
 from nnfuze_tvm.graph.integers.windows import reduce_sum, window_sum
 from nnfuze_tvm.graph.ir import static_shape
+from nnfuze_tvm.graph.ops import _onnx_layers as onnx
 from nnfuze_tvm.graph.ops._windows import from_channels_first, to_channels_first, windows
 from nnfuze_tvm.graph.ops.moving import move
 from nnfuze_tvm.graph.ops.operator import Example, Operator, as_its_operand
@@ -190,3 +191,10 @@ def _operators(rank: int) -> dict[str, Operator]:
 
 
 OPERATORS = {**_operators(1), **_operators(2), **_operators(3)}
+
+ONNX = {
+    name: onnx.adaptive_average
+    if "adaptive" in name
+    else onnx.pooling("MaxPool" if name.startswith("nn.max") else "AveragePool")
+    for name in OPERATORS
+}

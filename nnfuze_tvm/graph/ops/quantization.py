@@ -10,6 +10,7 @@ from nnfuze_tvm.graph.dataflow import Value, op_name
 from nnfuze_tvm.graph.integers.context import IntegerForm, Integers, Unsupported, along, dtype_of
 from nnfuze_tvm.graph.integers.sums import stored
 from nnfuze_tvm.graph.integers.values import Codes, Constant, ConstantCodes, Known, Parts, Quantized, Sum
+from nnfuze_tvm.graph.ops import _onnx_layers as onnx
 from nnfuze_tvm.graph.ops.operator import Evaluate, Operator
 
 
@@ -91,3 +92,5 @@ def _operator(evaluate: Evaluate, integer: IntegerForm) -> Operator:
 
 
 OPERATORS = {"quantize": _operator(_quantized, _quantize), "dequantize": _operator(_dequantized, _dequantize)}
+
+ONNX = {"quantize": onnx.quantize, "dequantize": onnx.dequantize}
