@@ -1,7 +1,8 @@
 """What is known of operators: one file per family, each with its ``OPERATORS``. No other file lists any.
 
 A file in this folder is a family: a mapping from the names of Relax operators, without ``relax.``, to what
-`operator.Operator` wants to know of each. Everything that treats operators asks here.
+`operator.Operator` wants to know of each, and another, ``ONNX``, to what they are there. Everything that treats
+operators asks here.
 """
 
 from __future__ import annotations
@@ -23,10 +24,13 @@ _PROPORTIONAL = ("layer", "moves", "joins", "averages")
 def _read() -> dict[str, Operator]:
     found: dict[str, Operator] = {}
     for module in sorted(info.name for info in pkgutil.iter_modules(__path__)):
-        family = getattr(import_module(f"{__name__}.{module}"), "OPERATORS", {})
+        file = import_module(f"{__name__}.{module}")
+        family, forms = getattr(file, "OPERATORS", {}), getattr(file, "ONNX", {})
         twice = found.keys() & family.keys()
         assert not twice, f"two families have {', '.join(sorted(twice))}"
-        found.update({name: replace(operator, family=module) for name, operator in family.items()})
+        assert forms.keys() <= family.keys(), f"{module} has no {', '.join(sorted(forms.keys() - family.keys()))}"
+        for name, operator in family.items():
+            found[name] = replace(operator, family=module, export=forms.get(name))
     return found
 
 

@@ -14,6 +14,7 @@ from nnfuze_tvm.graph.channels import Coupling, Labels, Removal
 from nnfuze_tvm.graph.dataflow import Value
 from nnfuze_tvm.graph.integers.context import Integers, number
 from nnfuze_tvm.graph.integers.values import Known
+from nnfuze_tvm.graph.ops import _onnx_maths as onnx
 from nnfuze_tvm.graph.ops.elementwise import erf, operator
 from nnfuze_tvm.graph.ops.operator import Example, Operator, Train, always, grows
 
@@ -161,4 +162,18 @@ OPERATORS = {
         degrees=grows(1, None),
         kernels=("elementwise",),
     ),
+}
+
+ONNX = {
+    "nn.relu": "Relu",
+    "nn.relu6": onnx.relu6,
+    "clip": onnx.clip,
+    "sigmoid": "Sigmoid",
+    "nn.silu": onnx.silu,
+    "nn.gelu": onnx.gelu("none"),
+    "nn.gelu_tanh": onnx.gelu("tanh"),
+    "nn.selu": "Selu",
+    "nn.leakyrelu": onnx.leaky_relu,
+    "nn.softplus": onnx.softplus,
+    "nn.prelu": onnx.prelu,
 }

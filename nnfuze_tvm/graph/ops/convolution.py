@@ -19,6 +19,7 @@ from nnfuze_tvm.graph.dataflow import Value, op_name
 from nnfuze_tvm.graph.integers.context import Integers, weight_constant
 from nnfuze_tvm.graph.integers.values import Known
 from nnfuze_tvm.graph.ir import static_shape
+from nnfuze_tvm.graph.ops import _onnx_layers as onnx
 from nnfuze_tvm.graph.ops._windows import (
     accumulator,
     channels_first,
@@ -251,3 +252,5 @@ OPERATORS = {
     "nn.conv2d": _operator(2, ("conv2d", "depthwise", "winograd")),
     "nn.conv3d": _operator(3, ("conv2d", "depthwise", "winograd")),
 }
+
+ONNX = dict.fromkeys(OPERATORS, onnx.convolution)

@@ -20,6 +20,7 @@ from nnfuze_tvm.graph.dataflow import Value
 from nnfuze_tvm.graph.integers.context import Integers
 from nnfuze_tvm.graph.integers.values import Constant, Known, Quantized, Sum
 from nnfuze_tvm.graph.ir import static_shape
+from nnfuze_tvm.graph.ops import _onnx_maths as onnx
 from nnfuze_tvm.graph.ops.operator import Affine, Example, Operator, Train, always, grows
 
 Function = Callable[..., np.ndarray]
@@ -380,3 +381,17 @@ OPERATORS = {
         folds=True,
     ),
 }
+
+ONNX = {
+    **{name: name.capitalize() for name in _unary() if not name.startswith(("is", "logical", "bitwise"))},
+    "add": "Add", "subtract": "Sub", "multiply": "Mul", "divide": "Div", "maximum": "Max", "minimum": "Min",
+    "power": "Pow", "where": "Where", "mod": onnx.mod, "floor_mod": onnx.floor_mod, "floor_divide": onnx.floor_divide,
+    "log_add_exp": onnx.log_add_exp, "equal": "Equal", "not_equal": onnx.negated("Equal"), "greater": "Greater",
+    "greater_equal": "GreaterOrEqual", "less": "Less", "less_equal": "LessOrEqual",
+    "logical_and": "And", "logical_or": "Or", "logical_xor": "Xor", "logical_not": "Not",
+    "bitwise_and": onnx.bitwise("And"), "bitwise_or": onnx.bitwise("Or"), "bitwise_xor": onnx.bitwise("Xor"),
+    "bitwise_not": onnx.bitwise("Not"), "left_shift": onnx.shift("LEFT"), "right_shift": onnx.shift("RIGHT"),
+    "ceil": onnx.whole("Ceil"), "floor": onnx.whole("Floor"), "round": onnx.whole("Round"), "trunc": onnx.trunc,
+    "isfinite": onnx.finite, "isinf": "IsInf", "isnan": "IsNaN", "negative": "Neg", "square": onnx.square,
+    "rsqrt": onnx.rsqrt, "astype": onnx.astype,
+}  # fmt: skip

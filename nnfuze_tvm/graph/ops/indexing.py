@@ -16,6 +16,7 @@ from nnfuze_tvm.graph.dataflow import Value
 from nnfuze_tvm.graph.integers.context import Integers
 from nnfuze_tvm.graph.integers.values import Known
 from nnfuze_tvm.graph.ir import static_shape
+from nnfuze_tvm.graph.ops import _onnx_moving as onnx
 from nnfuze_tvm.graph.ops.moving import move
 from nnfuze_tvm.graph.ops.operator import Example, Operator, Train, as_its_operand, grows
 
@@ -296,4 +297,22 @@ OPERATORS = {
     ),
     **{name: _operator(_filled, train=_torch_filled) for name in ("zeros", "ones", "zeros_like", "ones_like")},
     **{name: _operator(_full, train=_torch_full) for name in ("full", "full_like")},
+}
+
+ONNX = {
+    "take": onnx.take,
+    "gather_elements": onnx.gather_elements,
+    "scatter_elements": onnx.scatter_elements,
+    "topk": onnx.topk,
+    "flip": onnx.flip,
+    "tile": onnx.tile,
+    "repeat": onnx.repeat,
+    "cumsum": onnx.cumsum,
+    "cumprod": onnx.cumprod,
+    "sort": onnx.sort,
+    "tril": onnx.triangle(0),
+    "triu": onnx.triangle(1),
+    **dict.fromkeys(("zeros", "zeros_like"), onnx.filled(0)),
+    **dict.fromkeys(("ones", "ones_like"), onnx.filled(1)),
+    **dict.fromkeys(("full", "full_like"), onnx.full),
 }

@@ -16,6 +16,7 @@ from nnfuze_tvm.graph.dataflow import Value
 from nnfuze_tvm.graph.integers.context import Integers
 from nnfuze_tvm.graph.integers.sums import code_range
 from nnfuze_tvm.graph.integers.values import Codes, Constant, Known, Parts, Quantized, Sum
+from nnfuze_tvm.graph.ops import _onnx_moving as onnx
 from nnfuze_tvm.graph.ops.operator import Example, Operator
 
 
@@ -116,3 +117,5 @@ OPERATORS = {
         train=lambda torch, call, parts: torch.stack(parts, int(call.attrs.axis)),
     ),
 }
+
+ONNX = {"concat": onnx.concat, "stack": onnx.stack}

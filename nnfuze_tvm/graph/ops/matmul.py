@@ -18,6 +18,7 @@ from nnfuze_tvm.graph.dataflow import Value
 from nnfuze_tvm.graph.integers.context import Integers, Unsupported, checked, dtype_of, weight_constant
 from nnfuze_tvm.graph.integers.values import Known, Quantized, Sum
 from nnfuze_tvm.graph.ir import static_shape
+from nnfuze_tvm.graph.ops import _onnx_layers as onnx
 from nnfuze_tvm.graph.ops._windows import accumulator
 from nnfuze_tvm.graph.ops.operator import Example, Layer, Operator
 
@@ -165,3 +166,5 @@ OPERATORS = {
         kernels=("dense",),
     ),
 }
+
+ONNX = {"matmul": onnx.matmul}

@@ -17,6 +17,8 @@ from nnfuze_tvm.graph.dataflow import Value
 from nnfuze_tvm.graph.integers.context import Integers, rebuilt
 from nnfuze_tvm.graph.integers.values import Codes, Constant, ConstantCodes, Known, Pieces, Quantized, Sum
 from nnfuze_tvm.graph.ir import static_shape
+from nnfuze_tvm.graph.onnx_form import rank_of
+from nnfuze_tvm.graph.ops import _onnx_moving as onnx
 from nnfuze_tvm.graph.ops.operator import Example, Operator, as_its_operand
 
 
@@ -366,4 +368,12 @@ OPERATORS = {
         half=False,
         folds=True,
     ),
+}
+
+ONNX = {
+    **dict.fromkeys(("reshape", "flatten", "nn.batch_flatten", "squeeze", "expand_dims"), onnx.reshaped),
+    "permute_dims": onnx.permuted,
+    "strided_slice": lambda write, call, x, *_: onnx.sliced(write, call, x, slices(call, rank_of(call))),
+    "split": onnx.split,
+    "broadcast_to": onnx.broadcast,
 }

@@ -14,8 +14,9 @@ from nnfuze_tvm.graph.batching import along
 from nnfuze_tvm.graph.channels import Coupling, Labels, Removal
 from nnfuze_tvm.graph.dataflow import Value, op_name
 from nnfuze_tvm.graph.ir import static_shape
+from nnfuze_tvm.graph.ops import _onnx_maths as onnx
+from nnfuze_tvm.graph.ops._axes import axes_of
 from nnfuze_tvm.graph.ops.operator import Example, Operator, always
-from nnfuze_tvm.graph.ops.reduction import axes_of
 
 
 def _vector(values: Any, axis: int, rank: int) -> Any:
@@ -213,4 +214,14 @@ OPERATORS = {
         train=lambda torch, call, x: torch.log_softmax(x, int(call.attrs.axis)),
         couple=_fixed_axes("axis"),
     ),
+}
+
+ONNX = {
+    "nn.batch_norm": onnx.batch_norm,
+    "nn.instance_norm": onnx.instance_norm,
+    "nn.group_norm": onnx.group_norm,
+    "nn.layer_norm": onnx.layer_norm,
+    "nn.rms_norm": onnx.rms_norm,
+    "nn.softmax": onnx.over_axis("Softmax"),
+    "nn.log_softmax": onnx.over_axis("LogSoftmax"),
 }

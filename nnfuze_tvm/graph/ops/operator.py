@@ -14,6 +14,7 @@ from nnfuze_tvm.graph.batching import Batch
 from nnfuze_tvm.graph.channels import Coupling, Filters, Labels, Removal
 from nnfuze_tvm.graph.dataflow import Value
 from nnfuze_tvm.graph.integers.context import IntegerForm
+from nnfuze_tvm.graph.onnx_form import Form
 
 Evaluate = Callable[..., Any]
 """``(call, *operands) -> array``, or a tuple of arrays; see `evaluate` for what operands are."""
@@ -114,6 +115,10 @@ class Operator:
     family : str
         The family it belongs to: the name of the file that describes it; set by the registry.
 
+    export : str or callable, optional
+        What it is in ONNX: the operator that has the same operands, or a form, see `onnx_form.Form`. Families state it
+        beside their ``OPERATORS``, in ``ONNX``; set by the registry.
+
     layer : callable, optional
         Of an operator with weights: where a call has its channels; None for a call that no pass can treat as a layer,
         because its weights are no matrix or its layout is packed.
@@ -179,6 +184,7 @@ class Operator:
     train: Train | None = None
     examples: tuple[Example, ...] = ()
     family: str = ""
+    export: str | Form | None = None
     layer: Callable[[Call], Layer | None] | None = None
     macs: Callable[[Call], int] | None = None
     couple: Callable[[Coupling, tvm.ir.Var, Call], Labels | tuple | None] | None = None

@@ -14,6 +14,7 @@ from nnfuze_tvm.graph.channels import FIXED, Coupling, Labels
 from nnfuze_tvm.graph.integers.context import Integers
 from nnfuze_tvm.graph.integers.values import Known, Quantized
 from nnfuze_tvm.graph.ir import static_shape
+from nnfuze_tvm.graph.ops import _onnx_moving as onnx
 from nnfuze_tvm.graph.ops.operator import Example, Operator
 
 # What NumPy calls them.
@@ -78,3 +79,5 @@ OPERATORS = {
         kernels=("elementwise",),
     ),
 }
+
+ONNX = {"nn.pad": onnx.pad}

@@ -19,6 +19,7 @@ from nnfuze_tvm.graph.integers.context import Integers, checked, scaled
 from nnfuze_tvm.graph.integers.values import Known, Quantized
 from nnfuze_tvm.graph.integers.windows import reduce_sum, window_sum
 from nnfuze_tvm.graph.ir import static_shape
+from nnfuze_tvm.graph.ops import _onnx_layers as onnx
 from nnfuze_tvm.graph.ops._windows import (
     channels_first,
     from_channels_first,
@@ -241,3 +242,10 @@ def _operators(rank: int) -> dict[str, Operator]:
 
 
 OPERATORS = {**_operators(1), **_operators(2), **_operators(3)}
+
+ONNX = {
+    name: onnx.adaptive_average
+    if "adaptive" in name
+    else onnx.pooling("MaxPool" if name.startswith("nn.max") else "AveragePool")
+    for name in OPERATORS
+}

@@ -12,6 +12,7 @@ from nnfuze_tvm.graph.dataflow import Value, op_name
 from nnfuze_tvm.graph.integers.context import IntegerForm, Integers, Unsupported, along, dtype_of
 from nnfuze_tvm.graph.integers.sums import stored
 from nnfuze_tvm.graph.integers.values import Codes, Constant, ConstantCodes, Known, Parts, Quantized, Sum
+from nnfuze_tvm.graph.ops import _onnx_layers as onnx
 from nnfuze_tvm.graph.ops.operator import Evaluate, Operator, Train
 
 
@@ -115,3 +116,5 @@ OPERATORS = {
     "quantize": _operator(_quantized, _torch_quantize, _quantize),
     "dequantize": _operator(_dequantized, _torch_dequantize, _dequantize),
 }
+
+ONNX = {"quantize": onnx.quantize, "dequantize": onnx.dequantize}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,17 +17,11 @@ from nnfuze_tvm.graph.integers.context import Integers, checked, scaled
 from nnfuze_tvm.graph.integers.values import Known, Quantized
 from nnfuze_tvm.graph.integers.windows import reduce_sum
 from nnfuze_tvm.graph.ir import static_shape
+from nnfuze_tvm.graph.ops import _onnx_maths as onnx
+from nnfuze_tvm.graph.ops._axes import axes_of
 from nnfuze_tvm.graph.ops.operator import Example, Operator, Train, grows
 
 Function = Callable[..., np.ndarray]
-
-
-def axes_of(value: Any, rank: int) -> list[int]:
-    """Return what an attribute that names axes means: one, several, or all for None."""
-    if value is None:
-        return list(range(rank))
-    axes = value if isinstance(value, Iterable) else [value]
-    return [int(axis) % rank for axis in axes]
 
 
 def _reduced(function: Function) -> Callable[..., np.ndarray]:
@@ -161,4 +155,16 @@ OPERATORS = {
         examples=(Example(((4, 16),), lambda x: op.argmin(x, -1)),),
         kernels=("reduction",),
     ),
+}
+
+ONNX = {
+    "mean": onnx.reduced("ReduceMean"),
+    "sum": onnx.reduced("ReduceSum"),
+    "max": onnx.reduced("ReduceMax"),
+    "min": onnx.reduced("ReduceMin"),
+    "prod": onnx.reduced("ReduceProd"),
+    "std": onnx.std,
+    "variance": onnx.variance,
+    "argmax": onnx.position("ArgMax"),
+    "argmin": onnx.position("ArgMin"),
 }

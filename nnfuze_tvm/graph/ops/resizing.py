@@ -13,6 +13,7 @@ from nnfuze_tvm.graph.dataflow import Value
 from nnfuze_tvm.graph.integers.context import Integers
 from nnfuze_tvm.graph.integers.values import Known
 from nnfuze_tvm.graph.ir import static_shape
+from nnfuze_tvm.graph.ops import _onnx_layers as onnx
 from nnfuze_tvm.graph.ops.moving import move
 from nnfuze_tvm.graph.ops.operator import Example, Operator
 from nnfuze_tvm.graph.ops.pooling import couple
@@ -107,3 +108,5 @@ OPERATORS = {
         kernels=("elementwise",),
     ),
 }
+
+ONNX = {"image.resize2d": onnx.resized}

@@ -14,6 +14,7 @@ from tvm import relax
 from tvm.ir import Call
 
 from nnfuze_tvm.graph.ir import static_shape
+from nnfuze_tvm.graph.ops import _onnx_layers as onnx
 from nnfuze_tvm.graph.ops import convolution
 from nnfuze_tvm.graph.ops._windows import accumulator, channels_first, from_channels_first, padded_to, to_channels_first
 from nnfuze_tvm.graph.ops.operator import Example, Operator
@@ -94,3 +95,5 @@ OPERATORS = {
     "nn.conv2d_transpose": _operator(2, ("conv2d", "depthwise", "winograd")),
     "nn.conv3d_transpose": _operator(3, ("conv2d", "depthwise", "winograd")),
 }
+
+ONNX = dict.fromkeys(OPERATORS, onnx.transposed_convolution)

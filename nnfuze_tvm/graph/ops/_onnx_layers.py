@@ -1,0 +1,247 @@
+"""ONNX forms of layers, of windows over images, and of the way to 8 bits and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from tvm.ir import Call
+
+from nnfuze_tvm.graph.ir import static_shape
+from nnfuze_tvm.graph.onnx_form import Form, Writer, dtype_of, require
+from nnfuze_tvm.graph.recurrent.cell import DEFAULTS
+from nnfuze_tvm.graph.recurrent.form import Form as Recurrence
+from nnfuze_tvm.graph.recurrent.form import Sizes
+
+_BYTES = ("int8", "uint8")
+
+
+def _widened(write: Writer, call: Call, names: Sequence[str]) -> list[str]:
+    """Return operands in the type of the sums."""
+    kinds = [dtype_of(arg) for arg in call.args]
+    return [write.cast(name, kind, dtype_of(call)) for name, kind in zip(names, kinds, strict=True)]
+
+
+def _multiplies_bytes(call: Call) -> bool:
+    return dtype_of(call) == "int32" and all(dtype_of(arg) in _BYTES for arg in call.args[:2])
+
+
+def matmul(write: Writer, call: Call, left: str, right: str) -> str:
+    """Multiply matrices."""
+    if _multiplies_bytes(call):
+        return write("MatMulInteger", left, right)
+    return write("MatMul", *_widened(write, call, [left, right]))
+
+
+def _ints(values: Any) -> list[int]:
+    return [int(value) for value in values]
+
+
+def _require_channels_first(call: Call, kernel: str) -> None:
+    attrs = call.attrs
+    layouts = str(attrs.data_layout), str(attrs.kernel_layout), str(attrs.out_layout or attrs.data_layout)
+    require(
+        layouts[0][:2] == "NC" and layouts[1][:2] == kernel and layouts[2] == layouts[0],
+        f"has the layouts {', '.join(layouts)}",
+    )
+
+
+def _window(call: Call) -> dict[str, Any]:
+    attrs = call.attrs
+    facts = {"pads": _ints(attrs.padding), "strides": _ints(attrs.strides), "dilations": _ints(attrs.dilation)}
+    return {**facts, "group": int(attrs.groups), "kernel_shape": list(static_shape(call.args[1])[2:])}
+
+
+def convolution(write: Writer, call: Call, data: str, weight: str) -> str:
+    """Convolve."""
+    _require_channels_first(call, "OI")
+    if _multiplies_bytes(call):
+        return write("ConvInteger", data, weight, **_window(call))
+    require("float" in dtype_of(call), f"has sums in {dtype_of(call)}")
+    return write("Conv", *_widened(write, call, [data, weight]), **_window(call))
+
+
+def transposed_convolution(write: Writer, call: Call, data: str, weight: str) -> str:
+    """Add products to windows of the output."""
+    _require_channels_first(call, "IO")
+    require("float" in dtype_of(call), f"has sums in {dtype_of(call)}")
+    facts = {**_window(call), "output_padding": _ints(call.attrs.output_padding)}
+    return write("ConvTranspose", *_widened(write, call, [data, weight]), **facts)
+
+
+def _require_image(call: Call) -> None:
+    layout, out = str(call.attrs.layout), str(getattr(call.attrs, "out_layout", "") or call.attrs.layout)
+    require(layout[:2] == "NC" and out == layout, f"has the layouts {layout}, {out}")
+
+
+def pooling(operator: str) -> Form:
+    """Return the form of a pooling; what is padded behind is as much as its windows reach."""
+
+    def form(write: Writer, call: Call, x: str) -> str:
+        _require_image(call)
+        attrs, shape, count = call.attrs, static_shape(call.args[0])[2:], static_shape(call)[2:]
+        sizes, strides, dilation = map(_ints, (attrs.pool_size, attrs.strides, attrs.dilation))
+        spans = [(size - 1) * step + 1 for size, step in zip(sizes, dilation, strict=True)]
+        before = _ints(attrs.padding)[: len(sizes)]
+        parts = zip(count, strides, spans, before, shape, strict=True)
+        behind = [max(0, (n - 1) * stride + span - b - size) for n, stride, span, b, size in parts]
+        facts: dict[str, Any] = {"kernel_shape": sizes, "strides": strides, "pads": [*before, *behind]}
+        if max(dilation) > 1:
+            facts["dilations"] = dilation
+        included = operator == "AveragePool" and bool(attrs.count_include_pad)
+        if included:
+            facts["count_include_pad"] = 1
+        if any(max(pair) >= size for *pair, size in zip(before, behind, sizes, strict=True)):
+            # ONNX Runtime takes no padding that is as wide as the window.
+            require(operator == "MaxPool" or included, "has padding as wide as its windows")
+            x, facts["pads"] = _apart(write, call, x, facts["pads"], operator), [0] * (2 * len(sizes))
+        return write(operator, x, **facts)
+
+    return form
+
+
+def _apart(write: Writer, call: Call, x: str, pads: list[int], operator: str) -> str:
+    kind, rank = np.dtype(dtype_of(call)), len(pads) // 2
+    fill = 0 if operator == "AveragePool" else -np.inf if kind.kind == "f" else np.iinfo(kind).min
+    widths = [0, 0, *pads[:rank], 0, 0, *pads[rank:]]
+    return write("Pad", x, write.integers(widths), write.constant(fill, kind), mode="constant")
+
+
+def adaptive_average(write: Writer, call: Call, x: str) -> str:
+    """Average windows that divide an image evenly; where they overlap, by matrices axis by axis."""
+    _require_image(call)
+    shape, count = static_shape(call.args[0]), static_shape(call)
+    if all(size == 1 for size in count[2:]):
+        return write("GlobalAveragePool", x)
+    if not any(size % n for size, n in zip(shape[2:], count[2:], strict=True)):
+        sizes = [size // n for size, n in zip(shape[2:], count[2:], strict=True)]
+        return write("AveragePool", x, kernel_shape=sizes, strides=sizes)
+    sizes = list(shape)
+    for axis in range(2, len(shape)):
+        length, n = shape[axis], count[axis]
+        parts = np.zeros((n, length))
+        for i in range(n):
+            first, last = i * length // n, -(-(i + 1) * length // n)
+            parts[i, first:last] = 1 / (last - first)
+        rows = write.reshaped(x, [int(np.prod(sizes[:axis])), length, int(np.prod(sizes[axis + 1 :]))])
+        sizes[axis] = n
+        x = write.reshaped(write("MatMul", write.constant(parts, dtype_of(call)), rows), sizes)
+    return x
+
+
+_COORDINATES = {"half_pixel", "align_corners", "asymmetric", "pytorch_half_pixel"}
+
+
+def resized(write: Writer, call: Call, x: str, *_: Any) -> str:
+    """Resize an image."""
+    attrs, before, after = call.attrs, static_shape(call.args[0]), static_shape(call)
+    method, mode = str(attrs.method), str(attrs.coordinate_transformation_mode)
+    require(str(attrs.layout) == "NCHW", f"has the layout {attrs.layout}")
+    require(mode in _COORDINATES, f"has the coordinates {mode!r}")
+    require(dtype_of(call) == dtype_of(call.args[0]), "changes the type")
+    facts: dict[str, Any] = {"mode": method, "coordinate_transformation_mode": mode}
+    if method == "nearest_neighbor":
+        rounding = str(attrs.rounding_method)
+        whole = all(size % pixels == 0 for pixels, size in zip(before, after, strict=True))
+        sharp = whole and (rounding, mode) == ("floor", "asymmetric")
+        sizes = zip(before[2:], after[2:], strict=True)
+        require(sharp or not any(_is_near(mode, rounding, *pair) for pair in sizes), "rounds between two pixels")
+        facts |= {"mode": "nearest", "nearest_mode": "round_prefer_floor" if rounding == "round" else rounding}
+    elif method == "cubic":
+        facts |= {"cubic_coeff_a": float(attrs.cubic_alpha), "exclude_outside": int(attrs.cubic_exclude)}
+    return write("Resize", x, "", "", write.integers(after), **facts)
+
+
+def _is_near(mode: str, rounding: str, before: int, after: int) -> bool:
+    """Tell whether rounding decides which pixel is the nearest."""
+    at = np.arange(after)
+    if mode == "align_corners":
+        places = at * (before - 1) / max(after - 1, 1)
+    elif mode == "asymmetric":
+        places = at * before / after
+    else:
+        places = (at + 0.5) * before / after - 0.5
+    edge = 0.0 if rounding in ("floor", "ceil") else 0.5
+    distance = np.abs((places - edge) - np.rint(places - edge))
+    return before != after and bool((distance < 1e-4).any())
+
+
+def _coded(write: Writer, operator: str, call: Call, data: str, scale: str, zero: str) -> str:
+    shape = static_shape(call.args[1])
+    if np.prod(shape) != 1:
+        return write(operator, data, scale, zero, axis=int(call.attrs.axis))
+    return write(operator, data, *(write.reshaped(each, []) if shape else each for each in (scale, zero)))
+
+
+def quantize(write: Writer, call: Call, data: str, scale: str, zero: str) -> str:
+    """Round to codes."""
+    kind = str(call.attrs.out_dtype)
+    require(kind in (*_BYTES, "int16", "uint16"), f"rounds to {kind}")
+    require(dtype_of(call.args[2]) == kind, f"has a zero point in {dtype_of(call.args[2])}")
+    return _coded(write, "QuantizeLinear", call, data, scale, zero)
+
+
+def dequantize(write: Writer, call: Call, data: str, scale: str, zero: str) -> str:
+    """Return what codes stand for."""
+    kind = dtype_of(call.args[0])
+    require(dtype_of(call.args[2]) == kind, f"has a zero point in {dtype_of(call.args[2])}")
+    real = _coded(write, "DequantizeLinear", call, data, scale, zero)
+    return write.cast(real, dtype_of(call.args[1]), dtype_of(call))
+
+
+_NAMES = {
+    "leakyrelu": "LeakyRelu",
+    "thresholdedrelu": "ThresholdedRelu",
+    "scaledtanh": "ScaledTanh",
+    "hardsigmoid": "HardSigmoid",
+}
+_DIRECTIONS = {(False,): "forward", (True,): "reverse", (False, True): "bidirectional"}
+
+
+def recurrence(write: Writer, call: Call, *operands: str) -> str:
+    """Run a recurrent layer; ONNX's multiplies its input itself, here by what picks a part of the product."""
+    form = Recurrence.of(call.attrs)
+    sizes = Sizes.of(static_shape(call.args[0]), static_shape(call.args[2]), dtype_of(call.args[0]))
+    require(not form.scale and not form.integer, "has states in 8 bits, for which ONNX has no operator")
+    require(form.reverse in _DIRECTIONS, "has directions in another order than ONNX's")
+    own = dict(zip(form.operands, operands, strict=True))
+    width = form.gates * sizes.hidden
+    given = write.reshaped(own["projection"], [sizes.steps, sizes.batch, sizes.directions * width])
+    parts = np.eye(sizes.directions * width).reshape(sizes.directions, width, -1)
+    bias = ""
+    if form.has_bias:
+        unit = sizes.hidden
+        wide = np.zeros((unit, 2 * width))
+        wide[:, -unit:] = np.eye(unit)
+        bias = write("MatMul", own["bias"], write.constant(wide, sizes.dtype))
+    inputs = [given, write.constant(parts, sizes.dtype), write("Transpose", own["weights"], perm=[0, 2, 1])]
+    inputs += [bias, "", own["hidden"]]
+    if form.kind == "lstm":
+        inputs += [own["cell"], *([own["peepholes"]] if form.peepholes else [])]
+    kept = 3 if form.keeps_cell else 1
+    found = write.several(form.kind.upper(), inputs, kept, **_cell_facts(form, sizes))
+    if not form.keeps_cell:
+        return found[0]
+    return write("Concat", found[0], write("Unsqueeze", found[2], write.integers([0])), axis=0)
+
+
+def _cell_facts(form: Recurrence, sizes: Sizes) -> dict[str, Any]:
+    first = form.cells[0]
+    functions = [function for cell in form.cells for function in cell.activations]
+    facts: dict[str, Any] = {
+        "hidden_size": sizes.hidden,
+        "direction": _DIRECTIONS[form.reverse],
+        "activations": [_NAMES.get(function.name, function.name.capitalize()) for function in functions],
+    }
+    for place, name in enumerate(("alpha", "beta")):
+        values = [getattr(function, name) for function in functions if len(DEFAULTS[function.name]) > place]
+        if values:
+            facts[f"activation_{name}"] = values
+    if first.clip:
+        facts["clip"] = first.clip
+    if first.coupled:
+        facts["input_forget"] = 1
+    if first.linear_before_reset:
+        facts["linear_before_reset"] = 1
+    return facts
