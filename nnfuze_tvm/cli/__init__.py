@@ -13,9 +13,9 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
-from importlib import import_module
+from importlib import import_module, metadata
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -94,6 +94,7 @@ def _application(chosen: str | None) -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
+    application.callback()(_common)
     for name, verb in find_verbs().items():
         if hasattr(verb, "app"):
             application.add_typer(verb.app, name=name)
@@ -101,6 +102,20 @@ def _application(chosen: str | None) -> typer.Typer:
             command = spread(verb.command, complete=name == chosen)
             application.command(name, epilog=getattr(verb, "EXAMPLES", None))(command)
     return application
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"nnfuze {metadata.version('nnfuze-tvm')}, TVM {metadata.version('apache-tvm')}")
+        raise typer.Exit
+
+
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Take what goes before the verb."""
 
 
 def _run(arguments: Sequence[str]) -> tuple[int, str]:

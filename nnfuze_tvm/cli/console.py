@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from nnfuze_tvm.jobs.announce import Announce
 
 
+# Columns of what goes to files and other programs.
+_WIDE = 200
 # Seconds within which a signal that comes again is the same one.
 _TWICE = 0.5
 
@@ -111,7 +113,11 @@ class _Plain(Console):
 
 def out() -> Console:
     """Return the console that results are printed on; names in them are no markup, and nothing is obeyed."""
-    return _Plain(soft_wrap=True, markup=False, emoji=False)
+    console = _Plain(soft_wrap=True, markup=False, emoji=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        # Nobody's screen: tables are as wide as what is in them.
+        console.width = _WIDE
+    return console
 
 
 def print_arrays(arrays: Mapping[str, np.ndarray]) -> None:

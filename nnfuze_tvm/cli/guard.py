@@ -88,7 +88,14 @@ def _child(command: Callable[[Sequence[str]], int], arguments: Sequence[str], lo
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         code = 2
-    sys.stdout.flush()
+    except SystemExit as ended:
+        # What rich does where who read has gone, as `head` does.
+        code = 2 if ended.code else 0
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Nor does Python's own end have anything to write then.
+        os.dup2(log.fileno(), 1)
     os.write(begin, bytes([code]))
     sys.exit(code)
 

@@ -62,6 +62,11 @@ def test_help_is_quick(arguments: list[str], tmp_path: Path) -> None:
     assert "nnfuze" in shown and quick
 
 
+def test_the_version_is_shown_without_tvm(tmp_path: Path) -> None:
+    text, quick = shown_without_tvm(["--version"], tmp_path)
+    assert text.startswith("nnfuze 0.") and "TVM 0.27" in text and quick
+
+
 def test_help_has_examples_and_the_methods_options(tmp_path: Path) -> None:
     first, _ = shown_without_tvm(["compile", "-h"], tmp_path)
     again, quick = shown_without_tvm(["compile", "-h"], tmp_path)
