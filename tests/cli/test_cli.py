@@ -336,7 +336,7 @@ def test_auto_says_which_layers_stay_float_and_how_to_do_it_again(
     out, again = str(tmp_path / "out"), str(tmp_path / "again")
     assert cli.run([*command, "--quantize", "auto", "-o", out]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("auto: "))
-    assert "0.05 allowed: 1 of 2 layers stay in float32: t/spoiled" in line
+    assert "0.1 allowed: 1 of 2 layers stay in float32: t/spoiled" in line
     assert line.endswith(f"; again: --policy {out}/policy.json")
     assert cli.run([*command, "--policy", f"{out}/policy.json", "-o", again]) == 0
     report, other = (Report.model_validate_json(Path(path, "report.json").read_text()) for path in (out, again))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
@@ -298,27 +298,22 @@ _CALIBRATION_METHOD = Option(
 _MAX_ERROR = Option(
     name="max_error",
     type=Annotated[float, Field(gt=0, allow_inf_nan=False)],
-    default=0.05,
+    default=0.1,
     help="auto: largest error of an output on the samples, a part of its standard deviation.",
 )
 
 
 def _passes(inputs: Inputs) -> list[tvm.transform.Pass]:
     assert inputs.samples is not None
-    quantize = partial(
-        InsertQDQ,
-        inputs.samples,
-        method=inputs.value(_CALIBRATION_METHOD),
-        executor=inputs.executor,
-        seen=Seen(),
-    )
+    method = inputs.value(_CALIBRATION_METHOD)
+
+    def quantizer(samples: Mapping[str, np.ndarray]) -> Callable[[Policy], tvm.transform.Pass]:
+        return partial(InsertQDQ, samples, method=method, executor=inputs.executor, seen=Seen())
+
     if inputs.options.get("quantize") != METHOD.variant:
-        return [quantize(inputs.policy)]
-    return [
-        QuantizeWithin(
-            quantize, inputs.policy, INT8, inputs.samples, inputs.value(_MAX_ERROR), announce=inputs.announce
-        )
-    ]
+        return [quantizer(inputs.samples)(inputs.policy)]
+    limit = inputs.value(_MAX_ERROR)
+    return [QuantizeWithin(quantizer, inputs.policy, INT8, inputs.samples, limit, inputs.announce)]
 
 
 METHOD = Method(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,8 @@ CHOICE_ATTR = "nnfuze.choice"
 # Errors are measured on so many inferences, on fewer where that would be more multiply-accumulates in all, or where
 # the float network's tensors would take more memory.
 _SAMPLES, _MACS, _BYTES = 8, 1.5e12, 1 << 29
+# Of so many samples, every other one is kept from the quantizer while errors are measured on it.
+_HALVED = 8
 # About so often the whole network is computed to find out what may have fewer bits.
 _TRIALS = 12
 # What an element that a layer reads or makes costs more in float, in multiply-accumulates.
@@ -48,8 +50,8 @@ class Choice:
     samples : int
         How many inferences errors were measured on.
     before, after : dict of str to float
-        The error of each output (``task:output``) where no layer stays float for the budget, and as chosen; see
-        `error.output_error`.
+        The error of each output (``task:output``) where no layer stays float for the budget, and as chosen, on samples
+        that the quantizer has not seen if there are enough; see `error.output_error`.
     layers : dict of str to float
         The layers that stay float, each with the largest error that its bits alone make of an output.
     policy : dict
@@ -79,10 +81,13 @@ class QuantizeWithin:
     allows; and those that cost the most are tried with fewer bits again. Layers of which the policy itself says what
     they compute in stay as it says. Equal samples give an equal choice, which an attribute tells (`choice_of`).
 
+    Errors are those on samples that the quantizer has not seen, if there are enough: on its own ones they are smaller,
+    as nothing is out of range there. The result is quantized with all of them.
+
     Parameters
     ----------
-    quantize : callable
-        Returns the pass that quantizes what a policy says.
+    quantizer : callable
+        From samples to what returns the pass that quantizes by them what a policy says.
     policy : Policy
         Which layers may be quantized.
     precision : Precision
@@ -102,14 +107,14 @@ class QuantizeWithin:
 
     def __init__(
         self,
-        quantize: Callable[[Policy], tvm.transform.Pass],
+        quantizer: Callable[[Mapping[str, np.ndarray]], Callable[[Policy], tvm.transform.Pass]],
         policy: Policy,
         precision: Precision,
         calibration: Mapping[str, np.ndarray],
         max_error: float,
         announce: Callable[[str], None],
     ) -> None:
-        self.quantize, self.policy, self.precision = quantize, policy, precision
+        self.quantizer, self.policy, self.precision = quantizer, policy, precision
         self.calibration, self.max_error, self.announce = calibration, max_error, announce
 
     def transform_module(self, mod: tvm.IRModule, _: PassContext) -> tvm.IRModule:
@@ -117,12 +122,12 @@ class QuantizeWithin:
         search = _Search(mod, self)
         kept = search.chosen()
         policy = search.leaving(kept)
-        result = self.quantize(policy)(mod)
+        result = self.quantizer(self.calibration)(policy)(mod)
         choice = Choice(
             max_error=self.max_error,
             samples=len(search.inputs),
             before=search.before,
-            after=search.errors(result) if kept else search.before,
+            after=search.errors(kept) if kept else search.before,
             layers={name: search.alone[unit] for unit in search.units if unit in kept for name in search.units[unit]},
             policy={"default": policy.default, "layers": policy.layers},
         )
@@ -148,8 +153,9 @@ class _Search:
 
     def __init__(self, mod: tvm.IRModule, asked: QuantizeWithin) -> None:
         self.asked, self.lineage = asked, ir.lineage(mod)
-        samples = load_calibration(asked.calibration, mod)
-        found = asked.quantize(asked.policy)(mod)
+        seen, held = _halves(load_calibration(asked.calibration, mod), mod)
+        self.quantize = asked.quantizer(seen)
+        found = self.quantize(asked.policy)(mod)
         self.calls = {b.var.name: b.value for b in bindings(mod["main"]) if ops.is_layer(b.value)}
         self.units: dict[str, list[str]] = {}
         for name in self.calls:
@@ -159,10 +165,10 @@ class _Search:
         main, _ = with_constants(mod["main"], {name for names in self.units.values() for name in names})
         self.mod = mod if main.same_as(mod["main"]) else with_main(mod, main)
         self.labels = [f"{output.task}:{output.name}" for output in ir.task_outputs(mod)]
-        self.inputs = self._inputs(samples)
+        self.inputs = self._inputs(held)
         asked.announce("quantizing: computing the float network")
         self.float = Remembered(self.mod, self.inputs)
-        self.before = self.errors(found)
+        self.before = self._of(found)
         self.alone: dict[str, float] = {}
 
     def chosen(self) -> list[str]:
@@ -198,8 +204,11 @@ class _Search:
                 layers[unit] = {**layers.get(unit, {}), "bits": FLOAT32.weights}
         return policy.parse({"default": policy.default, "layers": layers})
 
-    def errors(self, mod: tvm.IRModule) -> dict[str, float]:
-        """Return the error of each output of a module."""
+    def errors(self, kept: Collection[str]) -> dict[str, float]:
+        """Return the error of each output where some units stay float."""
+        return self._of(self.quantize(self.leaving(kept))(self.mod))
+
+    def _of(self, mod: tvm.IRModule) -> dict[str, float]:
         answers, exact = self.float.run(mod["main"]), self.float.outputs
         return {
             label: output_error([row[n] for row in answers], [row[n] for row in exact])
@@ -207,8 +216,7 @@ class _Search:
         }
 
     def _error(self, kept: Collection[str]) -> float:
-        """Return the largest error of an output where some units stay float."""
-        return _worst(self.errors(self.asked.quantize(self.leaving(kept))(self.mod)))
+        return _worst(self.errors(kept))
 
     def _is_open(self, name: str) -> bool:
         """Tell whether a layer gets fewer bits, and only because all do."""
@@ -239,15 +247,25 @@ class _Search:
         """Return what a unit costs more in float, in multiply-accumulates."""
         return sum(_macs(self.calls[name]) + _MOVED * _elements(self.calls[name]) for name in self.units[unit])
 
-    def _inputs(self, samples: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
-        """Return the inferences that errors are measured on, evenly spread over the samples."""
-        found = list(batches(samples, self.mod["main"].params))
+    def _inputs(self, found: Sequence[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+        """Return the inferences that errors are measured on, evenly spread over those that there are."""
         runs = _TRIALS + len(self.units) / 2
         macs = max(1, sum(map(_macs, self.calls.values())))
         made = [b.var for b in bindings(self.mod["main"]) if isinstance(b.var.ty, relax.TensorType)]
         size = 4 * sum(math.prod(static_shape(var)) for var in made)
         count = max(1, min(len(found), _SAMPLES, int(_MACS / (macs * runs)), _BYTES // max(1, size)))
         return [found[n * len(found) // count] for n in range(count)]
+
+
+def _halves(
+    samples: Mapping[str, np.ndarray], mod: tvm.IRModule
+) -> tuple[Mapping[str, np.ndarray], list[dict[str, np.ndarray]]]:
+    """Return samples to quantize by, and inferences to measure errors on: all for both if they are few."""
+    found = list(batches(samples, mod["main"].params))
+    if len(found) < _HALVED:
+        return samples, found
+    seen = {name: np.concatenate([np.atleast_1d(each[name]) for each in found[::2]]) for name in samples}
+    return seen, found[1::2]
 
 
 def _worst(errors: Mapping[str, float]) -> float:

@@ -23,15 +23,24 @@ ALL = Policy.uniform(bits=8)
 SAMPLES = {"x": np.random.default_rng(1).standard_normal((6, 4, 10, 10)).astype("float32")}
 
 
-def network(decades=3.0):
-    """Return four convolutions; what the depthwise one reads is spread over decades from channel to channel."""
+def network(decades=3.0, stored=False):
+    """Return four convolutions; what the depthwise one reads is spread over decades from channel to channel.
+
+    Weights may be stored in 8 bits, behind a dequantize.
+    """
     rng, emitter = np.random.default_rng(0), Emitter()
     spread = np.logspace(0, -decades, 16, dtype="float32")[:, None, None, None]
     x = relax.Var("x", relax.TensorType((1, 4, 10, 10), "float32"))
 
     def conv(data, outputs, inputs, name, scale=1.0, groups=1, size=3):
         weight = rng.standard_normal((outputs, inputs // groups, size, size)).astype("float32") * scale
-        return emitter.emit(op.nn.conv2d(data, relax.const(weight), padding=size // 2, groups=groups), name)
+        filters = relax.const(weight)
+        if stored:
+            steps = np.abs(weight).max((1, 2, 3)) / 127
+            codes = relax.const(np.rint(weight / steps[:, None, None, None]).astype("int8"))
+            zeros = relax.const(np.zeros(outputs, "int8"))
+            filters = emitter.emit(op.dequantize(codes, relax.const(steps), zeros, axis=0, out_dtype="float32"))
+        return emitter.emit(op.nn.conv2d(data, filters, padding=size // 2, groups=groups), name)
 
     y = emitter.emit(op.nn.relu(conv(x, 16, 4, "t/first", spread)))
     y = emitter.emit(op.nn.relu(conv(y, 16, 16, "t/depthwise", 1 / spread, groups=16)))
@@ -41,13 +50,13 @@ def network(decades=3.0):
     return ir.with_task_outputs(mod, [ir.TaskOutput("t", "y")])
 
 
-def quantizer():
-    return partial(InsertQDQ, SAMPLES, executor=evaluate.executor, seen=Seen())
+def quantizer(samples):
+    return partial(InsertQDQ, samples, executor=evaluate.executor, seen=Seen())
 
 
-def within(mod, max_error, policy=ALL):
+def within(mod, max_error, policy=ALL, samples=SAMPLES):
     said = []
-    result = QuantizeWithin(quantizer(), policy, INT8, SAMPLES, max_error, said.append)(mod)
+    result = QuantizeWithin(quantizer, policy, INT8, samples, max_error, said.append)(mod)
     relax.analysis.well_formed(result)
     return result, choice_of(result), said
 
@@ -72,9 +81,11 @@ def test_the_layer_that_spoils_the_outputs_stays_float():
     assert any("layer 4 of 4 alone" in each for each in said)
 
 
-def test_the_choice_is_a_policy_and_always_the_same():
-    mod = network()
+@pytest.mark.parametrize("stored", [False, True])
+def test_the_choice_is_a_policy_and_always_the_same(stored):
+    mod = network(stored=stored)
     result, choice, _ = within(mod, 0.05)
+    assert list(choice.layers) == ["t/depthwise"] and choice.after["t:y"] == pytest.approx(error(result, mod), rel=0.05)
     policy = Policy.parse(choice.policy)
     policy.validate_layers([b.var.name for b in bindings(mod["main"]) if "/" in b.var.name])
     tvm.ir.assert_structural_equal(InsertQDQ(SAMPLES, policy)(mod)["main"], result["main"])
@@ -101,6 +112,16 @@ def test_what_the_policy_says_of_a_layer_is_not_changed():
     assert choice.after["t:y"] == pytest.approx(error(result, mod))
     chosen = Policy.parse(choice.policy)
     assert chosen.for_layer("t/wide").keep == 0.5 and chosen.for_layer("t/first").precision.weights == 32
+
+
+def test_errors_are_those_on_samples_that_the_quantizer_has_not_seen():
+    """Every other sample is ten times as large: out of the range of the others."""
+    mod, size = network(0.0), np.tile([1, 10], 4)[:, None, None, None]
+    samples = {"x": np.random.default_rng(2).standard_normal((8, 4, 10, 10)).astype("float32") * size}
+    samples = {"x": samples["x"].astype("float32")}
+    result, choice, _ = within(mod, 10.0, samples=samples)
+    assert choice.samples == 4 and choice.before["t:y"] > 0.5
+    tvm.ir.assert_structural_equal(InsertQDQ(samples, ALL)(mod)["main"], result["main"])
 
 
 def test_layers_of_one_origin_stay_float_together():
