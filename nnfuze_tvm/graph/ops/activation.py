@@ -15,7 +15,7 @@ from nnfuze_tvm.graph.dataflow import Value
 from nnfuze_tvm.graph.integers.context import Integers, number
 from nnfuze_tvm.graph.integers.values import Known
 from nnfuze_tvm.graph.ops.elementwise import erf, operator
-from nnfuze_tvm.graph.ops.operator import Example, Operator, always, grows
+from nnfuze_tvm.graph.ops.operator import Example, Operator, always, grows, proportional_to
 
 
 def _relu(context: Integers, call: Call, _: str) -> Known | None:
@@ -89,10 +89,24 @@ def _with_attributes(evaluate: Any, call: Any, **facts: Any) -> Operator:
 
 OPERATORS = {
     "nn.relu": operator(
-        lambda x: np.maximum(x, 0), 1, op.nn.relu, integer=_relu, nonnegative=always, bounds=True, half=True
+        lambda x: np.maximum(x, 0),
+        1,
+        op.nn.relu,
+        integer=_relu,
+        nonnegative=always,
+        bounds=True,
+        half=True,
+        proportional=proportional_to(0),
     ),
     "nn.relu6": operator(
-        lambda x: np.clip(x, 0, 6), 1, op.nn.relu6, integer=_relu6, nonnegative=always, bounds=True, half=True
+        lambda x: np.clip(x, 0, 6),
+        1,
+        op.nn.relu6,
+        integer=_relu6,
+        nonnegative=always,
+        bounds=True,
+        limits=lambda _: (0.0, 6.0),
+        half=True,
     ),
     "clip": _with_attributes(
         _evaluate_clip,
@@ -100,6 +114,7 @@ OPERATORS = {
         integer=_clip,
         nonnegative=lambda call, _: number(call.args[1]) >= 0,
         bounds=True,
+        limits=lambda call: (number(call.args[1]), number(call.args[2])),
         half=True,
     ),
     "sigmoid": operator(_sigmoid, 1, op.sigmoid, nonnegative=always),
@@ -107,7 +122,9 @@ OPERATORS = {
     "nn.gelu": operator(_gelu, 1, op.nn.gelu, degrees=grows(1)),
     "nn.gelu_tanh": operator(_gelu_tanh, 1, op.nn.gelu_tanh, degrees=grows(1)),
     "nn.selu": operator(_selu, 1, op.nn.selu, degrees=grows(1)),
-    "nn.leakyrelu": _with_attributes(_leaky, op.nn.leakyrelu, degrees=grows(1), half=True),
+    "nn.leakyrelu": _with_attributes(
+        _leaky, op.nn.leakyrelu, degrees=grows(1), half=True, proportional=proportional_to(0)
+    ),
     "nn.softplus": _with_attributes(_softplus, op.nn.softplus),
     "nn.prelu": Operator(
         effect="maps",
@@ -117,5 +134,6 @@ OPERATORS = {
         cut=cut_prelu,
         degrees=grows(1, None),
         kernels=("elementwise",),
+        proportional=proportional_to(0),
     ),
 }

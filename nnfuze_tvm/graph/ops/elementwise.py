@@ -19,7 +19,7 @@ from nnfuze_tvm.graph.dataflow import Value
 from nnfuze_tvm.graph.integers.context import Integers
 from nnfuze_tvm.graph.integers.values import Constant, Known, Quantized, Sum
 from nnfuze_tvm.graph.ir import static_shape
-from nnfuze_tvm.graph.ops.operator import Affine, Example, Operator, always, grows
+from nnfuze_tvm.graph.ops.operator import Affine, Example, Operator, always, grows, proportional_to
 
 Function = Callable[..., np.ndarray]
 
@@ -187,12 +187,9 @@ def _bound(lower: bool) -> Callable[[Integers, Call, str], Known | None]:
     def integer(context: Integers, call: Call, _: str) -> Known | None:
         for source, limit in (call.args, reversed(list(call.args))):
             number = context.value(limit)
-            if (
-                isinstance(number, Constant)
-                and number.values.size == 1
-                and number.values.ndim <= len(static_shape(source))
-            ):
-                edge = float(number.values.flat[0])
+            shape = static_shape(source)
+            if isinstance(number, Constant) and np.broadcast_shapes(number.values.shape, shape) == shape:
+                edge = number.values.reshape((1,) * (len(shape) - number.values.ndim) + number.values.shape)
                 return context.clamp(source, edge, np.inf) if lower else context.clamp(source, -np.inf, edge)
         return None
 
@@ -261,16 +258,24 @@ def _binary() -> dict[str, Operator]:
         return operator(function, 2, call, affine=affine, folds=True, **facts)
 
     found = {
-        "add": arithmetic(np.add, op.add, _affine_add, degrees=_EVENLY, integer=_add, half=True),
-        "subtract": arithmetic(np.subtract, op.subtract, _affine_subtract, degrees=_EVENLY, half=True),
+        "add": arithmetic(
+            np.add, op.add, _affine_add, degrees=_EVENLY, integer=_add, half=True, proportional=proportional_to(0, 1)
+        ),
+        "subtract": arithmetic(
+            np.subtract, op.subtract, _affine_subtract, degrees=_EVENLY, half=True, proportional=proportional_to(0, 1)
+        ),
         "multiply": arithmetic(
             np.multiply, op.multiply, _affine_multiply, degrees=_product_degrees, integer=_multiply, half=True
         ),
         "divide": arithmetic(
             _quotient, op.divide, _affine_divide, degrees=grows(1, -1), integer=_divide, range=(0.5, 2.0)
         ),
-        "maximum": operator(np.maximum, 2, op.maximum, integer=_bound(True), bounds=True, half=True),
-        "minimum": operator(np.minimum, 2, op.minimum, integer=_bound(False), bounds=True, half=True),
+        "maximum": operator(
+            np.maximum, 2, op.maximum, integer=_bound(True), bounds=True, half=True, proportional=proportional_to(0, 1)
+        ),
+        "minimum": operator(
+            np.minimum, 2, op.minimum, integer=_bound(False), bounds=True, half=True, proportional=proportional_to(0, 1)
+        ),
         "floor_divide": operator(np.floor_divide, 2, op.floor_divide, range=(0.5, 2.0)),
         "power": operator(np.power, 2, op.power, degrees=_power_degrees, range=(0.5, 2.0)),
         "mod": operator(np.fmod, 2, op.mod, range=(0.5, 2.0)),
@@ -322,10 +327,14 @@ def _unary() -> dict[str, Operator]:
         name: operator(function, 1, getattr(op, name), range=span) for name, (function, span) in everywhere.items()
     }
     return found | {
-        "abs": operator(np.abs, 1, op.abs, degrees=grows(1), nonnegative=always, half=True),
+        "abs": operator(
+            np.abs, 1, op.abs, degrees=grows(1), nonnegative=always, half=True, proportional=proportional_to(0)
+        ),
         "exp": operator(np.exp, 1, op.exp, nonnegative=always),
         "square": operator(np.square, 1, op.square, degrees=grows(2), nonnegative=always),
-        "negative": operator(np.negative, 1, op.negative, degrees=grows(1), half=True, folds=True),
+        "negative": operator(
+            np.negative, 1, op.negative, degrees=grows(1), half=True, folds=True, proportional=proportional_to(0)
+        ),
         "log": operator(np.log, 1, op.log, degrees=grows(0), range=(0.5, 3.0)),
         "sqrt": operator(np.sqrt, 1, op.sqrt, degrees=grows(0.5), folds=True, range=(0.5, 3.0)),
         "rsqrt": operator(lambda x: 1 / np.sqrt(x), 1, op.rsqrt, degrees=grows(-0.5), range=(0.5, 3.0)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -111,6 +111,13 @@ def _position(call: Call, axis: int) -> int | None:
     return axis if int(call.attrs.axis) % len(static_shape(call)) != axis else None
 
 
+def _gains(call: Call) -> tuple[int, Sequence[int]]:
+    """Return the axis of a normalization's constants; several axes have none of their own."""
+    own = getattr(call.attrs, "channel_axis", None)
+    axes = axes_of(call.attrs.axes, len(static_shape(call))) if own is None else [int(own)]
+    return axes[0] % len(static_shape(call)), range(1, len(call.args)) if len(axes) == 1 else ()
+
+
 def _operator(evaluate: Any, *examples: Example, **facts: Any) -> Operator:
     return Operator(effect="mixes", evaluate=evaluate, examples=examples, **{"kernels": ("reduction",), **facts})
 
@@ -136,22 +143,26 @@ OPERATORS = {
         Example((_DATA, (8,), (8,)), lambda x, g, b: op.nn.instance_norm(x, g, b, 1, [2, 3]), constants=2),
         couple=couple_per_channel,
         cut=cut_per_channel,
+        gains=_gains,
         kernels=("reduction", "fallback"),
     ),
     "nn.group_norm": _operator(
         _group_norm,
         Example((_DATA, (8,), (8,)), lambda x, g, b: op.nn.group_norm(x, g, b, 2, 1, [2, 3]), constants=2),
+        gains=_gains,
         kernels=("reduction", "fallback"),
     ),
     "nn.layer_norm": _operator(
         _layer_norm,
         Example(((2, 6, 32), (32,), (32,)), lambda x, g, b: op.nn.layer_norm(x, g, b, -1), constants=2),
         couple=_fixed_axes("axes"),
+        gains=_gains,
     ),
     "nn.rms_norm": _operator(
         _rms_norm,
         Example(((2, 6, 32), (32,)), lambda x, g: op.nn.rms_norm(x, g, -1), constants=1),
         couple=_fixed_axes("axes"),
+        gains=_gains,
     ),
     "nn.softmax": _operator(
         _softmax,

@@ -17,7 +17,7 @@ from nnfuze_tvm.graph.integers.context import Integers, checked, scaled
 from nnfuze_tvm.graph.integers.values import Known, Quantized
 from nnfuze_tvm.graph.integers.windows import reduce_sum
 from nnfuze_tvm.graph.ir import static_shape
-from nnfuze_tvm.graph.ops.operator import Example, Operator, grows
+from nnfuze_tvm.graph.ops.operator import Example, Operator, grows, proportional_to
 
 Function = Callable[..., np.ndarray]
 
@@ -99,9 +99,9 @@ OPERATORS = {
     "mean": _operator(
         np.mean, op.mean, effect="averages", integer=_integer_mean, batch=along(_position), transposed=_transposed
     ),
-    "sum": _operator(np.sum, op.sum, degrees=grows(1), batch=along(_position)),
-    "max": _operator(np.max, op.max, degrees=grows(1), batch=along(_position)),
-    "min": _operator(np.min, op.min, degrees=grows(1), batch=along(_position)),
+    "sum": _operator(np.sum, op.sum, degrees=grows(1), proportional=proportional_to(0), batch=along(_position)),
+    "max": _operator(np.max, op.max, degrees=grows(1), proportional=proportional_to(0), batch=along(_position)),
+    "min": _operator(np.min, op.min, degrees=grows(1), proportional=proportional_to(0), batch=along(_position)),
     "prod": _operator(np.prod, op.prod),
     "std": _operator(np.std, op.std, degrees=grows(1), kernels=("pooling", "reduction", "fallback")),
     "variance": _operator(np.var, op.variance, degrees=grows(2), kernels=("pooling", "reduction", "fallback")),

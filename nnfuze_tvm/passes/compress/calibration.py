@@ -145,8 +145,10 @@ class Range:
     ----------
     low, high
         Smallest and largest value.
-    mean
-        Mean per channel.
+    mean, peaks, powers
+        Mean, largest absolute value and mean square per channel.
+    count
+        How many values of each channel were seen.
     channel_axis
         Which axis of the tensor holds the channels.
     """
@@ -155,6 +157,9 @@ class Range:
     low: float = np.inf
     high: float = -np.inf
     mean: np.ndarray = field(default_factory=lambda: np.zeros(1))
+    peaks: np.ndarray = field(default_factory=lambda: np.zeros(1))
+    powers: np.ndarray = field(default_factory=lambda: np.zeros(1))
+    count: int = 0
     _seen: int = 0
     _histogram: np.ndarray = field(default_factory=lambda: np.zeros(_BINS, "int64"))
     _reach: float = 0.0
@@ -165,14 +170,18 @@ class Range:
         self.high = max(self.high, float(values.max()))
         others = tuple(axis for axis in range(values.ndim) if axis != self.channel_axis)
         means = values.mean(others, dtype="float64")
+        magnitudes = np.abs(values)
         self._seen += 1
+        self.count += values.size // means.size
         self.mean = self.mean + (means - self.mean) / self._seen
+        self.peaks = np.maximum(self.peaks, magnitudes.max(others))
+        self.powers = self.powers + (np.square(values, dtype="float64").mean(others) - self.powers) / self._seen
         if self._reach == 0:
             self._reach = max(self.largest, 1e-30)
         while self._reach < self.largest:  # Twice the range in as many bins: neighbours become one.
             self._histogram = np.concatenate([self._histogram.reshape(-1, 2).sum(1), np.zeros(_BINS // 2, "int64")])
             self._reach *= 2
-        self._histogram += np.histogram(np.abs(values), _BINS, (0, self._reach))[0]
+        self._histogram += np.histogram(magnitudes, _BINS, (0, self._reach))[0]
 
     @property
     def largest(self) -> float:

@@ -13,11 +13,11 @@ from tvm.ir.transform import PassContext, module_pass
 from tvm.relax import op
 
 from nnfuze_tvm.errors import InputError
-from nnfuze_tvm.graph import evaluate, ops
+from nnfuze_tvm.graph import evaluate
 from nnfuze_tvm.graph.constants import array
 from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, output_fields, substitute
 from nnfuze_tvm.graph.evaluate import Executor
-from nnfuze_tvm.graph.ir import Lineage, lineage, static_shape, with_float_layers
+from nnfuze_tvm.graph.ir import lineage, static_shape, with_float_layers
 from nnfuze_tvm.passes.compress.calibration import (
     CALIBRATION_METHODS,
     CalibrationMethod,
@@ -25,16 +25,16 @@ from nnfuze_tvm.passes.compress.calibration import (
     collect_ranges,
     load_calibration,
 )
-from nnfuze_tvm.passes.compress.method import Inputs, Method, Option, Precision
+from nnfuze_tvm.passes.compress.equalize.equalize import Equalize
+from nnfuze_tvm.passes.compress.method import Inputs, Method, Option
 from nnfuze_tvm.passes.compress.plan import Plan, layer_of
-from nnfuze_tvm.passes.compress.quantizable import integer_layers
+from nnfuze_tvm.passes.compress.quantizable import INT8, int8_layers
 from nnfuze_tvm.passes.compress.states import quantize_states
 from nnfuze_tvm.passes.compress.stored_weights import Stored, with_constants
 
 if TYPE_CHECKING:
     from nnfuze_tvm.passes.compress.policy import Policy
 
-INT8 = Precision(8, 8, "int")
 _LEVELS = 127
 # A layer stays float where the 8 bits of its input are off by more than this part of the input's standard deviation on
 # the samples (root mean square): 127 steps reach about a hundred standard deviations then.
@@ -83,7 +83,7 @@ class InsertQDQ:
         calibration: str | Mapping[str, np.ndarray],
         policy: Policy,
         method: CalibrationMethod = "minmax",
-        bias_correction: bool = False,
+        bias_correction: bool = True,
         executor: Executor = evaluate.executor,
     ) -> None:
         if method not in CALIBRATION_METHODS:
@@ -100,7 +100,7 @@ class InsertQDQ:
         for gvar, func in mod.functions_items():
             if not isinstance(func, relax.Function):
                 continue
-            asked = {b.var.name for b in bindings(func) if self._asks_for(b, origins)} - integer_layers(func)
+            asked = int8_layers(func, self.policy, origins)
             func, stored = with_constants(func, asked)
             func, asked = quantize_states(mod, func, asked, stored, samples, self.method, self.executor)
             plan, ranges, scales = self._planned(mod, func, asked, samples, left)
@@ -136,12 +136,6 @@ class InsertQDQ:
                 for name, error in spoiled.items()
             }
             asked = plan.names - spoiled.keys()
-
-    def _asks_for(self, binding: relax.VarBinding, origins: Lineage) -> bool:
-        """Return whether a binding is a layer of real numbers that gets 8 bits."""
-        if not ops.is_layer(binding.value) or str(binding.value.ty.dtype) != "float32":
-            return False
-        return self.policy.for_layer(binding.var.name, origins).precision == INT8
 
 
 def _scales(plan: Plan, ranges: Mapping[Value, Range], method: CalibrationMethod) -> dict[Value, float]:
@@ -228,7 +222,7 @@ class _Writer:
         shift = (np.rint((offsets - error) / unit) * unit).astype("float32")
         if bias is not None and array(bias[1]).size == outputs:
             self.biases[bias[0]] = (bias[1], relax.const(shift.reshape(array(bias[1]).shape)))
-        elif self.correct and bias is None:
+        elif bias is None and shift.any():
             shape = [outputs if k == where.result else 1 for k in range(len(static_shape(layer)))]
             return self.emitter.emit(op.add(result, relax.const(shift.reshape(shape))))
         return result
@@ -258,7 +252,15 @@ _CALIBRATION_METHOD = Option(
 def _passes(inputs: Inputs) -> list[tvm.transform.Pass]:
     assert inputs.samples is not None
     method = inputs.value(_CALIBRATION_METHOD)
-    return [InsertQDQ(inputs.samples, inputs.policy, method=method, executor=inputs.executor)]
+    return [
+        Equalize(inputs.samples, inputs.policy, inputs.executor),
+        InsertQDQ(
+            inputs.samples,
+            inputs.policy,
+            method=method,
+            executor=inputs.executor,
+        ),
+    ]
 
 
 METHOD = Method(
