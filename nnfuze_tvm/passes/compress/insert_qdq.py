@@ -18,14 +18,9 @@ from nnfuze_tvm.graph.constants import array
 from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, output_fields, substitute
 from nnfuze_tvm.graph.evaluate import Executor
 from nnfuze_tvm.graph.ir import lineage, static_shape, with_float_layers
-from nnfuze_tvm.passes.compress.calibration import (
-    CALIBRATION_METHODS,
-    CalibrationMethod,
-    Range,
-    collect_ranges,
-    load_calibration,
-)
+from nnfuze_tvm.passes.compress.calibration import Range, collect_ranges, load_calibration
 from nnfuze_tvm.passes.compress.equalize.equalize import Equalize
+from nnfuze_tvm.passes.compress.magnitudes import CALIBRATION_METHODS, CalibrationMethod
 from nnfuze_tvm.passes.compress.method import Inputs, Method, Option
 from nnfuze_tvm.passes.compress.plan import Plan, layer_of
 from nnfuze_tvm.passes.compress.quantizable import INT8, int8_layers
@@ -63,9 +58,11 @@ class InsertQDQ:
         Samples, see :func:`nnfuze_tvm.passes.compress.calibration.load_calibration`.
     policy : Policy
         Which layers get 8 bits.
-    method : {"minmax", "percentile", "mse"}
-        How the range of an activation follows from its samples: all of it, 99.99 % of its absolute values, or
-        the range with the least mean squared error.
+    method : {"minmax", "percentile", "mse", "kl", "average"}
+        How the range of an activation follows from its samples: all of it, 99.99 % of its absolute values, the range
+        with the least mean squared error or the least divergence of distributions (Kullback-Leibler), or the mean of
+        the samples' largest values. Percentile, mse and kl leave samples out whose largest value is more than a
+        hundred times the usual.
     bias_correction : bool
         Subtract from each bias the mean error that the rounded weights cause on the samples (Nagel et al.,
         "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019).
@@ -245,7 +242,7 @@ _CALIBRATION_METHOD = Option(
     name="calibration_method",
     type=CalibrationMethod,
     default="minmax",
-    help="Ranges from samples: minmax, percentile or mse.",
+    help="Ranges from samples: minmax, percentile, mse, kl or average.",
 )
 
 
