@@ -1,5 +1,6 @@
 """Graph-level passes, one file each; ``pipeline`` states their order."""
 
+from nnfuze_tvm.passes.compress.equalize.equalize import Equalize
 from nnfuze_tvm.passes.compress.half_precision import HalfPrecision
 from nnfuze_tvm.passes.compress.insert_qdq import InsertQDQ
 from nnfuze_tvm.passes.compress.prune.prune_channels import PruneChannels
@@ -31,6 +32,7 @@ from nnfuze_tvm.passes.simplify.fuse_gelu import FuseGelu
 
 __all__ = [
     "BatchBranches",
+    "Equalize",
     "FewChannels",
     "FoldBatchNorm",
     "FuseGelu",

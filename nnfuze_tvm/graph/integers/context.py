@@ -127,12 +127,12 @@ class Integers(SumOps):
             codes.append(self.requantize(total, scale, zero_point, dtype))
         return self.concat(codes, value.axis)
 
-    def clamp(self, source: relax.Expr, lo: float, hi: float) -> Known | None:
+    def clamp(self, source: relax.Expr, lo: float | np.ndarray, hi: float | np.ndarray) -> Known | None:
         """Bound a value; sums keep the bounds until they are requantized."""
         value = self.value(source)
         if isinstance(value, Quantized):
             real = [(code - value.zero_point) * value.scale for code in (value.codes.lo, value.codes.hi)]
-            if lo <= real[0] and real[1] <= hi:
+            if np.all(lo <= real[0]) and np.all(real[1] <= hi):
                 return value
             value = self.widen(value)
         if isinstance(value, Sum):

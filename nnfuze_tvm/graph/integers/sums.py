@@ -133,8 +133,19 @@ class SumOps:
         """Return the float32 values of a sum."""
         data = op.multiply(op.astype(self.total(value), "float32"), float32_constant(value.scale))
         if value.clamped:
-            data = op.clip(data, float(value.lo), float(value.hi))
+            data = self._bounded(data, value.lo, value.hi)
         return self.emit(data)
+
+    def _bounded(self, data: relax.Expr, lo: float | np.ndarray, hi: float | np.ndarray) -> relax.Expr:
+        """Bound a tensor by numbers, or by numbers per channel."""
+        if np.ndim(lo) == np.ndim(hi) == 0:
+            return op.clip(data, float(lo), float(hi))
+        data = self.emit(data)
+        dtype = str(data.ty.dtype.dtype)
+        for bound, limit in ((op.maximum, lo), (op.minimum, hi)):
+            if np.any(np.isfinite(limit)):
+                data = bound(data, relax.const(np.asarray(limit, dtype)))
+        return data
 
     def requantize(self, value: Sum, scale: float, zero_point: int, dtype: str) -> Codes:
         """Return the sum in 8 bits.
@@ -145,14 +156,18 @@ class SumOps:
         """
         zero_point, offset = stored(dtype, zero_point)
         lo, hi = code_range(dtype, zero_point)
-        if value.lo > -np.inf:
-            lo = int(np.clip(np.rint(value.lo / scale) + zero_point, lo, hi))
-        if value.hi < np.inf:
-            hi = int(np.clip(np.rint(value.hi / scale) + zero_point, lo, hi))
+        lowest = np.clip(np.rint(value.lo / scale) + zero_point, lo, hi)
+        lo = int(lowest.min())
+        highest = np.clip(np.rint(value.hi / scale) + zero_point, lowest, hi)
+        hi = int(highest.max())
         multiplier = float32_constant(value.scale / scale)
         rounded = op.round(op.multiply(op.astype(self.total(value), "float32"), multiplier))
         if np.max(value.bound * np.abs(value.scale / scale)) < _SAFE_INT32:
             rounded = op.astype(rounded, "int32")
+        if np.any(lowest > lo) or np.any(highest < hi):
+            # What is one number is a bound of the clip.
+            most = highest - zero_point if np.ndim(highest) else np.inf
+            rounded = self._bounded(rounded, lowest - zero_point if np.ndim(lowest) else -np.inf, most)
         return self._narrow(rounded, lo, hi, zero_point, offset, dtype)
 
     def rescale(self, value: Sum, scale: float) -> Sum:

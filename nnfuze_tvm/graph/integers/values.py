@@ -106,16 +106,20 @@ class Sum:
 
     ``bias`` (int64) and ``scale`` (float64) have as many dimensions as ``expr`` and broadcast to it; the bias
     is not emitted before the value is used, so that everything constant is added at once. ``bound`` is the
-    largest possible ``|expr + bias|``, and no part of the sum exceeds it.
+    largest possible ``|expr + bias|``, and no part of the sum exceeds it. ``lo`` and ``hi`` are numbers, or float64 of
+    as many dimensions, too.
     """
 
     expr: relax.Expr
     scale: np.ndarray
     bias: np.ndarray
     bound: np.ndarray
-    lo: float = -np.inf
-    hi: float = np.inf
+    lo: float | np.ndarray = -np.inf
+    hi: float | np.ndarray = np.inf
     total: relax.Expr | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        self.lo, self.hi = (float(np.min(each)) if np.size(each) == 1 else each for each in (self.lo, self.hi))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -125,11 +129,17 @@ class Sum:
     @property
     def clamped(self) -> bool:
         """Whether an activation is pending."""
-        return bool(np.isfinite(self.lo) or np.isfinite(self.hi))
+        return bool(np.any(np.isfinite(self.lo)) or np.any(np.isfinite(self.hi)))
 
-    def clamp(self, lo: float, hi: float) -> Sum:
+    @property
+    def nonnegative(self) -> bool:
+        """Whether an activation keeps the real value from being negative."""
+        return bool(np.all(np.asarray(self.lo) >= 0))
+
+    def clamp(self, lo: float | np.ndarray, hi: float | np.ndarray) -> Sum:
         """Return the sum with a further bound on its real value, which is applied when it is requantized."""
-        return replace(self, lo=min(max(self.lo, lo), self.hi), hi=max(min(self.hi, hi), self.lo))
+        lowest, highest = np.maximum(self.lo, lo), np.minimum(self.hi, hi)
+        return replace(self, lo=np.minimum(lowest, self.hi), hi=np.maximum(highest, self.lo))
 
 
 @dataclass(frozen=True)

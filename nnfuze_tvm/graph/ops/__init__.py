@@ -61,6 +61,16 @@ def degrees(value: Value) -> Sequence[float | None]:
     return [1.0 if operator.bounds or effect_of(value) in _PROPORTIONAL else None] * len(leaves)
 
 
+def proportional(value: Value) -> Sequence[int]:
+    """Return the operands out of which a positive factor can be drawn together, see `Operator.proportional`."""
+    operator = of(value)
+    if operator is None:
+        return ()
+    if operator.proportional is not None:
+        return operator.proportional(value)
+    return (0,) if effect_of(value) in ("moves", "joins", "averages") else ()
+
+
 def is_layer(value: Value) -> bool:
     """Tell whether a bound value is a call of an operator with weights: what carries a layer's name."""
     operator = of(value)

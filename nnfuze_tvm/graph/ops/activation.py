@@ -16,7 +16,7 @@ from nnfuze_tvm.graph.integers.context import Integers, number
 from nnfuze_tvm.graph.integers.values import Known
 from nnfuze_tvm.graph.ops import _onnx_maths as onnx
 from nnfuze_tvm.graph.ops.elementwise import erf, operator
-from nnfuze_tvm.graph.ops.operator import Example, Operator, Train, always, grows
+from nnfuze_tvm.graph.ops.operator import Example, Operator, Train, always, grows, proportional_to
 
 
 def _relu(context: Integers, call: Call, _: str) -> Known | None:
@@ -109,6 +109,7 @@ OPERATORS = {
         bounds=True,
         exact=True,
         half=True,
+        proportional=proportional_to(0),
     ),
     "nn.relu6": operator(
         lambda x: np.clip(x, 0, 6),
@@ -119,6 +120,7 @@ OPERATORS = {
         nonnegative=always,
         bounds=True,
         exact=True,
+        limits=lambda _: (0.0, 6.0),
         half=True,
     ),
     "clip": _with_attributes(
@@ -129,6 +131,7 @@ OPERATORS = {
         nonnegative=lambda call, _: number(call.args[1]) >= 0,
         bounds=True,
         exact=True,
+        limits=lambda call: (number(call.args[1]), number(call.args[2])),
         half=True,
     ),
     "sigmoid": operator(_sigmoid, 1, op.sigmoid, train=_torch("sigmoid"), nonnegative=always, of_one=True),
@@ -144,6 +147,7 @@ OPERATORS = {
         train=lambda torch, call, x: torch.nn.functional.leaky_relu(x, float(call.attrs.alpha)),
         degrees=grows(1),
         half=True,
+        proportional=proportional_to(0),
     ),
     "nn.softplus": _with_attributes(
         _softplus,
@@ -161,6 +165,7 @@ OPERATORS = {
         cut=cut_prelu,
         degrees=grows(1, None),
         kernels=("elementwise",),
+        proportional=proportional_to(0),
     ),
 }
 

@@ -21,7 +21,7 @@ from nnfuze_tvm.graph.integers.context import Integers
 from nnfuze_tvm.graph.integers.values import Constant, Known, Quantized, Sum
 from nnfuze_tvm.graph.ir import static_shape
 from nnfuze_tvm.graph.ops import _onnx_maths as onnx
-from nnfuze_tvm.graph.ops.operator import Affine, Example, Operator, Train, always, grows
+from nnfuze_tvm.graph.ops.operator import Affine, Example, Operator, Train, always, grows, proportional_to
 
 Function = Callable[..., np.ndarray]
 
@@ -189,12 +189,9 @@ def _bound(lower: bool) -> Callable[[Integers, Call, str], Known | None]:
     def integer(context: Integers, call: Call, _: str) -> Known | None:
         for source, limit in (call.args, reversed(list(call.args))):
             number = context.value(limit)
-            if (
-                isinstance(number, Constant)
-                and number.values.size == 1
-                and number.values.ndim <= len(static_shape(source))
-            ):
-                edge = float(number.values.flat[0])
+            shape = static_shape(source)
+            if isinstance(number, Constant) and np.broadcast_shapes(number.values.shape, shape) == shape:
+                edge = number.values.reshape((1,) * (len(shape) - number.values.ndim) + number.values.shape)
                 return context.clamp(source, edge, np.inf) if lower else context.clamp(source, -np.inf, edge)
         return None
 
@@ -260,19 +257,21 @@ def operator(function: Function, arity: int, call: Any = None, **facts: Any) -> 
 
 def _binary() -> dict[str, Operator]:
     def arithmetic(function: Function, call: Any, affine: Affine, **facts: Any) -> Operator:
-        return operator(function, 2, call, affine=affine, exact=True, folds=True, **facts)
+        return operator(function, 2, call, **{"affine": affine, "exact": True, "folds": True, **facts})
+
+    linear: dict[str, Any] = {"exact": True, "half": True, "proportional": proportional_to(0, 1)}
 
     found = {
-        "add": arithmetic(np.add, op.add, _affine_add, degrees=_EVENLY, integer=_add, half=True),
-        "subtract": arithmetic(np.subtract, op.subtract, _affine_subtract, degrees=_EVENLY, half=True),
+        "add": arithmetic(np.add, op.add, _affine_add, degrees=_EVENLY, integer=_add, **linear),
+        "subtract": arithmetic(np.subtract, op.subtract, _affine_subtract, degrees=_EVENLY, **linear),
         "multiply": arithmetic(
             np.multiply, op.multiply, _affine_multiply, degrees=_product_degrees, integer=_multiply, half=True
         ),
         "divide": arithmetic(
             _quotient, op.divide, _affine_divide, degrees=grows(1, -1), integer=_divide, range=(0.5, 2.0)
         ),
-        "maximum": operator(np.maximum, 2, op.maximum, integer=_bound(True), bounds=True, exact=True, half=True),
-        "minimum": operator(np.minimum, 2, op.minimum, integer=_bound(False), bounds=True, exact=True, half=True),
+        "maximum": operator(np.maximum, 2, op.maximum, integer=_bound(True), bounds=True, **linear),
+        "minimum": operator(np.minimum, 2, op.minimum, integer=_bound(False), bounds=True, **linear),
         "floor_divide": operator(np.floor_divide, 2, op.floor_divide, range=(0.5, 2.0)),
         "power": operator(np.power, 2, op.power, degrees=_power_degrees, range=(0.5, 2.0)),
         "mod": operator(np.fmod, 2, op.mod, range=(0.5, 2.0)),
@@ -319,12 +318,9 @@ def _unary() -> dict[str, Operator]:
         "isfinite": (np.isfinite, (-2.0, 2.0)), "isinf": (np.isinf, (-2.0, 2.0)), "isnan": (np.isnan, (-2.0, 2.0)),
     }  # fmt: skip
     whole: dict[str, Function] = {
-        "ceil": np.ceil,
-        "floor": np.floor,
-        "round": np.rint,
-        "sign": np.sign,
-        "trunc": np.trunc,
-    }
+        "ceil": np.ceil, "floor": np.floor, "round": np.rint, "sign": np.sign, "trunc": np.trunc,
+    }  # fmt: skip
+    linear: dict[str, Any] = {"degrees": grows(1), "exact": True, "half": True, "proportional": proportional_to(0)}
     of_one: dict[str, Function] = {"cos": np.cos, "erf": erf, "sin": np.sin, "tanh": np.tanh}
     found = {
         name: operator(function, 1, getattr(op, name), range=span) for name, (function, span) in everywhere.items()
@@ -332,10 +328,10 @@ def _unary() -> dict[str, Operator]:
     found |= {name: operator(function, 1, getattr(op, name), exact=True) for name, function in whole.items()}
     found |= {name: operator(function, 1, getattr(op, name), of_one=True) for name, function in of_one.items()}
     return found | {
-        "abs": operator(np.abs, 1, op.abs, degrees=grows(1), nonnegative=always, exact=True, half=True),
+        "abs": operator(np.abs, 1, op.abs, nonnegative=always, **linear),
         "exp": operator(np.exp, 1, op.exp, nonnegative=always),
         "square": operator(np.square, 1, op.square, degrees=grows(2), nonnegative=always),
-        "negative": operator(np.negative, 1, op.negative, degrees=grows(1), exact=True, half=True, folds=True),
+        "negative": operator(np.negative, 1, op.negative, folds=True, **linear),
         "log": operator(np.log, 1, op.log, degrees=grows(0), range=(0.5, 3.0)),
         "sqrt": operator(np.sqrt, 1, op.sqrt, degrees=grows(0.5), folds=True, range=(0.5, 3.0)),
         "rsqrt": operator(lambda x: 1 / np.sqrt(x), 1, op.rsqrt, degrees=grows(-0.5), range=(0.5, 3.0)),

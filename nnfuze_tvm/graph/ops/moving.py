@@ -219,12 +219,12 @@ def _integer_reshape(context: Integers, call: Call, name: str) -> Known | None:
     if isinstance(value, ConstantCodes):
         return ConstantCodes(value.codes.reshape(shape), value.dtype)
     if isinstance(value, Sum):
-        arrays = (value.scale, value.bias, value.bound)
+        arrays = (value.scale, value.bias, value.bound, np.asarray(value.lo), np.asarray(value.hi))
         placed = _follow(value.shape, shape, np.broadcast_shapes(*(array.shape for array in arrays)))
         if placed is None:
             return None
-        scale, bias, bound = (array.reshape(placed if array.size > 1 else (1,) * len(shape)) for array in arrays)
-        return Sum(context.emit(rebuilt(call, value.expr)), scale, bias, bound, value.lo, value.hi)
+        own = (array.reshape(placed if array.size > 1 else (1,) * len(shape)) for array in arrays)
+        return Sum(context.emit(rebuilt(call, value.expr)), *own)
     return move(context, call, name)
 
 
@@ -235,8 +235,9 @@ def _integer_permutation(context: Integers, call: Call, name: str) -> Known | No
     if isinstance(value, ConstantCodes):
         return ConstantCodes(value.codes.transpose(axes), value.dtype)
     if isinstance(value, Sum):
-        scale, bias, bound = (array.transpose(axes) for array in (value.scale, value.bias, value.bound))
-        return Sum(context.emit(rebuilt(call, value.expr)), scale, bias, bound, value.lo, value.hi)
+        own = (value.scale, value.bias, value.bound, np.asarray(value.lo), np.asarray(value.hi))
+        turned = (array.transpose(axes) if array.ndim else array for array in own)
+        return Sum(context.emit(rebuilt(call, value.expr)), *turned)
     return move(context, call, name)
 
 

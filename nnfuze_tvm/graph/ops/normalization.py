@@ -152,6 +152,13 @@ def _position(call: Call, axis: int) -> int | None:
     return axis if int(call.attrs.axis) % len(static_shape(call)) != axis else None
 
 
+def _gains(call: Call) -> tuple[int, Sequence[int]]:
+    """Return the axis of a normalization's constants; several axes have none of their own."""
+    own = getattr(call.attrs, "channel_axis", None)
+    axes = axes_of(call.attrs.axes, len(static_shape(call))) if own is None else [int(own)]
+    return axes[0] % len(static_shape(call)), range(1, len(call.args)) if len(axes) == 1 else ()
+
+
 def _operator(evaluate: Any, *examples: Example, **facts: Any) -> Operator:
     return Operator(effect="mixes", evaluate=evaluate, examples=examples, **{"kernels": ("reduction",), **facts})
 
@@ -179,12 +186,14 @@ OPERATORS = {
         train=_torch_instance_norm,
         couple=couple_per_channel,
         cut=cut_per_channel,
+        gains=_gains,
         kernels=("reduction", "fallback"),
     ),
     "nn.group_norm": _operator(
         _group_norm,
         Example((_DATA, (8,), (8,)), lambda x, g, b: op.nn.group_norm(x, g, b, 2, 1, [2, 3]), constants=2),
         train=_torch_group_norm,
+        gains=_gains,
         kernels=("reduction", "fallback"),
     ),
     "nn.layer_norm": _operator(
@@ -192,12 +201,14 @@ OPERATORS = {
         Example(((2, 6, 32), (32,), (32,)), lambda x, g, b: op.nn.layer_norm(x, g, b, -1), constants=2),
         train=_torch_layer_norm,
         couple=_fixed_axes("axes"),
+        gains=_gains,
     ),
     "nn.rms_norm": _operator(
         _rms_norm,
         Example(((2, 6, 32), (32,)), lambda x, g: op.nn.rms_norm(x, g, -1), constants=1),
         train=_torch_rms_norm,
         couple=_fixed_axes("axes"),
+        gains=_gains,
     ),
     "nn.softmax": _operator(
         _softmax,

@@ -29,6 +29,9 @@ several tensors side by side; computes element by element; averages; or anything
 Affine = Callable[[np.ndarray, bool], tuple[np.ndarray | None, np.ndarray | None] | None]
 """``(constant per channel, is it the left operand)`` → scale and shift of the other operand, each None for none."""
 
+Proportional = Callable[[Call], Sequence[int]]
+"""``call`` → the operands of which the result is a positively homogeneous function, see `Operator.proportional`."""
+
 Degrees = Callable[[Call], Sequence[float | None]]
 """``call`` → per operand, the power of it that the result grows with near zero, see `Operator.degrees`."""
 
@@ -150,6 +153,15 @@ class Operator:
         its own. Without it, layers and whatever moves, joins, averages or bounds values grow in proportion, and
         nothing else follows its operands so.
 
+    proportional : callable, optional
+        The operands, constants among them, out of which a positive factor per channel can be drawn: where all of these
+        are so many times as large, so is the result. Without it, that is the first operand of whatever moves, joins or
+        averages values, and nothing of anything else.
+    limits : callable, optional
+        Of an operator that only bounds values between two numbers: the numbers.
+    gains : callable, optional
+        ``call`` → an axis of the result, and the constant operands along it that the result is proportional to.
+
     half : bool
         It is computed in float16 where what it reads is: one operation per value, or none, that is linear piece by
         piece; or a layer.
@@ -196,6 +208,9 @@ class Operator:
     nonnegative: Callable[[Call, bool], bool] | None = None
     bounds: bool = False
     degrees: Degrees | None = None
+    proportional: Proportional | None = None
+    limits: Callable[[Call], tuple[float, float]] | None = None
+    gains: Callable[[Call], tuple[int, Sequence[int]]] | None = None
     half: bool = False
     batch: Batch | None = None
     operands: Callable[[Call], Sequence[Value]] = _first
@@ -212,6 +227,11 @@ class Operator:
 def grows(*degrees: float | None) -> Degrees:
     """Return the `Operator.degrees` of an operator all of whose calls have the same."""
     return lambda _: degrees
+
+
+def proportional_to(*operands: int) -> Proportional:
+    """Return the `Operator.proportional` of an operator all of whose calls have the same."""
+    return lambda _: operands
 
 
 def always(_call: Call, _operand: bool) -> bool:

@@ -62,6 +62,10 @@ def _integer(context: Integers, call: Call, _: str) -> Known | None:
     return context.with_expr(value, lambda expr: op.nn.pad(expr, widths, pad_value=value.zero_point))
 
 
+def _proportional(call: Call) -> tuple[int, ...]:
+    return (0,) if str(call.attrs.pad_mode) != "constant" or float(call.attrs.pad_value) == 0 else ()
+
+
 def _position(call: Call, axis: int) -> int | None:
     return None if _widths(call)[axis].any() else axis
 
@@ -74,6 +78,7 @@ OPERATORS = {
         examples=(Example(((2, 8, 6, 6),), lambda x: op.nn.pad(x, [0, 0, 0, 0, 1, 2, 0, 1])),),
         couple=_couple,
         integer=_integer,
+        proportional=_proportional,
         half=True,
         batch=along(_position, fuses=True),
         kernels=("elementwise",),

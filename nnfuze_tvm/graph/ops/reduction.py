@@ -19,7 +19,7 @@ from nnfuze_tvm.graph.integers.windows import reduce_sum
 from nnfuze_tvm.graph.ir import static_shape
 from nnfuze_tvm.graph.ops import _onnx_maths as onnx
 from nnfuze_tvm.graph.ops._axes import axes_of
-from nnfuze_tvm.graph.ops.operator import Example, Operator, Train, grows
+from nnfuze_tvm.graph.ops.operator import Example, Operator, Train, grows, proportional_to
 
 Function = Callable[..., np.ndarray]
 
@@ -113,6 +113,12 @@ def _operator(function: Function, call: Any, **facts: Any) -> Operator:
     return Operator(**{**base, **facts})
 
 
+_LINEAR: dict[str, Any] = {
+    "degrees": grows(1),
+    "proportional": proportional_to(0),
+    "batch": along(_position),
+}
+
 OPERATORS = {
     "mean": _operator(
         np.mean,
@@ -123,9 +129,9 @@ OPERATORS = {
         batch=along(_position),
         transposed=_transposed,
     ),
-    "sum": _operator(np.sum, op.sum, train=_in_torch("sum"), degrees=grows(1), batch=along(_position)),
-    "max": _operator(np.max, op.max, train=_in_torch("amax"), degrees=grows(1), batch=along(_position)),
-    "min": _operator(np.min, op.min, train=_in_torch("amin"), degrees=grows(1), batch=along(_position)),
+    "sum": _operator(np.sum, op.sum, train=_in_torch("sum"), **_LINEAR),
+    "max": _operator(np.max, op.max, train=_in_torch("amax"), **_LINEAR),
+    "min": _operator(np.min, op.min, train=_in_torch("amin"), **_LINEAR),
     "prod": _operator(np.prod, op.prod, train=_torch_product),
     "std": _operator(
         np.std,

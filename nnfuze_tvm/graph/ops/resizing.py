@@ -103,6 +103,7 @@ OPERATORS = {
         ),
         couple=couple,
         moves=_copies,
+        proportional=lambda call: () if float(call.attrs.extrapolation_value) else (0,),
         integer=_integer,
         transposed=_transposed,
         kernels=("elementwise",),

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
 
 import numpy as np
 import tvm
@@ -19,15 +18,8 @@ from nnfuze_tvm.graph.evaluate import Executor
 from nnfuze_tvm.graph.ir import static_shape
 from nnfuze_tvm.graph.samples import in_a_row
 from nnfuze_tvm.graph.wiring import stream
+from nnfuze_tvm.passes.compress.magnitudes import CalibrationMethod, Magnitudes
 from nnfuze_tvm.reading.arrays import read_npz
-
-CalibrationMethod = Literal["minmax", "percentile", "mse"]
-"""How the range of an activation follows from its samples."""
-CALIBRATION_METHODS: tuple[CalibrationMethod, ...] = get_args(CalibrationMethod)
-
-# What the percentile method keeps of the absolute values; the rest saturates.
-_KEPT = 0.9999
-_BINS = 2048
 
 
 def load_calibration(
@@ -143,8 +135,12 @@ class Range:
     ----------
     low, high
         Smallest and largest value.
-    mean
-        Mean per channel.
+    mean, peaks, powers
+        Mean, largest absolute value and mean square per channel.
+    count
+        How many values of each channel were seen.
+    magnitudes
+        All its absolute values.
     channel_axis
         Which axis of the tensor holds the channels.
     """
@@ -153,9 +149,11 @@ class Range:
     low: float = np.inf
     high: float = -np.inf
     mean: np.ndarray = field(default_factory=lambda: np.zeros(1))
+    peaks: np.ndarray = field(default_factory=lambda: np.zeros(1))
+    powers: np.ndarray = field(default_factory=lambda: np.zeros(1))
+    count: int = 0
     _seen: int = 0
-    _histogram: np.ndarray = field(default_factory=lambda: np.zeros(_BINS, "int64"))
-    _reach: float = 0.0
+    magnitudes: Magnitudes = field(default_factory=Magnitudes)
 
     def observe(self, values: np.ndarray) -> None:
         """Add one array of the tensor's values."""
@@ -163,14 +161,13 @@ class Range:
         self.high = max(self.high, float(values.max()))
         others = tuple(axis for axis in range(values.ndim) if axis != self.channel_axis)
         means = values.mean(others, dtype="float64")
+        magnitudes = np.abs(values)
         self._seen += 1
+        self.count += values.size // means.size
         self.mean = self.mean + (means - self.mean) / self._seen
-        if self._reach == 0:
-            self._reach = max(self.largest, 1e-30)
-        while self._reach < self.largest:  # Twice the range in as many bins: neighbours become one.
-            self._histogram = np.concatenate([self._histogram.reshape(-1, 2).sum(1), np.zeros(_BINS // 2, "int64")])
-            self._reach *= 2
-        self._histogram += np.histogram(np.abs(values), _BINS, (0, self._reach))[0]
+        self.peaks = np.maximum(self.peaks, magnitudes.max(others))
+        self.powers = self.powers + (np.square(values, dtype="float64").mean(others) - self.powers) / self._seen
+        self.magnitudes.add(magnitudes)
 
     @property
     def largest(self) -> float:
@@ -179,35 +176,16 @@ class Range:
 
     def limit(self, method: CalibrationMethod, levels: int = 127) -> float:
         """Return the absolute value that becomes the largest code."""
-        if method == "minmax" or self.largest == 0:
-            return self.largest
-        edges = np.arange(1, _BINS + 1) * (self._reach / _BINS)
-        if method == "percentile":
-            share = np.cumsum(self._histogram) / self._histogram.sum()
-            return min(float(edges[np.searchsorted(share, _KEPT)]), self.largest)
-        centers = edges - 0.5 * self._reach / _BINS
-        candidates = self.largest * np.linspace(0.2, 1.0, 81)
-        return float(min(candidates[::-1], key=lambda limit: self._squared_error(centers, limit / levels, levels)))
+        return self.largest if method == "minmax" else min(self.magnitudes.limit(method, levels), self.largest)
 
     def error(self, scale: float, levels: int = 127) -> float:
         """Return the error of 8 bits of a scale on what was seen, as a part of its standard deviation.
 
-        It is a root mean square, over what does not saturate. What hardly varies has none: an input that is always
-        the same is no reason.
+        It is that of `Magnitudes.error`. What hardly varies has none: an input that is always the same is no reason.
         """
-        centers = (np.arange(_BINS) + 0.5) * (self._reach / _BINS)
-        inside = np.where(centers <= (levels + 0.5) * scale, self._histogram, 0)
-        count = max(int(inside.sum()), 1)
-        power = float(np.sum(inside * centers**2)) / count
+        power = float(self.powers.mean())
         variance = power - float(self.mean.mean()) ** 2
-        if variance <= power / _BINS:
-            return 0.0
-        error = np.sum(inside * (centers - np.rint(centers / scale) * scale) ** 2) / count
-        return float(np.sqrt(error / variance))
-
-    def _squared_error(self, centers: np.ndarray, scale: float, levels: int) -> float:
-        rounded = np.clip(np.rint(centers / scale), 0, levels) * scale
-        return float(np.sum(self._histogram * (centers - rounded) ** 2))
+        return 0.0 if variance <= power / 2048 else self.magnitudes.error(scale, levels) / float(np.sqrt(variance))
 
 
 def collect_ranges(

@@ -16,21 +16,17 @@ from tvm.ir.transform import PassContext, module_pass
 from tvm.relax import op
 
 from nnfuze_tvm.errors import InputError
-from nnfuze_tvm.graph import evaluate, ops
+from nnfuze_tvm.graph import evaluate
 from nnfuze_tvm.graph.constants import array
 from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, output_fields, substitute
 from nnfuze_tvm.graph.evaluate import Executor
-from nnfuze_tvm.graph.ir import Lineage, lineage, static_shape, with_float_layers
-from nnfuze_tvm.passes.compress.calibration import (
-    CALIBRATION_METHODS,
-    CalibrationMethod,
-    Range,
-    collect_ranges,
-    load_calibration,
-)
-from nnfuze_tvm.passes.compress.method import Inputs, Method, Option, Precision
+from nnfuze_tvm.graph.ir import lineage, static_shape, with_float_layers
+from nnfuze_tvm.passes.compress.calibration import Range, collect_ranges, load_calibration
+from nnfuze_tvm.passes.compress.equalize.equalize import Equalize
+from nnfuze_tvm.passes.compress.magnitudes import CALIBRATION_METHODS, CalibrationMethod
+from nnfuze_tvm.passes.compress.method import Inputs, Method, Option
 from nnfuze_tvm.passes.compress.plan import Plan, layer_of
-from nnfuze_tvm.passes.compress.quantizable import integer_layers
+from nnfuze_tvm.passes.compress.quantizable import INT8, int8_layers
 from nnfuze_tvm.passes.compress.states import quantize_states, recurrent_layers
 from nnfuze_tvm.passes.compress.stored_weights import Stored, with_constants
 from nnfuze_tvm.passes.compress.within_budget import QuantizeWithin
@@ -38,7 +34,6 @@ from nnfuze_tvm.passes.compress.within_budget import QuantizeWithin
 if TYPE_CHECKING:
     from nnfuze_tvm.passes.compress.policy import Policy
 
-INT8 = Precision(8, 8, "int")
 _LEVELS = 127
 # A layer stays float where the 8 bits of its input are off by more than this part of the input's standard deviation on
 # the samples (root mean square): 127 steps reach about a hundred standard deviations then.
@@ -83,9 +78,11 @@ class InsertQDQ:
         Samples, see :func:`nnfuze_tvm.passes.compress.calibration.load_calibration`.
     policy : Policy
         Which layers get 8 bits.
-    method : {"minmax", "percentile", "mse"}
-        How the range of an activation follows from its samples: all of it, 99.99 % of its absolute values, or
-        the range with the least mean squared error.
+    method : {"minmax", "percentile", "mse", "kl", "average"}
+        How the range of an activation follows from its samples: all of it, 99.99 % of its absolute values, the range
+        with the least mean squared error or the least divergence of distributions (Kullback-Leibler), or the mean of
+        the samples' largest values. Percentile, mse and kl leave samples out whose largest value is more than a
+        hundred times the usual.
     bias_correction : bool
         Subtract from each bias the mean error that the rounded weights cause on the samples (Nagel et al.,
         "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019).
@@ -105,7 +102,7 @@ class InsertQDQ:
         calibration: str | Mapping[str, np.ndarray],
         policy: Policy,
         method: CalibrationMethod = "minmax",
-        bias_correction: bool = False,
+        bias_correction: bool = True,
         executor: Executor = evaluate.executor,
         seen: Seen | None = None,
     ) -> None:
@@ -124,7 +121,7 @@ class InsertQDQ:
         for gvar, func in mod.functions_items():
             if not isinstance(func, relax.Function):
                 continue
-            asked = {b.var.name for b in bindings(func) if self._asks_for(b, origins)} - integer_layers(func)
+            asked = int8_layers(func, self.policy, origins)
             func, stored = with_constants(func, asked)
             func, asked = self._with_states(mod, func, asked, stored, samples)
             plan, ranges, scales = self._planned(mod, func, asked, samples, left)
@@ -176,12 +173,6 @@ class InsertQDQ:
                 mod, func, asked, stored, samples, self.method, self.executor
             )
         return self.seen.with_states[key], asked - key[1]
-
-    def _asks_for(self, binding: relax.VarBinding, origins: Lineage) -> bool:
-        """Return whether a binding is a layer of real numbers that gets 8 bits."""
-        if not ops.is_layer(binding.value) or str(binding.value.ty.dtype) != "float32":
-            return False
-        return self.policy.for_layer(binding.var.name, origins).precision == INT8
 
 
 def _scales(plan: Plan, ranges: Mapping[Value, Range], method: CalibrationMethod) -> dict[Value, float]:
@@ -268,7 +259,7 @@ class _Writer:
         shift = (np.rint((offsets - error) / unit) * unit).astype("float32")
         if bias is not None and array(bias[1]).size == outputs:
             self.biases[bias[0]] = (bias[1], relax.const(shift.reshape(array(bias[1]).shape)))
-        elif self.correct and bias is None:
+        elif bias is None and shift.any():
             shape = [outputs if k == where.result else 1 for k in range(len(static_shape(layer)))]
             return self.emitter.emit(op.add(result, relax.const(shift.reshape(shape))))
         return result
@@ -291,7 +282,7 @@ _CALIBRATION_METHOD = Option(
     name="calibration_method",
     type=CalibrationMethod,
     default="minmax",
-    help="Ranges from samples: minmax, percentile or mse.",
+    help="Ranges from samples: minmax, percentile, mse, kl or average.",
 )
 
 
@@ -310,10 +301,11 @@ def _passes(inputs: Inputs) -> list[tvm.transform.Pass]:
     def quantizer(samples: Mapping[str, np.ndarray]) -> Callable[[Policy], tvm.transform.Pass]:
         return partial(InsertQDQ, samples, method=method, executor=inputs.executor, seen=Seen())
 
+    equalize = Equalize(inputs.samples, inputs.policy, inputs.executor)
     if inputs.options.get("quantize") != METHOD.variant:
-        return [quantizer(inputs.samples)(inputs.policy)]
+        return [equalize, quantizer(inputs.samples)(inputs.policy)]
     limit = inputs.value(_MAX_ERROR)
-    return [QuantizeWithin(quantizer, inputs.policy, INT8, inputs.samples, limit, inputs.announce)]
+    return [equalize, QuantizeWithin(quantizer, inputs.policy, INT8, inputs.samples, limit, inputs.announce)]
 
 
 METHOD = Method(

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from tvm import relax
 from tvm.ir import Call, GenericConst
 
 from nnfuze_tvm.graph import ops
 from nnfuze_tvm.graph.dataflow import Value, bindings, op_name
+from nnfuze_tvm.graph.ir import Lineage
+from nnfuze_tvm.passes.compress.method import Precision
+
+if TYPE_CHECKING:
+    from nnfuze_tvm.passes.compress.policy import Policy
+
+INT8 = Precision(8, 8, "int")
 
 
 def quantizable(value: Value) -> bool:
@@ -23,6 +32,18 @@ def why_not(value: Call) -> str:
     if not isinstance(value.args[1], GenericConst):
         return "its weights are not constant"
     return "its input is constant" if isinstance(value.args[0], GenericConst) else "its weights are no matrix"
+
+
+def int8_layers(func: relax.Function, policy: Policy, origins: Lineage) -> set[str]:
+    """Return the layers of real numbers that a policy gives 8 bits, and whose operands are not integers already."""
+    asked = {
+        binding.var.name
+        for binding in bindings(func)
+        if ops.is_layer(binding.value)
+        and str(binding.value.ty.dtype) == "float32"
+        and policy.for_layer(binding.var.name, origins).precision == INT8
+    }
+    return asked - integer_layers(func)
 
 
 def integer_layers(func: relax.Function) -> set[str]:

@@ -14,7 +14,8 @@ from nnfuze_tvm.graph.constants import array
 from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, output_fields, substitute
 from nnfuze_tvm.graph.evaluate import Executor
 from nnfuze_tvm.graph.ops.operator import Recurs
-from nnfuze_tvm.passes.compress.calibration import CalibrationMethod, collect_ranges
+from nnfuze_tvm.passes.compress.calibration import collect_ranges
+from nnfuze_tvm.passes.compress.magnitudes import CalibrationMethod
 from nnfuze_tvm.passes.compress.stored_weights import Stored
 
 

@@ -22,6 +22,7 @@ from nnfuze_tvm.graph import evaluate, ir
 from nnfuze_tvm.graph.dataflow import Emitter, bindings
 from nnfuze_tvm.passes import InsertQDQ, PruneChannels, pipeline
 from nnfuze_tvm.passes.compress.calibration import Range, batches, collect_ranges, load_calibration
+from nnfuze_tvm.passes.compress.magnitudes import CALIBRATION_METHODS
 from nnfuze_tvm.passes.compress.policy import Policy
 from tests.helpers import run_module
 
@@ -147,9 +148,9 @@ def test_a_range_forgets_the_order_but_no_number(reaches, seed):
         seen.observe(part)
     every = np.concatenate(parts)
     assert seen.limit("minmax") == np.abs(every).max()
-    assert seen._histogram.sum() == every.size
+    assert seen.magnitudes.counts().sum() in range(1, every.size + 1)
     np.testing.assert_allclose(seen.mean, every.mean(0), rtol=1e-4, atol=1e-4)
-    for method in ("percentile", "mse"):
+    for method in ("percentile", "mse", "kl", "average"):
         assert 0 < seen.limit(method) <= seen.limit("minmax")
 
 
@@ -171,7 +172,37 @@ def test_outliers_are_cut_where_that_pays():
 def test_a_tensor_that_is_always_zero_has_a_range():
     seen = Range()
     seen.observe(np.zeros((1, 4), "float32"))
-    assert [seen.limit(method) for method in ("minmax", "percentile", "mse")] == [0, 0, 0]
+    assert [seen.limit(method) for method in CALIBRATION_METHODS] == [0] * len(CALIBRATION_METHODS)
+
+
+def test_long_tails_are_cut():
+    """Of Student's distribution with three degrees of freedom, hardly a number is where the largest are."""
+    values = np.random.default_rng(0).standard_t(3, (20, 20_000)).astype("float32")
+    seen = Range()
+    for sample in values:
+        seen.observe(sample[None])
+    largest = seen.limit("minmax")
+    assert largest > 60
+    assert 2 < seen.limit("kl") < 0.5 * largest
+    assert seen.limit("average") == pytest.approx(np.abs(values).max(1).mean(), rel=1e-6)
+
+    def error(limit):
+        return np.abs(np.clip(np.rint(values * 127 / limit), -127, 127) * limit / 127 - values).mean()
+
+    assert error(seen.limit("kl")) < 0.6 * error(largest)
+
+
+@pytest.mark.parametrize("method", ["percentile", "mse", "kl"])
+def test_a_sample_like_no_other_is_left_out(method):
+    rng = np.random.default_rng(0)
+    ordinary = rng.standard_normal((8, 500)).astype("float32")
+    seen, alone = Range(), Range()
+    for n, sample in enumerate(ordinary):
+        seen.observe(sample[None])
+        alone.observe(sample[None])
+        if n == 0:
+            seen.observe(1e4 * ordinary[:1])
+    assert seen.limit(method) == pytest.approx(alone.limit(method), rel=0.01)
 
 
 @pytest.mark.parametrize("executor", [evaluate.executor, host_executor])

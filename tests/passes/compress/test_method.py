@@ -175,7 +175,7 @@ def test_the_executor_that_jobs_hand_in_runs_the_network():
         return tvm.transform.Sequential(steps)(mod)
 
     doubled, plain = through(executor=executor), through()
-    assert len(ran) == 2
+    assert len(ran) == 3
     scales = [
         [float(array(b.value.args[1])) for b in bindings(m["main"]) if op_name(b.value) == "quantize"]
         for m in (doubled, plain)

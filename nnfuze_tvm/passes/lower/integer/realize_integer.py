@@ -119,7 +119,7 @@ class _Realizer(Integers):
             return relax.Tuple([self._materialize(piece) for piece in known.fields])
         else:
             return known
-        if (isinstance(known, Sum) and known.lo >= 0) or (
+        if (isinstance(known, Sum) and known.nonnegative) or (
             isinstance(known, Quantized) and known.codes.lo >= known.zero_point
         ):
             self.nonnegative.add(result)
