@@ -80,6 +80,19 @@ class Tensor:
     data: np.ndarray | None = None
     variable: bool = False
 
+    @property
+    def real(self) -> np.ndarray:
+        """The numbers that a constant stands for, in float32."""
+        assert self.data is not None
+        known = self.quantization
+        if known is None:
+            return self.data.astype("float32")
+        shape = [1] * self.data.ndim
+        if len(known.scale) > 1:
+            shape[known.axis] = -1
+        whole = self.data.astype("int64") - known.zero_point.reshape(shape)
+        return (whole * known.scale.reshape(shape).astype("float64")).astype("float32")
+
 
 @dataclass(frozen=True)
 class Operator:

@@ -41,11 +41,8 @@ _BOTH = (_Places(1, 5, 9, 12, 16, 35, 36), _Places(18, 22, 26, 29, 33, 37, 38))
 
 def _real(w: Writer, op: Operator, index: int) -> np.ndarray:
     """Return the floats that a constant stands for."""
-    data, known = op.constant(index), w.given(index).quantization
-    if known is None:
-        return data.astype("float32")
-    axis = [-1 if n == known.axis else 1 for n in range(data.ndim)] if len(known.scale) > 1 else [1] * data.ndim
-    return ((data - known.zero_point.reshape(axis)) * known.scale.reshape(axis)).astype("float32")
+    op.constant(index)
+    return w.given(index).real
 
 
 def _floats(w: Writer) -> None:
@@ -194,8 +191,8 @@ def _svdf(w: Writer, op: Operator) -> None:
     kept, time = w.given(4), w.given(2).shape
     batch, filters, rank = w.given(0).shape[0], time[0], op.options.Rank()
     view = [batch, *time]
-    if kept.quantization is not None and len(kept.quantization.scale) > 1:
-        raise ValueError("its variable has several scales, which is not supported")
+    if rank < 1 or filters % rank:
+        raise ValueError(f"its {filters} filters have the rank {rank}")
     before = w.moved(state(w, kept.name, kept), shape=view)
     feature = w.add("MatMul", [w.read(0), w.read(1, (1, 0))])
     if kept.quantization is not None:

@@ -139,7 +139,7 @@ class Writer:
             return name
         if tensor.dtype == "int64" and tensor.data is not None:
             # What is added to sums of 16 bits, which ONNX has no operator for.
-            return self.constant(tensor.data * tensor.quantization.scale.astype("float64"), "float32")
+            return self.constant(tensor.real)
         return self.add("DequantizeLinear", [name, *self._parameters(tensor.quantization, tensor.dtype)], axis=axis)
 
     def quantized(self, value: str, tensor: Tensor) -> str:
