@@ -4,6 +4,7 @@ from nnfuze_tvm.passes.compress.half_precision import HalfPrecision
 from nnfuze_tvm.passes.compress.insert_qdq import InsertQDQ
 from nnfuze_tvm.passes.compress.prune.prune_channels import PruneChannels
 from nnfuze_tvm.passes.lower.batching.batch_branches import BatchBranches
+from nnfuze_tvm.passes.lower.byte_tables import ByteTables
 from nnfuze_tvm.passes.lower.few_channels import FewChannels
 from nnfuze_tvm.passes.lower.fuse_layers import FuseLayers
 from nnfuze_tvm.passes.lower.hide_kernels import HideKernels
@@ -28,6 +29,7 @@ from nnfuze_tvm.passes.simplify.fuse_gelu import FuseGelu
 
 __all__ = [
     "BatchBranches",
+    "ByteTables",
     "FewChannels",
     "FoldBatchNorm",
     "FuseGelu",

@@ -11,6 +11,7 @@ from tvm import relax
 
 from nnfuze_tvm.passes.compress.method import Inputs, Method
 from nnfuze_tvm.passes.lower.batching.batch_branches import BatchBranches
+from nnfuze_tvm.passes.lower.byte_tables import ByteTables
 from nnfuze_tvm.passes.lower.few_channels import FewChannels
 from nnfuze_tvm.passes.lower.fuse_layers import FuseLayers
 from nnfuze_tvm.passes.lower.hide_kernels import HideKernels
@@ -139,6 +140,7 @@ def kernel_phase(machine: Machine) -> tvm.transform.Pass:
     """Return phase 9: from operators to one PrimFunc per operator, then one per fused kernel."""
     return phase(
         "fuse",
+        ByteTables(),
         FewChannels(machine.lanes),
         WholeChannels(machine.channels),
         UnsignedBytes(machine.unsigned),
