@@ -67,10 +67,7 @@ class Quantization:
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor: its number, name, shape, NumPy dtype, how it is quantized, and its values if it is a constant.
-
-    Variables keep theirs from one inference to the next.
-    """
+    """A tensor: its number, name, shape, NumPy dtype, how it is quantized, and its values if it is a constant."""
 
     number: int
     name: str
@@ -78,7 +75,6 @@ class Tensor:
     dtype: str
     quantization: Quantization | None = None
     data: np.ndarray | None = None
-    variable: bool = False
 
     @property
     def real(self) -> np.ndarray:
@@ -205,7 +201,7 @@ class _Reader:
             data = np.frombuffer(buffer.DataAsNumpy().tobytes(), dtype).reshape(shape)
         elif 0 in shape and not tensor.IsVariable() and tensor.Buffer():
             data = np.zeros(shape, dtype)
-        return Tensor(number, name, shape, dtype, _quantization(tensor), data, bool(tensor.IsVariable()))
+        return Tensor(number, name, shape, dtype, _quantization(tensor), data)
 
 
 def _places(count: Callable[[], int], item: Callable[[int], int]) -> list[int]:

@@ -44,17 +44,17 @@ def call_once(w: Writer, op: Operator) -> None:
             raise ValueError(f"its graph computes the variables' first values ({inner.kind}), which is not supported")
 
 
-def state(w: Writer, name: str, tensor: Tensor) -> str:
-    """Return what a variable of such a tensor holds, as it is stored.
+def state(w: Writer, key: int | str, tensor: Tensor) -> str:
+    """Return what a variable of such a tensor holds, as stored; its key is a tensor's number or a resource's name.
 
     Raises
     ------
     ValueError
         If it begins with other values than zeros, or has several scales.
     """
-    known = w.variables.known
-    if name not in known:
-        if w.variables.initial.get(name, np.zeros(1)).any():
+    known, name = w.variables.known, key if isinstance(key, str) else tensor.name
+    if key not in known:
+        if w.variables.initial.get(key, np.zeros(1)).any():
             raise ValueError(f"variable {name!r} begins with other values than zeros, which is not supported")
         if tensor.quantization is not None and len(tensor.quantization.scale) > 1:
             raise ValueError(f"variable {name!r} has several scales, which is not supported")
@@ -62,18 +62,18 @@ def state(w: Writer, name: str, tensor: Tensor) -> str:
         value = called
         if not _stored(checked(tensor)):
             value = w.quantized(called, tensor)
-        known[name] = Variable(called, tensor, value)
-    return known[name].value
+        known[key] = Variable(called, tensor, value)
+    return known[key].value
 
 
-def keep(w: Writer, name: str, tensor: Tensor, value: str) -> None:
+def keep(w: Writer, key: int | str, tensor: Tensor, value: str) -> None:
     """Make a value, as it is stored in such a tensor, what a variable holds."""
     known = w.variables.known
-    if name in known:
-        known[name].value, known[name].assigned = value, True
+    if key in known:
+        known[key].value = value
     else:
         # Nobody has read what was there before.
-        known[name] = Variable("", tensor, value)
+        known[key] = Variable("", tensor, value)
 
 
 def states(w: Writer) -> tuple[list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]:
