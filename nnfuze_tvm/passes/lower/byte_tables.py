@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import tvm
@@ -31,26 +33,44 @@ class ByteTables:
 
     def transform_module(self, mod: tvm.IRModule, _: PassContext) -> tvm.IRModule:
         """Rewrite every Relax function of ``mod``."""
-        return with_rewritten(mod, lambda func, _builder: with_values(func, _narrow))
+        return with_rewritten(mod, lambda func, _builder: with_values(func, partial(_narrow, {})))
 
 
-def _narrow(value: Value, _name: str, emitter: Emitter) -> Value | None:
+@dataclass(frozen=True)
+class _Bytes:
+    """Codes, what is added to them, and scales ``[]`` or ``[rows, 1]``."""
+
+    codes: GenericConst
+    least: int
+    scale: GenericConst
+
+    @staticmethod
+    def of(table: np.ndarray) -> _Bytes | None:
+        """Return the bytes that a table was made of, None if it was not."""
+        found = _per_table(table)
+        found = _per_row(table) if found is None else found
+        if found is None:
+            return None
+        codes, scale = found
+        if codes.min() >= -128 and codes.max() <= 127:
+            return _Bytes(constant(codes, "int8"), 0, constant(scale))
+        least = int(codes.min())
+        return _Bytes(constant(codes - least, "uint8"), least, constant(scale))
+
+
+def _narrow(known: dict[Value, _Bytes | None], value: Value, _name: str, emitter: Emitter) -> Value | None:
     if not _picks_rows(value):
         return None
-    table, rows = array(value.args[0]), value.args[1]
-    found = _per_table(table)
-    found = _per_row(table) if found is None else found
-    if found is None:
+    table, rows = value.args
+    if table not in known:
+        known[table] = _Bytes.of(array(table))
+    if (found := known[table]) is None:
         return None
-    codes, scale = found
-    least = int(codes.min())
-    signed = least >= -128 and codes.max() <= 127
-    stored = constant(codes, "int8") if signed else constant(codes - least, "uint8")
-    picked = emitter.emit(_take(value, stored, rows))
-    real = emitter.emit(op.astype(picked, "float32"))
-    if not signed:
-        real = emitter.emit(op.add(real, relax.const(float(least), "float32")))
-    return op.multiply(real, constant(scale) if scale.ndim == 0 else emitter.emit(_take(value, constant(scale), rows)))
+    real = emitter.emit(op.astype(emitter.emit(_take(value, found.codes, rows)), "float32"))
+    if found.least:
+        real = emitter.emit(op.add(real, relax.const(float(found.least), "float32")))
+    per_row = bool(found.scale.ty.ndim)
+    return op.multiply(real, emitter.emit(_take(value, found.scale, rows)) if per_row else found.scale)
 
 
 def _take(call: Call, table: Value, rows: Value) -> Call:

@@ -10,7 +10,7 @@ from tvm.ir import GenericConst
 from tvm.relax import op
 
 from nnfuze_tvm.devices.targets import resolve
-from nnfuze_tvm.graph.dataflow import bindings, operands
+from nnfuze_tvm.graph.dataflow import bindings, op_name, operands
 from nnfuze_tvm.graph.evaluate import evaluate
 from nnfuze_tvm.passes.lower.byte_tables import ByteTables
 from tests.schedules.kernels import schedule_and_run, single_function
@@ -55,6 +55,17 @@ def test_the_same_bits(name: str) -> None:
     narrow = ByteTables()(mod)
     assert stored(narrow) == types
     np.testing.assert_array_equal(evaluate(narrow["main"], inputs)[0], want)
+
+
+def test_a_table_is_stored_once() -> None:
+    table = relax.const(TABLES["a scale"][0].astype("float32"))
+
+    def body(builder: relax.BlockBuilder, params: list[relax.Var]) -> relax.Expr:
+        return relax.Tuple([builder.emit(op.take(table, rows, 0, "clip")) for rows in params])
+
+    narrow = ByteTables()(single_function({"a": ((3,), "int64"), "b": ((5,), "int64")}, body))
+    first, second = (b.value.args[0] for b in bindings(narrow["main"]) if op_name(b.value) == "take")
+    assert first.same_as(second)
 
 
 @pytest.mark.parametrize("name", ["a scale and a zero point", "a scale per row"])
