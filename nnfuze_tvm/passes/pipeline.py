@@ -13,6 +13,7 @@ from nnfuze_tvm.passes.compress.method import Inputs, Method
 from nnfuze_tvm.passes.lower.batching.batch_branches import BatchBranches
 from nnfuze_tvm.passes.lower.branches import KeepChoices, SkipBranches
 from nnfuze_tvm.passes.lower.branches import legalizations as choices
+from nnfuze_tvm.passes.lower.byte_tables import ByteTables
 from nnfuze_tvm.passes.lower.few_channels import FewChannels
 from nnfuze_tvm.passes.lower.fuse_layers import FuseLayers
 from nnfuze_tvm.passes.lower.hide_kernels import HideKernels
@@ -142,6 +143,7 @@ def kernel_phase(machine: Machine) -> tvm.transform.Pass:
     """Return phase 9: from operators to one PrimFunc per operator, then one per fused kernel."""
     return phase(
         "fuse",
+        ByteTables(),
         FewChannels(machine.lanes),
         WholeChannels(machine.channels),
         UnsignedBytes(machine.unsigned),

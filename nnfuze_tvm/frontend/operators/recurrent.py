@@ -246,10 +246,13 @@ class _Codes:
     """Weights of one direction that are 8-bit codes: without their zero point, and what one unit stands for."""
 
     def __init__(self, codes: Value, scale: Value, zero: Value | None, direction: int) -> None:
+        matrices, scales = required(codes, "constant weights"), required(scale, "constant scale of weights")
         point = fixed(zero, "zero points")
-        below = np.int16(0) if point is None else point[direction].astype("int16")
-        self.matrix = required(codes, "constant weights")[direction].astype("int16") - below
-        self.scale = required(scale, "constant scale of weights")[direction]
+        below = np.zeros(scales.shape, "int16") if point is None else point.astype("int16")
+        count, _, columns = matrices.shape
+        if not {scales.shape, below.shape} <= {(count,), (count, columns)}:
+            raise ValueError(f"scales or zero points of shape {scales.shape}, {below.shape} are not supported")
+        self.matrix, self.scale = matrices[direction].astype("int16") - below[direction], scales[direction]
 
 
 class _QuantizedLayer(_Layer):

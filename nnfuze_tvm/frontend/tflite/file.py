@@ -67,10 +67,7 @@ class Quantization:
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor: its number, name, shape, NumPy dtype, how it is quantized, and its values if it is a constant.
-
-    Variables keep theirs from one inference to the next.
-    """
+    """A tensor: its number, name, shape, NumPy dtype, how it is quantized, and its values if it is a constant."""
 
     number: int
     name: str
@@ -78,7 +75,19 @@ class Tensor:
     dtype: str
     quantization: Quantization | None = None
     data: np.ndarray | None = None
-    variable: bool = False
+
+    @property
+    def real(self) -> np.ndarray:
+        """The numbers that a constant stands for, in float32."""
+        assert self.data is not None
+        known = self.quantization
+        if known is None:
+            return self.data.astype("float32")
+        shape = [1] * self.data.ndim
+        if len(known.scale) > 1:
+            shape[known.axis] = -1
+        whole = self.data.astype("int64") - known.zero_point.reshape(shape)
+        return (whole * known.scale.reshape(shape).astype("float64")).astype("float32")
 
 
 @dataclass(frozen=True)
@@ -192,7 +201,7 @@ class _Reader:
             data = np.frombuffer(buffer.DataAsNumpy().tobytes(), dtype).reshape(shape)
         elif 0 in shape and not tensor.IsVariable() and tensor.Buffer():
             data = np.zeros(shape, dtype)
-        return Tensor(number, name, shape, dtype, _quantization(tensor), data, bool(tensor.IsVariable()))
+        return Tensor(number, name, shape, dtype, _quantization(tensor), data)
 
 
 def _places(count: Callable[[], int], item: Callable[[int], int]) -> list[int]:

@@ -41,11 +41,8 @@ _BOTH = (_Places(1, 5, 9, 12, 16, 35, 36), _Places(18, 22, 26, 29, 33, 37, 38))
 
 def _real(w: Writer, op: Operator, index: int) -> np.ndarray:
     """Return the floats that a constant stands for."""
-    data, known = op.constant(index), w.given(index).quantization
-    if known is None:
-        return data.astype("float32")
-    axis = [-1 if n == known.axis else 1 for n in range(data.ndim)] if len(known.scale) > 1 else [1] * data.ndim
-    return ((data - known.zero_point.reshape(axis)) * known.scale.reshape(axis)).astype("float32")
+    op.constant(index)
+    return w.given(index).real
 
 
 def _floats(w: Writer) -> None:
@@ -70,15 +67,14 @@ def _begin(w: Writer, op: Operator) -> tuple[str, bool]:
 
 def _states(w: Writer, places: tuple[int, ...]) -> list[str]:
     """Return states ``[1, sequences, units]``."""
-    return [
-        w.moved(state(w, w.given(place).name, w.given(place)), shape=[1, *w.given(place).shape]) for place in places
-    ]
+    tensors = [w.given(place) for place in places]
+    return [w.moved(state(w, tensor.number, tensor), shape=[1, *tensor.shape]) for tensor in tensors]
 
 
 def _kept(w: Writer, places: tuple[int, ...], values: list[str]) -> None:
     for place, value in zip(places, values, strict=True):
         tensor = w.given(place)
-        keep(w, tensor.name, tensor, w.moved(value, shape=tensor.shape))
+        keep(w, tensor.number, tensor, w.moved(value, shape=tensor.shape))
 
 
 def _finish(w: Writer, op: Operator, results: list[str], first: bool) -> None:
@@ -141,7 +137,7 @@ def _lstm(w: Writer, op: Operator) -> None:
     _floats(w)
     if any(w.has(n) for n in range(20, 24)):
         raise ValueError("its gates are normalized, which is not supported")
-    if op.kind == "LSTM" and len(op.outputs) != 1 and op.options.KernelType():
+    if op.kind == "LSTM" and op.options.KernelType():
         raise ValueError("the basic kernel of LSTM is not supported")
     data, first = _begin(w, op)
     output = _lstm_direction(w, op, data, _FORWARD, "forward")
@@ -194,16 +190,16 @@ def _svdf(w: Writer, op: Operator) -> None:
     kept, time = w.given(4), w.given(2).shape
     batch, filters, rank = w.given(0).shape[0], time[0], op.options.Rank()
     view = [batch, *time]
-    if kept.quantization is not None and len(kept.quantization.scale) > 1:
-        raise ValueError("its variable has several scales, which is not supported")
-    before = w.moved(state(w, kept.name, kept), shape=view)
+    if rank < 1 or filters % rank:
+        raise ValueError(f"its {filters} filters have the rank {rank}")
+    before = w.moved(state(w, kept.number, kept), shape=view)
     feature = w.add("MatMul", [w.read(0), w.read(1, (1, 0))])
     if kept.quantization is not None:
         feature = w.quantized(feature, kept)
     newest = w.moved(feature, shape=[batch, filters, 1])
     bounds = [w.constant([n], "int64") for n in (1, time[1], 2)]
     everything = w.add("Concat", [w.add("Slice", [before, *bounds]), newest], axis=2)
-    keep(w, kept.name, kept, w.moved(everything, shape=kept.shape))
+    keep(w, kept.number, kept, w.moved(everything, shape=kept.shape))
     products = w.add("Mul", [w.dequantized(everything, kept), w.read(2)])
     sums = w.moved(products, shape=[batch, filters // rank, rank * time[1]])
     result = w.add("ReduceSum", [sums, w.constant([2], "int64")], keepdims=0)

@@ -36,40 +36,44 @@ def call_once(w: Writer, op: Operator) -> None:
     for inner in w.network.graphs[number] if 0 < number < len(w.network.graphs) else ():
         if inner.kind == "VAR_HANDLE":
             names[inner.outputs[0].number] = _name(inner)
-        elif inner.kind == "ASSIGN_VARIABLE" and inner.inputs[0] is not None:
-            w.variables.initial[names[inner.inputs[0].number]] = _real(inner.inputs[1], inner.constant(1))
+        elif inner.kind == "ASSIGN_VARIABLE" and inner.inputs[0] is not None and inner.inputs[0].number in names:
+            inner.constant(1)
+            assert inner.inputs[1] is not None
+            w.variables.initial[names[inner.inputs[0].number]] = inner.inputs[1].real
         else:
             raise ValueError(f"its graph computes the variables' first values ({inner.kind}), which is not supported")
 
 
-def state(w: Writer, name: str, tensor: Tensor) -> str:
-    """Return what a variable of such a tensor holds, as it is stored.
+def state(w: Writer, key: int | str, tensor: Tensor) -> str:
+    """Return what a variable of such a tensor holds, as stored; its key is a tensor's number or a resource's name.
 
     Raises
     ------
     ValueError
-        If it begins with other values than zeros.
+        If it begins with other values than zeros, or has several scales.
     """
-    known = w.variables.known
-    if name not in known:
-        if w.variables.initial.get(name, np.zeros(1)).any():
+    known, name = w.variables.known, key if isinstance(key, str) else tensor.name
+    if key not in known:
+        if w.variables.initial.get(key, np.zeros(1)).any():
             raise ValueError(f"variable {name!r} begins with other values than zeros, which is not supported")
+        if tensor.quantization is not None and len(tensor.quantization.scale) > 1:
+            raise ValueError(f"variable {name!r} has several scales, which is not supported")
         called = _unique(w, name)
         value = called
         if not _stored(checked(tensor)):
             value = w.quantized(called, tensor)
-        known[name] = Variable(called, tensor, value)
-    return known[name].value
+        known[key] = Variable(called, tensor, value)
+    return known[key].value
 
 
-def keep(w: Writer, name: str, tensor: Tensor, value: str) -> None:
+def keep(w: Writer, key: int | str, tensor: Tensor, value: str) -> None:
     """Make a value, as it is stored in such a tensor, what a variable holds."""
     known = w.variables.known
-    if name in known:
-        known[name].value, known[name].assigned = value, True
+    if key in known:
+        known[key].value = value
     else:
         # Nobody has read what was there before.
-        known[name] = Variable("", tensor, value)
+        known[key] = Variable("", tensor, value)
 
 
 def states(w: Writer) -> tuple[list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]:
@@ -90,11 +94,6 @@ def states(w: Writer) -> tuple[list[onnx.ValueInfoProto], list[onnx.ValueInfoPro
 def _stored(tensor: Tensor) -> bool:
     """Whether a state is kept as the tensor stores it: zeros are zeros."""
     return tensor.quantization is None or not tensor.quantization.zero_point.any()
-
-
-def _real(tensor: Tensor | None, data: np.ndarray) -> np.ndarray:
-    known = None if tensor is None else tensor.quantization
-    return data if known is None else data - known.zero_point
 
 
 def _name(op: Operator) -> str:

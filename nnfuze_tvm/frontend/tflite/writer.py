@@ -18,21 +18,20 @@ FIRST, LAST = (0, 3, 1, 2), (0, 2, 3, 1)
 
 @dataclass
 class Variable:
-    """What a variable's state is called, its tensor, its value as the network computes it, and whether it was set."""
+    """What a variable's state is called (nothing: it needs none), its tensor, and its value by now, as it is stored."""
 
     state: str
     tensor: Tensor
     value: str
-    assigned: bool = False
 
 
 @dataclass
 class Variables:
-    """Variables by their names: those that are read, of resources by their handles' tensors, and values at first."""
+    """Variables by tensor or resource, the resources that tensors are handles of, and resources' values at first."""
 
-    known: dict[str, Variable] = field(default_factory=dict)
+    known: dict[int | str, Variable] = field(default_factory=dict)
     handles: dict[int, str] = field(default_factory=dict)
-    initial: dict[str, np.ndarray] = field(default_factory=dict)
+    initial: dict[int | str, np.ndarray] = field(default_factory=dict)
 
 
 _ACTIVATIONS: dict[int, tuple[str, Sequence[float]]] = {
@@ -139,7 +138,7 @@ class Writer:
             return name
         if tensor.dtype == "int64" and tensor.data is not None:
             # What is added to sums of 16 bits, which ONNX has no operator for.
-            return self.constant(tensor.data * tensor.quantization.scale.astype("float64"), "float32")
+            return self.constant(tensor.real)
         return self.add("DequantizeLinear", [name, *self._parameters(tensor.quantization, tensor.dtype)], axis=axis)
 
     def quantized(self, value: str, tensor: Tensor) -> str:

@@ -15,7 +15,7 @@ from nnfuze_tvm.frontend.onnx_tensors import nodes
 from nnfuze_tvm.graph.wiring import Run, Wiring
 from nnfuze_tvm.jobs.data import Arrays
 
-_RECURRENT = frozenset({"LSTM", "GRU", "RNN", "Loop", "Scan"})
+_RECURRENT = frozenset({"LSTM", "GRU", "RNN", "Loop", "Scan", "ClippedLSTM", "DynamicQuantizeLSTM"})
 
 
 class Originals:

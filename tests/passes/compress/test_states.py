@@ -68,7 +68,7 @@ def test_states_of_8_bits_stay_close_over_many_steps(own, sizes):
     integer = RealizeInteger()(simulated)
     assert not integer.attrs[ir.FLOAT_LAYERS_ATTR]
     call = the_call(integer)
-    assert str(call.args[1].ty.dtype) == "int8" and bool(call.attrs.integer)
+    assert str(call.args[1].ty.dtype) == "int8" and str(call.attrs.codes_in) == "int8"
     (want,), (near,), (got,) = (evaluate(each["main"], data) for each in (mod, simulated, integer))
     span = np.ptp(want[: sizes[0]])
     assert np.abs(got - want).max() <= 0.03 * span
