@@ -260,10 +260,20 @@ def _session(door: Door, registration: _Registration, client: Client) -> None:
     else:
         return
     say(f"{client.peer}: {last_words}")
-    # A client that reads nothing any more must not hold us up.
-    client.sock.setblocking(False)
     with contextlib.suppress(Exception):
-        _ffi_api.ReturnException(client.sock.fileno(), last_words)
+        _part(client.sock, last_words)
+
+
+def _part(client: socket.socket, last_words: str) -> None:
+    """Tell a client why its session is over and let it leave first: what it sent to nobody would unsay that."""
+    # One that reads nothing any more must not hold us up.
+    client.setblocking(False)
+    _ffi_api.ReturnException(client.fileno(), last_words)
+    client.shutdown(socket.SHUT_WR)
+    client.settimeout(_LINGER_SECONDS / 4)
+    deadline = time.monotonic() + _LINGER_SECONDS
+    while client.recv(4096) and time.monotonic() < deadline:
+        pass
 
 
 def _watch(process: BaseProcess, door: Door, client: Client) -> str:
