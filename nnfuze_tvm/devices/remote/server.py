@@ -84,11 +84,7 @@ def start(
     DeviceError
         If the port can't be had, or nobody could reach it.
     """
-    if is_loopback(host) and not is_loopback(tracker[0]):
-        raise DeviceError(
-            f"tracker {tracker[0]}:{tracker[1]}: on another machine, whose clients don't reach {host}; give --host, an "
-            "address of this machine, or tunnel both ports through ssh (docs/devices.md)"
-        )
+    check_host(host, tracker[0])
     with listen(host, port) as sock:
         ready(sock.getsockname()[1])
         serve(sock, tracker, key, secret, limit=limit)
@@ -217,6 +213,21 @@ def listen(host: str, port: int) -> socket.socket:
     # Connections have what the socket has that they came from.
     set_up(sock)
     return sock
+
+
+def check_host(host: str, tracker: str) -> None:
+    """Check that clients reach a server on ``host`` that is registered with the tracker on another host.
+
+    Raises
+    ------
+    DeviceError
+        If they don't.
+    """
+    if is_loopback(host) and not is_loopback(tracker):
+        raise DeviceError(
+            f"tracker {tracker}: on another machine, whose clients don't reach {host}; give --host, an address of this "
+            "machine, or tunnel both ports through ssh (docs/devices.md)"
+        )
 
 
 def is_loopback(host: str) -> bool:
