@@ -52,8 +52,8 @@ def tune(
         Whether to show bars on the terminal.
     **fields
         ``trials``, the most candidates to measure per kernel (64), and the fields of `compile` but ``evaluation`` and
-        ``compare``. Without models only ``trials``, ``wait`` and what
-        says where the boards are may be given.
+        ``compare``. Without models only ``trials``, ``wait`` and
+        what says where the boards are may be given.
 
     Returns
     -------

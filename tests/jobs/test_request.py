@@ -53,7 +53,9 @@ def test_each_verb_has_its_own_options() -> None:
 
 
 def test_a_job_that_goes_on_keeps_what_it_was_begun_with(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="option 'quantize': a job that goes on takes trials, tracker, key, wait"):
+    with pytest.raises(
+        InputError, match="option 'quantize': a job that goes on takes trials, tracker, key, secret_file"
+    ):
         nnfuze_tvm.tune(work_dir=tmp_path, quantize="fp16")
     with pytest.raises(InputError, match="no tuning job to go on with"):
         nnfuze_tvm.tune(work_dir=tmp_path, trials=3)

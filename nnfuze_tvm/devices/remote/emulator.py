@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO
 
 from nnfuze_tvm.devices.remote import tracker as trackers
-from nnfuze_tvm.devices.remote.server import LOOPBACK
+from nnfuze_tvm.devices.remote.server import LOOPBACK, check_host
 from nnfuze_tvm.errors import DeviceError
 
 # What runs aarch64 code, and what makes the folder: commands by Debian package.
@@ -168,9 +168,10 @@ def emulate(
     if cpu not in (known := models()):
         raise DeviceError(f"CPU {cpu!r}: the emulator has no such model; use one of {', '.join(known)}")
     place = trackers.Place.of(tracker)
+    at_host, port = trackers.parse_address(place.address)
+    check_host(host, at_host)
     session = trackers.connect(place, 10.0)
     at = folder(announce)
-    at_host, port = trackers.parse_address(place.address)
     before = len(trackers.devices(session).get(key, ()))
     announce(f"starting {cpu}")
     with tempfile.TemporaryDirectory(prefix="nnfuze-board-") as scratch, contextlib.ExitStack() as stack:

@@ -84,11 +84,7 @@ def start(
     DeviceError
         If the port can't be had, or nobody could reach it.
     """
-    if is_loopback(host) and not is_loopback(tracker[0]):
-        raise DeviceError(
-            f"tracker {tracker[0]}:{tracker[1]}: on another machine, whose clients don't reach {host}; give --host, an "
-            "address of this machine, or tunnel both ports through ssh (docs/devices.md)"
-        )
+    check_host(host, tracker[0])
     with listen(host, port) as sock:
         ready(sock.getsockname()[1])
         serve(sock, tracker, key, secret, limit=limit)
@@ -219,6 +215,21 @@ def listen(host: str, port: int) -> socket.socket:
     return sock
 
 
+def check_host(host: str, tracker: str) -> None:
+    """Check that clients reach a server on ``host`` that is registered with the tracker on another host.
+
+    Raises
+    ------
+    DeviceError
+        If they don't.
+    """
+    if is_loopback(host) and not is_loopback(tracker):
+        raise DeviceError(
+            f"tracker {tracker}: on another machine, whose clients don't reach {host}; give --host, an address of this "
+            "machine, or tunnel both ports through ssh (docs/devices.md)"
+        )
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches that address."""
     try:
@@ -260,10 +271,20 @@ def _session(door: Door, registration: _Registration, client: Client) -> None:
     else:
         return
     say(f"{client.peer}: {last_words}")
-    # A client that reads nothing any more must not hold us up.
-    client.sock.setblocking(False)
     with contextlib.suppress(Exception):
-        _ffi_api.ReturnException(client.sock.fileno(), last_words)
+        _part(client.sock, last_words)
+
+
+def _part(client: socket.socket, last_words: str) -> None:
+    """Tell a client why its session is over and let it leave first: what it sent to nobody would unsay that."""
+    # One that reads nothing any more must not hold us up.
+    client.setblocking(False)
+    _ffi_api.ReturnException(client.fileno(), last_words)
+    client.shutdown(socket.SHUT_WR)
+    client.settimeout(_LINGER_SECONDS / 4)
+    deadline = time.monotonic() + _LINGER_SECONDS
+    while client.recv(4096) and time.monotonic() < deadline:
+        pass
 
 
 def _watch(process: BaseProcess, door: Door, client: Client) -> str:
