@@ -10,13 +10,16 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
+from nnfuze_tvm import cli
 from nnfuze_tvm.cli import guard
 from nnfuze_tvm.errors import printable
 from nnfuze_tvm.reading import files, memory
 from nnfuze_tvm.reading.arrays import read_npy, read_npz
 from tests.hostile import mutants
+from tests.tiny_networks import classifier
 
 
 def _suite(*options: str) -> None:
@@ -203,6 +206,21 @@ def test_arrays_are_what_numpy_reads(dtype: str, shape: tuple[int, ...], tmp_pat
         np.testing.assert_array_equal(one, array)
         assert (one.dtype, one.flags.writeable) == (array.dtype, True)
     assert list(read_npz(tmp_path / "a.npz")) == ["a", "b"]
+
+
+def test_networks_larger_than_memory_are_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where every tensor fits, but not all together."""
+    onnx.save(classifier(), tmp_path / "net.onnx")
+    monkeypatch.setattr(memory, "_SMALL", 0)
+    monkeypatch.setattr(memory, "available", lambda: 2000)
+    assert cli.run(["compile", str(tmp_path / "net.onnx"), "--no-compare", "-o", str(tmp_path / "out")]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line == "error: net: running it takes 2.16 kB of memory; 2 kB are left here; use smaller shapes"
+    monkeypatch.setattr(memory, "available", lambda: 1100)
+    assert cli.run(["compile", str(tmp_path / "net.onnx"), "--no-compare", "-o", str(tmp_path / "out")]) == 2
+    assert "'conv' (Conv): a result would not fit: it takes 1.15 kB" in capsys.readouterr().err
 
 
 def test_memory() -> None:
