@@ -149,8 +149,8 @@ def test_the_documentation_names_every_pass() -> None:
 
 
 def test_tests_mirror_the_package() -> None:
-    """Beside them are those of what isn't the package, of whole networks, and on emulated boards."""
-    own = {"arm", "benchmarks"}
+    """Beside them are those of what isn't the package, of whole networks, of bad input, and on emulated boards."""
+    own = {"arm", "benchmarks", "hostile"}
     folders = {path.parent.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")}
     assert not [
         str(folder)

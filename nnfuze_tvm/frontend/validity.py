@@ -93,6 +93,8 @@ def contradiction(node: onnx.NodeProto, operands: Operands, opset: int) -> str:
     except shape_inference.InferenceError as error:
         # "[ShapeInferenceError] Inference error(s): (op_type:Add, node name: n): [ShapeInferenceError] the reason"
         return first_line(error).rpartition("]")[2].strip() or "its operands don't fit it"
+    except Exception as error:  # the C++ of ONNX, where numbers are too large for it
+        return f"ONNX can't say what it makes ({first_line(error)})"
     for value in inferred.graph.output:
         dims = value.type.tensor_type.shape.dim
         if all(dim.HasField("dim_value") for dim in dims):

@@ -22,10 +22,13 @@ from nnfuze_tvm.deploy.manifest import describe_target, interface
 from nnfuze_tvm.deploy.runner import Output, Runner, Signature, signature
 from nnfuze_tvm.devices import targets
 from nnfuze_tvm.devices.toolchain import export_library
+from nnfuze_tvm.errors import InputError
+from nnfuze_tvm.graph import ir
 from nnfuze_tvm.graph.wiring import Run, Wiring
 from nnfuze_tvm.jobs.announce import Announce
 from nnfuze_tvm.jobs.data import Arrays
 from nnfuze_tvm.jobs.graphs import Graphs
+from nnfuze_tvm.reading import memory
 from nnfuze_tvm.report import Stage
 
 
@@ -141,6 +144,10 @@ class Builder:
         signatures = [signature(mod) for mod in modules]
         paths = []
         sizes = [metrics.size(module) for module in lowered]
+        peak = sum(map(metrics.peak_memory, lowered))
+        reason = memory.too_large(peak + sum(size.bytes for size in sizes)) if self.here else ""
+        if reason:
+            raise InputError(f"{', '.join(ir.tasks(modules[0]))}: running it {reason}; use smaller shapes")
         for n, module in enumerate(lowered):
             path = self.directory / f"{name}-{n}.so"
             _require_space(self.directory, sizes[n].bytes)
@@ -153,7 +160,7 @@ class Builder:
                 path = library
             paths.append(path)
         record = describe(name, modules)
-        record.peak_memory = sum(metrics.peak_memory(module) for module in lowered)
+        record.peak_memory = peak
         record.bytes = sum(path.stat().st_size for path in paths)
         record.parameters = sum(size.parameters for size in sizes)
         record.parameter_bytes = sum(size.bytes for size in sizes)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from nnfuze_tvm.devices.remote.tracker import Place
-from nnfuze_tvm.errors import InputError
+from nnfuze_tvm.errors import InputError, printable
 from nnfuze_tvm.passes import pipeline
 from nnfuze_tvm.passes.compress import method
 from nnfuze_tvm.reading.limits import LONGEST_WAIT, MOST_THREADS, MOST_TRIALS
@@ -104,7 +104,7 @@ class NetworkRequest(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             name = str(first["loc"][0]).replace("_", "-")
-            raise InputError(f"--{name} {first['input']}: {first['msg'].lower()}") from None
+            raise InputError(f"--{name} {printable(str(first['input']), 80)}: {first['msg'].lower()}") from None
         if not request.calibration:
             method.check_samples(pipeline.METHODS, request.options)
         if request.tracker and not request.key:

@@ -211,6 +211,6 @@ def _labels(folder: Path, model: Path) -> Iterator[Case]:
     for name, array in inputs.items():
         path = folder / f"samples {name}.npz"
         np.savez(path, x=array)
-        codes = (0, 2) if name == "big endian" else (2,)
+        codes = (0, 2) if name in ("big endian", "float64") else (2,)
         arguments = ["compile", model, "--quantize", "int8", "--no-compare", "--calibration", path, "-o", "out"]
         yield Case(f"samples: {name}", arguments, codes)

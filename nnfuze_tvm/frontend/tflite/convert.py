@@ -12,7 +12,7 @@ from nnfuze_tvm.errors import ModelError
 from nnfuze_tvm.frontend import clipped_lstm
 from nnfuze_tvm.frontend.onnx_states import set_states
 from nnfuze_tvm.frontend.tflite import variables
-from nnfuze_tvm.frontend.tflite.file import Tensor, parse
+from nnfuze_tvm.frontend.tflite.file import Tensor, damaged, parse
 from nnfuze_tvm.frontend.tflite.operators import CONVERTERS
 from nnfuze_tvm.frontend.tflite.writer import Writer, checked
 
@@ -56,6 +56,8 @@ def to_onnx(data: bytes, label: str) -> onnx.ModelProto:
             convert(writer, operator)
         except ValueError as error:
             problems.append(f"node {name!r} ({operator.kind}): {error}")
+        except Exception:  # options are read here; see `parse`
+            raise damaged(label) from None
     if problems:
         raise ModelError(f"{label}: {'; '.join(problems)}")
     _bind_outputs(writer, network.outputs)

@@ -145,7 +145,12 @@ def parse(data: bytes, label: str) -> Network:
     except ModelError:
         raise
     except Exception:  # whatever a flatbuffer's accessors do with bytes that are none
-        raise ModelError(f"{label}: truncated or damaged TensorFlow Lite file: export or copy it again") from None
+        raise damaged(label) from None
+
+
+def damaged(label: str) -> ModelError:
+    """Return what is said of a file in which numbers point anywhere."""
+    return ModelError(f"{label}: truncated or damaged TensorFlow Lite file: export or copy it again")
 
 
 class _Reader:
