@@ -16,7 +16,6 @@ import signal
 import socket
 import struct
 import sys
-import tempfile
 import time
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -26,7 +25,7 @@ from tvm.rpc import _ffi_api, base
 from tvm.rpc import server as tvm_server
 from tvm.support import utils
 
-from nnfuze_tvm.devices import cpu
+from nnfuze_tvm.devices import cpu, scratch
 
 # What a client is told in place of an answer begins with one of these, as with TVM's own server.
 TIMEOUT_ERROR = "RPCSessionTimeoutError"
@@ -187,7 +186,7 @@ def set_up(sock: socket.socket) -> None:
 
 def _session(sock: socket.socket, client: socket.socket, peer: str, timeout: float | None) -> None:
     """Run one session to its end, which is the client's, the timeout or a crash."""
-    with tempfile.TemporaryDirectory(prefix="nnfuze-session-", ignore_cleanup_errors=True) as folder:
+    with scratch.folder("session") as folder:
         process = multiprocessing.get_context("fork").Process(target=_session_main, args=(sock, client, folder))
         process.start()
         ended_by = _watch(process, client, timeout)
