@@ -15,6 +15,7 @@ import pytest
 
 from nnfuze_tvm import cli
 from nnfuze_tvm.cli import verbs
+from nnfuze_tvm.cli.console import print_arrays
 from nnfuze_tvm.deploy.bundle import Bundle, unfit
 from nnfuze_tvm.deploy.manifest import describe_target
 from nnfuze_tvm.devices.remote.tracker import EmbeddedTracker
@@ -305,3 +306,8 @@ def test_layers_that_are_not_quantized_are_named(tmp_path: Path, capsys: pytest.
         (True, ""),
         (False, "its weights are not constant"),
     ]
+
+
+def test_arrays_without_elements_have_no_largest(capsys: pytest.CaptureFixture[str]) -> None:
+    print_arrays({"y": np.zeros((2, 0), "int8"), "z": np.ones(1, "float32")})
+    assert capsys.readouterr().out.splitlines() == ["y: [2, 0] int8", "z: [1] float32, largest 1 at 0"]
