@@ -65,9 +65,9 @@ def everything() -> Iterator[None]:
                 os.environ["TMPDIR"] = before[0]
 
 
-def sweep(where: Path) -> None:
-    """Remove the folders that this user's processes left which are no more."""
-    with contextlib.suppress(OSError), os.scandir(where) as entries:
+def sweep(where: Path | None = None) -> None:
+    """Remove the folders that this user's processes left which are no more, by default where temporary files are."""
+    with contextlib.suppress(OSError), os.scandir(where or tempfile.gettempdir()) as entries:
         for entry in entries:
             named = _NAME.fullmatch(entry.name)
             if named and _started(int(named[1])) != named[2] and _is_own(entry) and _is_free(entry.path):

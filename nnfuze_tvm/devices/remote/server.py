@@ -75,6 +75,8 @@ def serve(sock: socket.socket, tracker: tuple[str, int], key: str, address: str 
     """
     # TVM would bind every session to this machine's first cores, also those of other servers beside this one.
     os.environ["TVM_BIND_THREADS"] = "0"
+    # Also what a server left that was killed in a session.
+    scratch.sweep()
     registration: _Registration | None = None
     complaint = ""
     while True:
