@@ -148,6 +148,19 @@ def test_the_documentation_names_every_pass() -> None:
     assert declared_passes(PACKAGE) == set(named)
 
 
+def test_what_is_said_of_security_is_tested() -> None:
+    """The tests that its page names are there."""
+    text = (ROOT / "docs/security.md").read_text(encoding="utf-8")
+    named = re.findall(r"((?:`test_\w+`,? ?)+)in `(tests/[\w/]+\.py)`", text)
+    missing = [
+        f"{file}: {test}"
+        for tests, file in named
+        for test in re.findall(r"test_\w+", tests)
+        if f"def {test}(" not in (ROOT / file).read_text(encoding="utf-8")
+    ]
+    assert len(named) > 10 and not missing, missing
+
+
 def test_tests_mirror_the_package() -> None:
     """Beside them are those of what isn't the package, of whole networks, of bad input, and on emulated boards."""
     own = {"arm", "benchmarks", "hostile"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from nnfuze_tvm.analysis import roofline
 from nnfuze_tvm.deploy.bundle import unfit
 from nnfuze_tvm.deploy.manifest import CPU_FLAGS, describe_target
 from nnfuze_tvm.devices import cpu, targets
+from nnfuze_tvm.devices import scratch as temporary
 from nnfuze_tvm.devices.hardware import Hardware
 from nnfuze_tvm.devices.remote import tracker as trackers
 from nnfuze_tvm.devices.toolchain import export_library
@@ -134,7 +134,7 @@ def _run(remote: tvm.rpc.RPCSession, target: tvm.target.Target) -> dict[str, Ker
     """Run the kernels by which `roofline` measures a core on data that no wrong kernel gets right."""
     expected = roofline.of_board(target)
     mod = roofline.kernels(Hardware.of(target), 1, {})
-    with tempfile.TemporaryDirectory(prefix="nnfuze-") as scratch:
+    with temporary.folder() as scratch:
         path = export_library(tvm.compile(mod, target=target), Path(scratch) / "check.so", target)
         remote.upload(str(path))
     module, device = remote.load_module("check.so"), remote.cpu()

@@ -15,7 +15,6 @@ Units are decimal: 1 GFLOP/s is 1e9 operations per second, a multiply-add counts
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from tvm.target import Target
 from nnfuze_tvm.deploy import loading
 from nnfuze_tvm.deploy.threads import use_threads
 from nnfuze_tvm.devices import boards
+from nnfuze_tvm.devices import scratch as temporary
 from nnfuze_tvm.devices.hardware import Hardware
 from nnfuze_tvm.devices.remote import tracker
 from nnfuze_tvm.devices.toolchain import export_library
@@ -115,7 +115,7 @@ def measure(target: Target, threads: int = 1, remote: tvm.rpc.RPCSession | None 
     sizes = {name: size // 2 // (threads if name == "L3" else 1) for name, size in caches.items()}
     sizes["DRAM"] = min(max(4 * max(caches.values()), low), high) // threads
     mod = kernels(hw, threads, sizes)
-    with tempfile.TemporaryDirectory(prefix="nnfuze-") as scratch:
+    with temporary.folder() as scratch:
         path = Path(scratch) / "roofline.so"
         export_library(tvm.compile(mod, target=target), path, target)
         if remote is None:

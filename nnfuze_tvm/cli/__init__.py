@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib import import_module, metadata
 from types import ModuleType
 from typing import Annotated, Any
@@ -22,6 +23,7 @@ import typer
 from nnfuze_tvm.cli import crash, guard, verbs
 from nnfuze_tvm.cli.console import interruption
 from nnfuze_tvm.cli.options import spread
+from nnfuze_tvm.devices import scratch
 from nnfuze_tvm.errors import InputError, NNFuzeError, printable
 
 # TVM takes seconds to import, so verbs import what they need when they run: `--help` answers at once.
@@ -50,8 +52,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
     in_main = threading.current_thread() is threading.main_thread()
     ends = (signal.SIGINT, signal.SIGTERM) if in_main else ()
     previous = {number: signal.signal(number, interruption.handle) for number in ends}
+    # Boards' servers may become another user, and have folders of their own.
+    temporary = scratch.everything() if in_main and arguments[:1] != ["devices"] else nullcontext()
     try:
-        code, message = _run(arguments)
+        with temporary:
+            code, message = _run(arguments)
     except KeyboardInterrupt:
         code, message = 2, "interrupted"
     except Exception as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +26,7 @@ from nnfuze_tvm.deploy.manifest import (
     recorded_signature,
 )
 from nnfuze_tvm.deploy.runner import Input, Output, Runner, Stream
-from nnfuze_tvm.devices import cpu
+from nnfuze_tvm.devices import cpu, scratch
 from nnfuze_tvm.errors import BundleError, NNFuzeError
 
 LIBRARY = "lib.so"
@@ -48,12 +47,20 @@ def seal(directory: Path, manifest: Manifest, extra: Mapping[str, str]) -> None:
 def check_destination(path: str | os.PathLike, *, force: bool = False) -> Path:
     """Return where a bundle will be written, or say at once why it can't be.
 
+    Of a link that is to be replaced, that is where it points.
+
     Raises
     ------
     BundleError
         If the directory exists (with ``force``: and is no bundle), or its parent can't be written.
     """
-    final = Path(os.path.abspath(path))
+    final = Path(os.path.realpath(path) if force and os.path.islink(path) else os.path.abspath(path))
+    old = _set_aside(final)
+    # Whoever was replacing it was killed.
+    if old.exists() and not os.path.lexists(final):
+        old.rename(final)
+    elif (old / MANIFEST).is_file():
+        shutil.rmtree(old, ignore_errors=True)
     if os.path.lexists(final):
         is_bundle = (final / MANIFEST).is_file()
         is_empty = final.is_dir() and not any(final.iterdir())
@@ -63,7 +70,7 @@ def check_destination(path: str | os.PathLike, *, force: bool = False) -> Path:
             raise BundleError(f"{path}: exists already; use --force to replace it")
     parent = next(parent for parent in final.parents if os.path.lexists(parent))
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{final.name}-", dir=parent):
+        with scratch.folder(parent=parent):
             pass
     except OSError as error:
         raise BundleError(f"{path}: can't be written ({loading.reason(error)}); choose another output") from None
@@ -77,13 +84,12 @@ def staged(path: str | os.PathLike, *, force: bool = False) -> Iterator[Path]:
     missing = [parent for parent in final.parents if not parent.exists()]
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        directory = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))
         try:
-            yield directory
-            directory.chmod(0o755)
-            _publish(directory, final, force)
+            with scratch.folder(parent=final.parent) as directory:
+                yield directory
+                directory.chmod(0o755)
+                _publish(directory, final, force)
         finally:
-            shutil.rmtree(directory, ignore_errors=True)
             for parent in missing:
                 if not any(parent.iterdir()):
                     parent.rmdir()
@@ -99,7 +105,8 @@ def _publish(directory: Path, final: Path, force: bool) -> None:
     elif not force:
         raise BundleError(f"{final}: appeared meanwhile; use --force to replace it")
     elif not _exchange(directory, final):
-        old = directory.with_name(directory.name + "-old")
+        old = _set_aside(final)
+        shutil.rmtree(old, ignore_errors=True)
         final.rename(old)
         try:
             directory.rename(final)
@@ -107,6 +114,11 @@ def _publish(directory: Path, final: Path, force: bool) -> None:
             old.rename(final)
             raise
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _set_aside(final: Path) -> Path:
+    """Return what a bundle is called while another one takes its place, where that isn't one step."""
+    return final.with_name(f".{final.name}.old")
 
 
 def _exchange(one: Path, other: Path) -> bool:

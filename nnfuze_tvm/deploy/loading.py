@@ -7,13 +7,13 @@ import hashlib
 import itertools
 import mmap
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import tvm
 
+from nnfuze_tvm.devices import scratch as temporary
 from nnfuze_tvm.errors import BundleError
 
 _BLOCK = 1 << 18
@@ -118,7 +118,7 @@ def _private_copy(name: str) -> Iterator[tuple[int, str]]:
             number = "".join("./" if bit == "1" else "/" for bit in f"{next(_copies):b}")
             path = f"/proc/self/fd/{number}{file}"
         else:
-            path = os.path.join(stack.enter_context(tempfile.TemporaryDirectory(prefix="nnfuze-")), name)
+            path = os.path.join(stack.enter_context(temporary.folder()), name)
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o700)
         stack.callback(os.close, file)
         yield file, path

@@ -13,7 +13,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import traceback
 from collections.abc import Callable
 from multiprocessing import Pipe, reduction
@@ -21,6 +20,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO, Any
 
+from nnfuze_tvm.devices import scratch as temporary
 from nnfuze_tvm.errors import DeviceError
 
 _PR_SET_PDEATHSIG = 1
@@ -64,8 +64,8 @@ class Nursery:
         log: str | os.PathLike[str] | None = None,
         scratch: str | os.PathLike[str] | None = None,
     ) -> None:
-        self._own_scratch = None if scratch else tempfile.TemporaryDirectory(prefix="nnfuze-")
-        self.scratch = Path(scratch or self._own_scratch.name)  # type: ignore[union-attr]
+        self._own_scratch = contextlib.ExitStack()
+        self.scratch = Path(scratch or self._own_scratch.enter_context(temporary.folder()))
         self._hint = f"; see {log}" if log else ""
         self._control, theirs = Pipe()
         output: IO[bytes] | int = open(log, "ab") if log else subprocess.DEVNULL
@@ -125,8 +125,7 @@ class Nursery:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
-        if self._own_scratch:
-            self._own_scratch.cleanup()
+        self._own_scratch.close()
 
     def _request(self, message: tuple[str, Any]) -> Any:
         if self._control.closed:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from nnfuze_tvm.deploy import build, loading
 from nnfuze_tvm.deploy.bundle import unfit
 from nnfuze_tvm.deploy.manifest import MANIFEST, describe_target
 from nnfuze_tvm.devices import cpu, targets
+from nnfuze_tvm.devices import scratch as temporary
 from nnfuze_tvm.devices.boards import CATALOGUE
 from nnfuze_tvm.devices.hardware import Hardware
 from nnfuze_tvm.devices.remote import tracker as trackers
@@ -114,7 +114,7 @@ def _measure(
     """Return what this machine or a board can do, and the seconds of one call of each kernel on it."""
     kernels = metrics.kernels(lowered)
     functions = {k.name: lowered[k.name].with_attr("global_symbol", k.name) for k in kernels}
-    with tempfile.TemporaryDirectory(prefix="nnfuze-") as scratch:
+    with temporary.folder() as scratch:
         path = Path(scratch) / "kernels.so"
         with tvm.transform.PassContext(config={"tirx.disable_assert": True}):
             export_library(tvm.compile(tvm.IRModule(functions), target=target), path, target)

@@ -73,7 +73,9 @@ def compile(
         If what was built doesn't compute what the networks compute; nothing is written then, either.
     """
     request = CompileRequest.parse(models, fields)
-    check_destination(output, force=force)
+    destination = check_destination(output, force=force)
+    if os.path.islink(output):
+        announce(f"replacing {destination}, which {output} points to")
     target = targets.resolve(request.target)
     dump = open_dump(dump_ir, output)
     arrays = read_arrays(request.evaluation, "evaluation data") if request.evaluation else {}

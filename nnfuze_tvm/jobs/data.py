@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ import numpy as np
 
 from nnfuze_tvm.analysis import measure
 from nnfuze_tvm.deploy.runner import Input, sample_batches, signature
+from nnfuze_tvm.devices import scratch
 from nnfuze_tvm.errors import InputError
 from nnfuze_tvm.jobs.graphs import Graphs
 from nnfuze_tvm.reading.arrays import read_npy, read_npz
@@ -180,10 +180,10 @@ def array_file(path: str | os.PathLike[str]) -> Iterator[dict[str, np.ndarray]]:
         If it can't be written.
     """
     try:
-        with tempfile.TemporaryDirectory(dir=Path(path).parent, prefix=".npz-") as directory:
+        with scratch.folder(parent=Path(path).parent) as directory:
             arrays: dict[str, np.ndarray] = {}
             yield arrays
-            file = Path(directory) / "arrays.npz"
+            file = directory / "arrays.npz"
             np.savez(file, **arrays)  # type: ignore[arg-type]
             os.replace(file, path)
     except OSError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
@@ -27,6 +26,7 @@ from nnfuze_tvm.deploy.manifest import (
     signature_records,
 )
 from nnfuze_tvm.deploy.runner import made_up, signature
+from nnfuze_tvm.devices import scratch as temporary
 from nnfuze_tvm.graph import ir
 from nnfuze_tvm.jobs import measure_stages
 from nnfuze_tvm.jobs.announce import Announce
@@ -77,7 +77,7 @@ def write_bundle(
         Whether tuning shows bars on the terminal.
     """
     database = _tuning_records(request, graphs.last, target, announce, bars)
-    with staged(output, force=force) as directory, tempfile.TemporaryDirectory(prefix="nnfuze-") as scratch:
+    with staged(output, force=force) as directory, temporary.folder() as scratch:
         builder = Builder(target, request.threads, Path(scratch))
         library = directory / LIBRARY
         built = build_stages(builder, graphs, database, library, compare=request.compare, trace=dump, announce=announce)

@@ -374,7 +374,7 @@ def test_interrupt(models: list[str], out: Path, tmp_path: Path, moment: str, ho
     assert one_line(seen + stderr) == "interrupted"
     assert stdout == ""
     assert list(scratch.iterdir()) == []
-    assert not list(out.parent.glob(f".{out.name}-*"))
+    assert not list(out.parent.glob(".nnfuze-*"))
 
 
 def test_interrupt_while_text_is_being_run(tmp_path: Path) -> None:
@@ -384,3 +384,21 @@ def test_interrupt_while_text_is_being_run(tmp_path: Path) -> None:
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.getcwd()])}
     done = subprocess.run([sys.executable, "-m", "stopped"], env=env, capture_output=True, text=True, check=False)
     assert (done.returncode, one_line(done.stderr)) == (2, "interrupted")
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_while_importing(how: signal.Signals) -> None:
+    program = f"""
+import os, sys
+class Interrupts:
+    def find_spec(name, *_):
+        if name == "nnfuze_tvm.cli":
+            os.kill(os.getpid(), {how.value})
+sys.meta_path.insert(0, Interrupts)
+sys.argv[1:] = ["ops"]
+from nnfuze_tvm.__main__ import main
+main()
+"""
+    env = {**os.environ, "PYTHONPATH": os.getcwd()}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, one_line(done.stderr), done.stdout) == (2, "interrupted", "")

@@ -15,6 +15,7 @@ import pytest
 
 from nnfuze_tvm import cli
 from nnfuze_tvm.cli import verbs
+from nnfuze_tvm.cli.console import print_arrays
 from nnfuze_tvm.deploy.bundle import Bundle, unfit
 from nnfuze_tvm.deploy.manifest import describe_target
 from nnfuze_tvm.devices.targets import resolve
@@ -344,3 +345,8 @@ def test_auto_says_which_layers_stay_float_and_how_to_do_it_again(
     assert [layer.integer for layer in report.layers] == [layer.integer for layer in other.layers] == [True, False]
     answers = [Bundle.load(path).run({"x": data["x"][:4]})["t"] for path in (out, again)]
     np.testing.assert_array_equal(*answers)
+
+
+def test_arrays_without_elements_have_no_largest(capsys: pytest.CaptureFixture[str]) -> None:
+    print_arrays({"y": np.zeros((2, 0), "int8"), "z": np.ones(1, "float32")})
+    assert capsys.readouterr().out.splitlines() == ["y: [2, 0] int8", "z: [1] float32, largest 1 at 0"]

@@ -227,6 +227,29 @@ def test_replacing_without_an_atomic_exchange(network: tuple, copy: Path, monkey
     Bundle.load(copy)
 
 
+def test_links_are_kept_and_what_they_point_to_is_replaced(network: tuple, copy: Path) -> None:
+    link = copy.with_name("link")
+    link.symlink_to(copy)
+    with pytest.raises(BundleError, match="exists already"):
+        bundle.check_destination(link)
+    assert bundle.check_destination(link, force=True) == copy
+    (copy / "report.json").write_text("old")
+    write_bundle(link, network[0], network[1], force=True)
+    assert sorted(path.name for path in copy.parent.iterdir()) == ["copy", "link"]
+    assert link.is_symlink() and not (copy / "report.json").exists()
+    Bundle.load(link)
+
+
+def test_a_bundle_that_was_being_replaced_when_it_was_killed(copy: Path) -> None:
+    """Where replacing isn't one step; and when the new one was in place already."""
+    copy.rename(bundle._set_aside(copy))
+    bundle.check_destination(copy, force=True)
+    Bundle.load(copy)
+    shutil.copytree(copy, bundle._set_aside(copy))
+    bundle.check_destination(copy, force=True)
+    assert [path.name for path in copy.parent.iterdir()] == ["copy"]
+
+
 def test_flipped_bytes(copy: Path) -> None:
     for name in ("lib.so", "report.json", "manifest.json"):
         data = bytearray((copy / name).read_bytes())

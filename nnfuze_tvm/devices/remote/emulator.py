@@ -17,12 +17,12 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO
 
+from nnfuze_tvm.devices import scratch as temporary
 from nnfuze_tvm.devices.remote import tracker as trackers
 from nnfuze_tvm.devices.remote.server import LOOPBACK, check_host
 from nnfuze_tvm.errors import DeviceError
@@ -174,7 +174,7 @@ def emulate(
     at = folder(announce)
     before = len(trackers.devices(session).get(key, ()))
     announce(f"starting {cpu}")
-    with tempfile.TemporaryDirectory(prefix="nnfuze-board-") as scratch, contextlib.ExitStack() as stack:
+    with temporary.folder("board") as scratch, contextlib.ExitStack() as stack:
         # Nothing but this package: beside it may be packages for this machine.
         (Path(scratch) / "nnfuze_tvm").symlink_to(Path(__file__).parents[2].resolve())
         command, env = python(cpu, at, scratch)

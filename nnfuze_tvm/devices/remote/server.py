@@ -20,7 +20,6 @@ import select
 import signal
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -31,7 +30,7 @@ from tvm.rpc import _ffi_api, base
 from tvm.rpc import server as tvm_server
 from tvm.support import utils
 
-from nnfuze_tvm.devices import cpu
+from nnfuze_tvm.devices import cpu, scratch
 from nnfuze_tvm.devices.remote import wire
 from nnfuze_tvm.devices.remote.door import Client, Door, say, sparing
 from nnfuze_tvm.devices.remote.wire import RefusedError
@@ -121,6 +120,8 @@ def serve(
     """
     # TVM would bind every session to this machine's first cores, also those of other servers beside this one.
     os.environ["TVM_BIND_THREADS"] = "0"
+    # Also what a server left that was killed in a session.
+    scratch.sweep()
     door = Door(sock, secret, key, limit, sparing(say))
     registration: _Registration | None = None
     complaint = ""
@@ -254,7 +255,7 @@ def set_up(sock: socket.socket) -> None:
 
 def _session(door: Door, registration: _Registration, client: Client) -> None:
     """Run one session to its end, which is the client's, the timeout or a crash."""
-    with tempfile.TemporaryDirectory(prefix="nnfuze-session-", ignore_cleanup_errors=True) as folder:
+    with scratch.folder("session") as folder:
         arguments = (door, registration, client.sock, folder, os.getpid())
         process = multiprocessing.get_context("fork").Process(target=_session_main, args=arguments)
         process.start()

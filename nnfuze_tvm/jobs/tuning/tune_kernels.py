@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from tvm import te
 from tvm.s_tir import meta_schedule as ms
 
 from nnfuze_tvm import schedules
+from nnfuze_tvm.devices import scratch as temporary
 from nnfuze_tvm.devices import toolchain
 from nnfuze_tvm.devices.processes import Nursery
 from nnfuze_tvm.devices.remote import tracker as trackers
@@ -159,6 +159,6 @@ def _device_key(target: tvm.target.Target, tracker: trackers.Place | None, key: 
 def _check_toolchain(target: tvm.target.Target) -> None:
     """Link something small: fails early, and fills the linker's caches before anything is timed."""
     zeros = te.create_prim_func([te.compute((1,), lambda _: 0.0)]).with_attr("global_symbol", "main")
-    with tempfile.TemporaryDirectory(prefix="nnfuze-") as folder:
+    with temporary.folder() as folder:
         built = tvm.compile(tvm.IRModule({"main": zeros}), target=target)
         toolchain.export_library(built, Path(folder) / "probe.so", target)

@@ -27,8 +27,10 @@ def test_in_numpy(dtype: str, zero_point: int) -> None:
         np.testing.assert_array_equal(found, right)
 
 
-@pytest.mark.parametrize(("dtype", "zero_point"), [("int8", 0), ("uint8", 128)])
-@pytest.mark.parametrize("target", ["host", '{"kind": "llvm", "mcpu": "x86-64"}'])
+@pytest.mark.parametrize(
+    ("target", "dtype", "zero_point"),
+    [("host", "int8", 0), ("host", "uint8", 128), ('{"kind": "llvm", "mcpu": "x86-64"}', "int8", 5)],
+)
 def test_in_kernels(target: str, dtype: str, zero_point: int) -> None:
     if not platform.machine().startswith("x86") and target != "host":
         pytest.skip("another processor's")
