@@ -50,12 +50,14 @@ class _Exporter:
         self.leaves = dict(zip(reversed(fields), reversed(self.outputs), strict=True))
 
     def _output_names(self) -> list[str]:
-        owners, names = ir.task_outputs(self.mod), []
+        owners, states, names = ir.task_outputs(self.mod), ir.states(self.mod), []
+        # The states' next values come last.
+        owners = owners[: len(owners) - len(states)]
         tasks = [owner.task for owner in owners]
         for owner in owners:
             alone = tasks.count(owner.task) == 1 and owner.task not in self.known.values()
             names.append(self.write.unique(owner.task if alone else f"{owner.task}/{owner.name}"))
-        return names + [self.write.unique(f"{state}/next") for state in ir.states(self.mod)]
+        return names + [self.write.unique(f"{state}/next") for state in states]
 
     def model(self) -> onnx.ModelProto:
         """Return the network."""
