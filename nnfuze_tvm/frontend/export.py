@@ -18,7 +18,7 @@ from nnfuze_tvm.graph.constants import array
 from nnfuze_tvm.graph.dataflow import Value, bindings, op_name, output_fields
 from nnfuze_tvm.graph.onnx_form import Node, Unwritable, Writer, named
 
-OPSET, _IR_VERSION = 21, 10
+_IR_VERSION = 10
 # Protocol buffers hold less than 2 GiB.
 _LARGEST = 2**31 - 2**24
 
@@ -76,7 +76,7 @@ class _Exporter:
             [_info(*pair) for pair in zip(self.outputs, output_fields(self.main), strict=True)],
             [numpy_helper.from_array(value, name) for name, value in self.write.constants.items()],
         )
-        opset = [helper.make_opsetid("", OPSET)]
+        opset = [helper.make_opsetid("", self.write.opset)]
         model = helper.make_model(graph, producer_name="nnfuze", opset_imports=opset, ir_version=_IR_VERSION)
         onnx.checker.check_model(model, full_check=True)
         return model
