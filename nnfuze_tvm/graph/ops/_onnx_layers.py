@@ -47,6 +47,11 @@ def _require_channels_first(call: Call, kernel: str) -> None:
     )
 
 
+def _require_real(call: Call) -> None:
+    kinds = " and ".join(dtype_of(arg) for arg in call.args)
+    require("float" in dtype_of(call), f"multiplies {kinds} with sums in {dtype_of(call)}")
+
+
 def _window(call: Call) -> dict[str, Any]:
     attrs = call.attrs
     facts = {"pads": _ints(attrs.padding), "strides": _ints(attrs.strides), "dilations": _ints(attrs.dilation)}
@@ -58,14 +63,14 @@ def convolution(write: Writer, call: Call, data: str, weight: str) -> str:
     _require_channels_first(call, "OI")
     if _multiplies_bytes(call):
         return write("ConvInteger", data, weight, **_window(call))
-    require("float" in dtype_of(call), f"has sums in {dtype_of(call)}")
+    _require_real(call)
     return write("Conv", *_widened(write, call, [data, weight]), **_window(call))
 
 
 def transposed_convolution(write: Writer, call: Call, data: str, weight: str) -> str:
     """Add products to windows of the output."""
     _require_channels_first(call, "IO")
-    require("float" in dtype_of(call), f"has sums in {dtype_of(call)}")
+    _require_real(call)
     facts = {**_window(call), "output_padding": _ints(call.attrs.output_padding)}
     return write("ConvTranspose", *_widened(write, call, [data, weight]), **facts)
 
