@@ -18,7 +18,7 @@ from nnfuze_tvm.graph.constants import array
 from nnfuze_tvm.graph.dataflow import Value, bindings, op_name, output_fields
 from nnfuze_tvm.graph.onnx_form import Node, Unwritable, Writer, named
 
-OPSET, _IR_VERSION = 21, 10
+_IR_VERSION = 10
 # Protocol buffers hold less than 2 GiB.
 _LARGEST = 2**31 - 2**24
 
@@ -50,12 +50,14 @@ class _Exporter:
         self.leaves = dict(zip(reversed(fields), reversed(self.outputs), strict=True))
 
     def _output_names(self) -> list[str]:
-        owners, names = ir.task_outputs(self.mod), []
+        owners, states, names = ir.task_outputs(self.mod), ir.states(self.mod), []
+        # The states' next values come last.
+        owners = owners[: len(owners) - len(states)]
         tasks = [owner.task for owner in owners]
         for owner in owners:
             alone = tasks.count(owner.task) == 1 and owner.task not in self.known.values()
             names.append(self.write.unique(owner.task if alone else f"{owner.task}/{owner.name}"))
-        return names + [self.write.unique(f"{state}/next") for state in ir.states(self.mod)]
+        return names + [self.write.unique(f"{state}/next") for state in states]
 
     def model(self) -> onnx.ModelProto:
         """Return the network."""
@@ -74,7 +76,7 @@ class _Exporter:
             [_info(*pair) for pair in zip(self.outputs, output_fields(self.main), strict=True)],
             [numpy_helper.from_array(value, name) for name, value in self.write.constants.items()],
         )
-        opset = [helper.make_opsetid("", OPSET)]
+        opset = [helper.make_opsetid("", self.write.opset)]
         model = helper.make_model(graph, producer_name="nnfuze", opset_imports=opset, ir_version=_IR_VERSION)
         onnx.checker.check_model(model, full_check=True)
         return model

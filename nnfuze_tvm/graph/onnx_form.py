@@ -70,11 +70,15 @@ class Writer:
         In order.
     constants : dict of str to numpy.ndarray
         Equal ones once.
+    opset : int
+        The version of ONNX's operators that is needed. From 21 on, ONNX Runtime's optimizer (1.31 and before) may spoil
+        what is quantized to int8, so it is that only where there is no other way.
     """
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
         self.constants: dict[str, np.ndarray] = {}
+        self.opset = 20
         self._known: dict[tuple[Any, ...], str] = {}
         self._values, self._names = Names(), Names()
 

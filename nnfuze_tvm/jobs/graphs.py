@@ -76,8 +76,17 @@ class Graphs:
         return _run(pipeline.merge_phases(), ir.with_task_outputs(tvm.IRModule(functions), outputs))
 
 
-def make_graphs(request: NetworkRequest, announce: Announce = silent) -> Graphs:
+def make_graphs(request: NetworkRequest, announce: Announce = silent, *, portable: bool = False) -> Graphs:
     """Load the networks, merge them, and compress the merged one as options and policy say.
+
+    Parameters
+    ----------
+    request : NetworkRequest
+        What was asked for.
+    announce : callable
+        Is told what is being done.
+    portable : bool
+        The graphs are for any machine, so the target need not have what the methods want.
 
     Raises
     ------
@@ -95,11 +104,12 @@ def make_graphs(request: NetworkRequest, announce: Announce = silent) -> Graphs:
     samples = None
     if request.calibration is not None:
         samples = load_calibration(request.calibration, merged, host_executor)
-    features = llvm_features(resolve(request.target))
+    features = None if portable else llvm_features(resolve(request.target))
     for one in asked:
         if samples is None:
             one.check_samples(str(request.policy))
-        one.check_features(features, request.target)
+        if features is not None:
+            one.check_features(features, request.target)
     stages = {"merged": merged}
     inputs = method.Inputs(policy, samples, request.options, host_executor, announce)
     for one in asked:

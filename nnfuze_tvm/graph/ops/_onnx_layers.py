@@ -14,7 +14,7 @@ from nnfuze_tvm.graph.recurrent.cell import DEFAULTS
 from nnfuze_tvm.graph.recurrent.form import Form as Recurrence
 from nnfuze_tvm.graph.recurrent.form import Sizes
 
-_BYTES = ("int8", "uint8")
+_BYTES, _SHORTS = ("int8", "uint8"), ("int16", "uint16")
 
 
 def _widened(write: Writer, call: Call, names: Sequence[str]) -> list[str]:
@@ -47,6 +47,11 @@ def _require_channels_first(call: Call, kernel: str) -> None:
     )
 
 
+def _require_real(call: Call) -> None:
+    kinds = " and ".join(dtype_of(arg) for arg in call.args)
+    require("float" in dtype_of(call), f"multiplies {kinds} with sums in {dtype_of(call)}")
+
+
 def _window(call: Call) -> dict[str, Any]:
     attrs = call.attrs
     facts = {"pads": _ints(attrs.padding), "strides": _ints(attrs.strides), "dilations": _ints(attrs.dilation)}
@@ -58,14 +63,14 @@ def convolution(write: Writer, call: Call, data: str, weight: str) -> str:
     _require_channels_first(call, "OI")
     if _multiplies_bytes(call):
         return write("ConvInteger", data, weight, **_window(call))
-    require("float" in dtype_of(call), f"has sums in {dtype_of(call)}")
+    _require_real(call)
     return write("Conv", *_widened(write, call, [data, weight]), **_window(call))
 
 
 def transposed_convolution(write: Writer, call: Call, data: str, weight: str) -> str:
     """Add products to windows of the output."""
     _require_channels_first(call, "IO")
-    require("float" in dtype_of(call), f"has sums in {dtype_of(call)}")
+    _require_real(call)
     facts = {**_window(call), "output_padding": _ints(call.attrs.output_padding)}
     return write("ConvTranspose", *_widened(write, call, [data, weight]), **facts)
 
@@ -89,23 +94,13 @@ def pooling(operator: str) -> Form:
         facts: dict[str, Any] = {"kernel_shape": sizes, "strides": strides, "pads": [*before, *behind]}
         if max(dilation) > 1:
             facts["dilations"] = dilation
-        included = operator == "AveragePool" and bool(attrs.count_include_pad)
-        if included:
+        if operator == "AveragePool" and attrs.count_include_pad:
             facts["count_include_pad"] = 1
-        if any(max(pair) >= size for *pair, size in zip(before, behind, sizes, strict=True)):
-            # ONNX Runtime takes no padding that is as wide as the window.
-            require(operator == "MaxPool" or included, "has padding as wide as its windows")
-            x, facts["pads"] = _apart(write, call, x, facts["pads"], operator), [0] * (2 * len(sizes))
+        reach = zip(before, behind, sizes, strict=True)
+        require(not any(max(pads) >= size for *pads, size in reach), "has padding as wide as its windows")
         return write(operator, x, **facts)
 
     return form
-
-
-def _apart(write: Writer, call: Call, x: str, pads: list[int], operator: str) -> str:
-    kind, rank = np.dtype(dtype_of(call)), len(pads) // 2
-    fill = 0 if operator == "AveragePool" else -np.inf if kind.kind == "f" else np.iinfo(kind).min
-    widths = [0, 0, *pads[:rank], 0, 0, *pads[rank:]]
-    return write("Pad", x, write.integers(widths), write.constant(fill, kind), mode="constant")
 
 
 def adaptive_average(write: Writer, call: Call, x: str) -> str:
@@ -168,7 +163,9 @@ def _is_near(mode: str, rounding: str, before: int, after: int) -> bool:
 
 
 def _coded(write: Writer, operator: str, call: Call, data: str, scale: str, zero: str) -> str:
-    shape = static_shape(call.args[1])
+    shape, kind = static_shape(call.args[1]), dtype_of(call.args[2])
+    if kind in _SHORTS:
+        write.opset = 21
     if np.prod(shape) != 1:
         return write(operator, data, scale, zero, axis=int(call.attrs.axis))
     return write(operator, data, *(write.reshaped(each, []) if shape else each for each in (scale, zero)))
@@ -177,7 +174,7 @@ def _coded(write: Writer, operator: str, call: Call, data: str, scale: str, zero
 def quantize(write: Writer, call: Call, data: str, scale: str, zero: str) -> str:
     """Round to codes."""
     kind = str(call.attrs.out_dtype)
-    require(kind in (*_BYTES, "int16", "uint16"), f"rounds to {kind}")
+    require(kind in _BYTES + _SHORTS, f"rounds to {kind}")
     require(dtype_of(call.args[2]) == kind, f"has a zero point in {dtype_of(call.args[2])}")
     return _coded(write, "QuantizeLinear", call, data, scale, zero)
 

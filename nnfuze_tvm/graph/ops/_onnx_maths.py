@@ -204,10 +204,14 @@ def instance_norm(write: Writer, call: Call, x: str, gamma: str, beta: str) -> s
 
 
 def group_norm(write: Writer, call: Call, x: str, gamma: str, beta: str) -> str:
-    """Normalize groups of channels of every image."""
+    """Normalize groups of channels of every image, as if each were one channel."""
     _require_image_axes(call)
-    facts = {"epsilon": float(call.attrs.epsilon), "num_groups": int(call.attrs.num_groups)}
-    return write("GroupNormalization", x, gamma, beta, **facts)
+    shape, groups, kind = static_shape(call), int(call.attrs.num_groups), dtype_of(call.args[1])
+    rows = write.reshaped(x, [shape[0], groups, math.prod(shape[1:]) // groups])
+    plain = (write.constant([number] * groups, kind) for number in (1, 0))
+    normal = write("InstanceNormalization", rows, *plain, epsilon=float(call.attrs.epsilon))
+    sides = [write.reshaped(each, [-1, *[1] * (len(shape) - 2)]) for each in (gamma, beta)]
+    return write("Add", write("Mul", write.reshaped(normal, shape), sides[0]), sides[1])
 
 
 def layer_norm(write: Writer, call: Call, x: str, gamma: str, beta: str) -> str:

@@ -55,9 +55,7 @@ def split(write: Writer, call: Call, x: str, *_: Any) -> list[str]:
 
 def concat(write: Writer, call: Call, parts: list[str]) -> str:
     """Put tensors one behind the other."""
-    if call.attrs.axis is None:
-        return write("Concat", *(write.reshaped(part, [-1]) for part in parts), axis=0)
-    return write("Concat", *parts, axis=int(call.attrs.axis))
+    return write("Concat", *parts, axis=int(call.attrs.axis or 0))
 
 
 def stack(write: Writer, call: Call, parts: list[str]) -> str:
@@ -78,22 +76,21 @@ def pad(write: Writer, call: Call, x: str, *_: Any) -> str:
 
 
 def take(write: Writer, call: Call, x: str, indices: str) -> str:
-    """Pick along one axis, or of all numbers."""
-    if call.attrs.axis is None:
-        x, axis, size = write.reshaped(x, [-1]), 0, prod(static_shape(call.args[0]))
-    else:
-        axis = int(call.attrs.axis) % rank_of(call)
-        size = static_shape(call.args[0])[axis]
-    given, mode, kind = call.args[1], str(call.attrs.mode), dtype_of(call.args[1])
-    require(mode in ("clip", "wrap", "fast"), f"picks by the mode {mode!r}")
+    """Pick along an axis, of a vector along its only one."""
+    axis = int(call.attrs.axis or 0) % rank_of(call)
+    size, given, mode, kind = (
+        static_shape(call.args[0])[axis],
+        call.args[1],
+        str(call.attrs.mode),
+        dtype_of(call.args[1]),
+    )
+    require(mode in ("clip", "fast"), f"picks by the mode {mode!r}")
     wide = "int32" if kind == "int32" else "int64"
     indices = write.cast(indices, kind, wide)
     values = array(given) if isinstance(given, GenericConst) else None
     inside = values is not None and values.min(initial=0) >= 0 and values.max(initial=0) < size
     if mode == "clip" and not inside:
         indices = write("Clip", indices, write.constant(0, wide), write.constant(size - 1, wide))
-    if mode == "wrap" and not inside:
-        indices = write("Mod", indices, write.constant(size, wide))
     return write("Gather", x, indices, axis=axis)
 
 

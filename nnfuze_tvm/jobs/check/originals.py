@@ -119,6 +119,11 @@ def traced(source: Source, what: str) -> Run:
 
 
 def _session(model: onnx.ModelProto, plain: bool = False) -> Run:
+    return calls_of(model.SerializeToString(), plain)
+
+
+def calls_of(model: bytes, plain: bool = False) -> Run:
+    """Return an ONNX network in ONNX Runtime; a plain one is computed node by node."""
     import onnxruntime
 
     settings = onnxruntime.SessionOptions()
@@ -127,7 +132,7 @@ def _session(model: onnx.ModelProto, plain: bool = False) -> Run:
     if plain:
         settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     providers = ["CPUExecutionProvider"]
-    return _calls(onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=providers))
+    return _calls(onnxruntime.InferenceSession(model, settings, providers=providers))
 
 
 def _calls(session: Any) -> Run:
