@@ -38,7 +38,8 @@ class UnsignedBytes:
     """Add 128 to the int8 data of layers with constant weights, and take back what that adds to the int32 sums.
 
     That is 128 times the sum of a channel's weights, a constant, which joins the bias. Sums are the same bits. Takes
-    convolutions with the channels last that are not grouped, which copy their data so, and products with a matrix.
+    convolutions with the channels last that are not grouped, which copy their data so if they pad them, and products
+    with a matrix.
 
     Parameters
     ----------
@@ -118,7 +119,7 @@ class _Rewriter:
                 sums = self._emitter.emit(self._product(value), name)
                 self._shifted[binding.var] = sums, correction(array(value.args[1]).T)
             elif _is_convolution(value):
-                sums = self._emitter.emit(_convolution(self._restored(value), self._builder), name)
+                sums = self._emitter.emit(self._convolution(value), name)
                 self._shifted[binding.var] = sums, correction(array(value.args[1]))
             else:
                 if op_name(value) == "add":
@@ -128,11 +129,21 @@ class _Rewriter:
         return self._emitter.finish(func.params, outputs, func.attrs)
 
     def _product(self, call: Call) -> Call:
-        data, weights = self._restored(call.args[0]), call.args[1]
+        return op.matmul(self._larger(call.args[0]), call.args[1], out_dtype="int32")
+
+    def _convolution(self, call: Call) -> Call:
+        """Return a convolution that copies its data, if only to pad it; else what makes them makes them unsigned."""
+        if any(int(each) for each in call.attrs.padding):
+            return _convolution(self._restored(call), self._builder)
+        return Call(call.op, [self._larger(call.args[0]), call.args[1]], call.attrs, call.ty_args)
+
+    def _larger(self, value: Value) -> Value:
+        """Return signed bytes as unsigned ones, once for all that read them."""
+        data = self._restored(value)
         if data not in self._unsigned:
             wide = op.add(op.astype(data, "int16"), relax.const(np.int16(ZERO)))
             self._unsigned[data] = self._emitter.emit(op.astype(wide, "uint8"))
-        return op.matmul(self._unsigned[data], weights, out_dtype="int32")
+        return self._unsigned[data]
 
     def _with_bias(self, value: Call) -> Call:
         """Add what is to be added to sums to the constant that a call adds to them."""

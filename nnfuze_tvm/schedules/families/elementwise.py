@@ -80,7 +80,8 @@ def _schedule(sch: s_tir.Schedule, block: SBlockRV, hw: Hardware, tunable: bool)
         rows = choose(sch, [d for d in (16, 8, 32, 4) if shape[strided] >= d] or [1], tunable, "rows")
         loops = _tile_transpose(sch, loops, strided, rows, shape)
     elif _is_flat(body, shape):
-        loops = [sch.fuse(*loops)] if len(loops) > 1 else loops
+        count = _side_by_side(shape, lanes)
+        loops = [*loops[:-count], sch.fuse(*loops[-count:])] if count > 1 else loops
     extent = int(sch.get(loops[-1]).extent)
     outer = list(loops)
     boundaries = _boundaries(body)
@@ -119,6 +120,34 @@ def _is_flat(body: s_tir.SBlock, shape: list[int]) -> bool:
         if prod(int(d) for d in region.source.shape) != prod(shape):
             return False
     return True
+
+
+def _side_by_side(shape: list[int], lanes: int) -> int:
+    """Return how many of a flat kernel's loops, counted from the last, to fuse: all, if TVM sees a vector in them.
+
+    It may not where whole vectors make a row of few channels: of ``f % 768 % 3`` it makes ``f % 3``, which it does not
+    put together with ``f % 768 // 3`` again, and the vector is loaded number by number.
+    """
+    width = divisors(prod(shape), lanes)[0]
+    for count in range(len(shape), 0, -1):
+        extents = shape[len(shape) - count :]
+        if prod(extents) % width == 0 and _is_contiguous(extents, width):
+            return count
+    return len(shape)
+
+
+def _is_contiguous(shape: list[int], width: int) -> bool:
+    """Tell whether TVM finds that ``width`` steps of a loop over all of a shape are neighbours in memory."""
+    analyzer = sym.Analyzer()
+    step, lane = (tirx.Var(name, "int64") for name in ("step", "lane"))
+    analyzer.bind(step, tvm.ir.Range(0, prod(shape) // width))
+    analyzer.bind(lane, tvm.ir.Range(0, width))
+    place, inner = tirx.IntImm("int64", 0), prod(shape)
+    for n, size in enumerate(shape):
+        digit = step * width + lane if n == 0 else tirx.floormod(step * width + lane, inner)
+        inner //= size
+        place = place * size + analyzer.simplify(tirx.floordiv(digit, inner))
+    return bool(analyzer.can_prove_equal(analyzer.simplify(place), step * width + lane))
 
 
 def _strided_axis(body: s_tir.SBlock, shape: list[int]) -> int | None:

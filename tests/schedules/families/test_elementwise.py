@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import tvm
 from hypothesis import given
 from hypothesis import strategies as st
-from tvm import relax
+from tvm import relax, s_tir
 
+from nnfuze_tvm.devices.hardware import Hardware
 from nnfuze_tvm.devices.targets import resolve
+from nnfuze_tvm.schedules.families import elementwise
 from tests.helpers import evaluate_module, few
 from tests.schedules import kernels
 
@@ -99,3 +102,19 @@ def test_a_split_writes_each_part_by_its_own_kernel():
     )
     for part, expected in zip(got.outputs, np.split(x, 3, axis=-1), strict=True):
         np.testing.assert_array_equal(part, expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 64, 3), (2, 7, 48, 24), (3, 5, 7), (4, 10, 10, 6), (1, 1, 5)])
+def test_rows_of_few_channels_are_loaded_by_vectors(shape):
+    """However a row and a vector divide each other, no number is loaded by itself if a whole vector could be."""
+    mod = kernels.single_function({"x": (shape, "float32")}, lambda builder, params: builder.emit(OP.exp(params[0])))
+    target = resolve("x86-64-v3")
+    (kernel,) = kernels.fused_kernels(mod, target).values()
+    sch = s_tir.Schedule(kernel)
+    assert elementwise.apply(sch, Hardware.of(target), tunable=False)
+    source = tvm.compile(sch.mod, target=target).mod.inspect_source("ll")
+    assert "insertelement <8 x float>" not in source or np.prod(shape) % 8
+    x = np.random.default_rng(0).standard_normal(shape).astype("float32")
+    np.testing.assert_allclose(
+        kernels.schedule_and_run(mod, resolve("host"), {"x": x}).outputs[0], np.exp(x), rtol=1e-5
+    )
