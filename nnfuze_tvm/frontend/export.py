@@ -66,6 +66,7 @@ class _Exporter:
         for name, field in zip(self.outputs, output_fields(self.main), strict=True):
             if (found := self._operand(field)) != name:
                 self.write.nodes.append(Node("Identity", (found,), (name,), {}, name))
+        self.write.keep(self.outputs)
         size = sum(value.nbytes for value in self.write.constants.values())
         if size > _LARGEST:
             raise ModelError(f"the weights take {size / 2**30:.1f} GiB; an ONNX file holds less than 2: compress more")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import tvm
 from hypothesis import given, settings
@@ -20,6 +21,7 @@ from nnfuze_tvm.graph import ir, ops
 from nnfuze_tvm.graph.dataflow import Emitter, Value
 from nnfuze_tvm.graph.evaluate import evaluate
 from nnfuze_tvm.graph.ops.operator import Example
+from nnfuze_tvm.passes import pipeline
 from tests.graph.calls import calls, examples
 
 # Angles of all four quadrants are no operator of ONNX.
@@ -261,3 +263,28 @@ def test_names():
     assert [node.name for node in model.graph.node][:2] == ["a/relu", "b/exp"]
     data = {"x": np.array([[-1, 0, 1], [2, 3, 4]], "float32")}
     assert_equal(answers(model, data), evaluate(main, data), [value.name for value in model.graph.output])
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_recurrent_layers_are_one_node_again(kind):
+    """The product of the input, a layer of its own here, is the node's, with its bias."""
+    gates, rng = {"LSTM": 4, "GRU": 3, "RNN": 1}[kind], np.random.default_rng(0)
+    weights = {"w": (2, gates * 6, 5), "r": (2, gates * 6, 6), "b": (2, 2 * gates * 6)}
+    facts = {"hidden_size": 6, "direction": "bidirectional", **({"linear_before_reset": 1} if kind == "GRU" else {})}
+    node = onnx.helper.make_node(kind, ["x", *weights], ["y"], name="layer", **facts)
+    ends = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name, shape in (("x", (9, 2, 5)), ("y", (9, 2, 2, 6)))
+    ]
+    tensors = [
+        onnx.numpy_helper.from_array(rng.uniform(-0.5, 0.5, shape).astype("float32"), name)
+        for name, shape in weights.items()
+    ]
+    graph = onnx.helper.make_graph([node], "net", ends[:1], ends[1:], tensors)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
+    mod = tvm.transform.Sequential(pipeline.merge_phases())(load([model], ["net"]))
+    again = export(mod)
+    assert [node.op_type for node in again.graph.node].count(kind) == 1
+    assert not {"MatMul", "Add"} & {node.op_type for node in again.graph.node}
+    inputs = {"x": rng.standard_normal((9, 2, 5)).astype("float32")}
+    assert_equal(answers(again, inputs), answers(model, inputs), ["y"])
