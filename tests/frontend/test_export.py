@@ -288,3 +288,28 @@ def test_recurrent_layers_are_one_node_again(kind):
     assert not {"MatMul", "Add"} & {node.op_type for node in again.graph.node}
     inputs = {"x": rng.standard_normal((9, 2, 5)).astype("float32")}
     assert_equal(answers(again, inputs), answers(model, inputs), ["y"])
+
+
+@pytest.mark.parametrize(
+    ("shape", "folds"),
+    [((8, 1, 1), True), ((1, 8, 1, 1), True), ((1, 1, 1), False), ((6,), False), ((1, 1, 8, 1, 1), False)],
+)
+def test_biases_are_the_convolutions_own(shape, folds):
+    def make(x: Value, weight: Value, bias: Value) -> Value:
+        return op.add(op.nn.conv2d(x, weight, padding=1), bias)
+
+    named = call(make, (1, 4, 5, 6), (8, 4, 3, 3), shape, constants=2)
+    check(named)
+    found = [node.op_type for node in export(calls(named)[0]).graph.node]
+    assert found == (["Conv"] if folds else ["Conv", "Add"])
+
+
+def test_what_is_returned_without_its_bias_keeps_it_apart():
+    x = tvm.ir.Var("x", relax.TensorType((1, 4, 5, 6), "float32"))
+    rng, emitter = np.random.default_rng(0), Emitter()
+    layer = emitter.emit(op.nn.conv2d(x, relax.const(rng.standard_normal((8, 4, 3, 3)).astype("float32"))), "a/conv")
+    total = emitter.emit(op.add(layer, relax.const(np.ones((8, 1, 1), "float32"))))
+    main = emitter.finish([x], [layer, total]).with_attr("global_symbol", "main")
+    mod = ir.with_task_outputs(tvm.IRModule({"main": main}), [ir.TaskOutput("a", "y"), ir.TaskOutput("b", "y")])
+    data = {"x": rng.standard_normal((1, 4, 5, 6)).astype("float32")}
+    assert_equal(answers(export(mod), data), evaluate(main, data), ["a", "b"])
