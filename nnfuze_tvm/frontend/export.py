@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,8 @@ from nnfuze_tvm.graph.dataflow import Value, bindings, op_name, output_fields
 from nnfuze_tvm.graph.onnx_form import Node, Unwritable, Writer, named
 
 _IR_VERSION = 10
+# Convolutions of ONNX add a vector per channel themselves.
+_BIASED = ("Conv", "ConvTranspose")
 # Protocol buffers hold less than 2 GiB.
 _LARGEST = 2**31 - 2**24
 
@@ -66,6 +70,8 @@ class _Exporter:
         for name, field in zip(self.outputs, output_fields(self.main), strict=True):
             if (found := self._operand(field)) != name:
                 self.write.nodes.append(Node("Identity", (found,), (name,), {}, name))
+        self.write.nodes = _with_biases(self.write, self.outputs)
+        self.write.keep(self.outputs)
         size = sum(value.nbytes for value in self.write.constants.values())
         if size > _LARGEST:
             raise ModelError(f"the weights take {size / 2**30:.1f} GiB; an ONNX file holds less than 2: compress more")
@@ -118,6 +124,29 @@ class _Exporter:
         if isinstance(value, relax.TupleGetItem):
             return self._operand(value.tuple_value)[value.index]
         return None
+
+
+def _with_biases(write: Writer, results: Sequence[str]) -> list[Node]:
+    """Return the nodes with what is added per channel to convolutions as their own third operand."""
+    uses = Counter([*results, *(name for node in write.nodes for name in node.inputs)])
+    makers = {name: n for n, node in enumerate(write.nodes) for name in node.outputs}
+    nodes: list[Node | None] = list(write.nodes)
+    for n, node in enumerate(write.nodes):
+        if node.operator != "Add" or node.inputs[0] not in makers or node.inputs[1] not in write.constants:
+            continue
+        layer = nodes[makers[node.inputs[0]]]
+        bias = write.constants[node.inputs[1]]
+        if layer is None or layer.operator not in _BIASED or len(layer.inputs) > 2 or uses[node.inputs[0]] > 1:
+            continue
+        # [C, 1, …] or [1, C, 1, …]: what is added to all channels alike stays an addition.
+        rank = len(layer.attributes["kernel_shape"]) + 2
+        own = (bias.size, *[1] * (rank - 2))
+        if bias.size == 1 or bias.shape not in (own, (1, *own)):
+            continue
+        inputs = (*layer.inputs, write.constant(bias.reshape(-1)))
+        nodes[makers[node.inputs[0]]], nodes[n] = replace(layer, inputs=inputs, outputs=node.outputs), None
+        makers[node.outputs[0]] = makers[node.inputs[0]]
+    return [node for node in nodes if node is not None]
 
 
 def _proto(node: Node) -> onnx.NodeProto:

@@ -121,6 +121,25 @@ class Writer:
         """Return the value in another type."""
         return value if before == after else self("Cast", value, to=after)
 
+    def maker(self, value: str, operator: str) -> Node | None:
+        """Return the node that makes a value, if it is one of an operator."""
+        found = next((node for node in reversed(self.nodes) if value in node.outputs), None)
+        return found if found is not None and found.operator == operator else None
+
+    def shape(self, value: str) -> tuple[int, ...]:
+        """Return the shape of a constant, () for what is none."""
+        return self.constants[value].shape if value in self.constants else ()
+
+    def keep(self, outputs: Sequence[str]) -> None:
+        """Drop nodes and constants that nothing needs."""
+        live, kept = set(outputs), []
+        for node in reversed(self.nodes):
+            if live & set(node.outputs):
+                live |= set(node.inputs)
+                kept.append(node)
+        self.nodes = kept[::-1]
+        self.constants = {name: value for name, value in self.constants.items() if name in live}
+
     def rename(self, start: int, results: Mapping[str, str], layer: str) -> None:
         """Name the nodes from ``start`` on after a layer, and those of their outputs that are results."""
         for n, node in enumerate(self.nodes[start:], start):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import tvm
 from hypothesis import given, settings
@@ -20,6 +21,7 @@ from nnfuze_tvm.graph import ir, ops
 from nnfuze_tvm.graph.dataflow import Emitter, Value
 from nnfuze_tvm.graph.evaluate import evaluate
 from nnfuze_tvm.graph.ops.operator import Example
+from nnfuze_tvm.passes import pipeline
 from tests.graph.calls import calls, examples
 
 # Angles of all four quadrants are no operator of ONNX.
@@ -261,3 +263,53 @@ def test_names():
     assert [node.name for node in model.graph.node][:2] == ["a/relu", "b/exp"]
     data = {"x": np.array([[-1, 0, 1], [2, 3, 4]], "float32")}
     assert_equal(answers(model, data), evaluate(main, data), [value.name for value in model.graph.output])
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_recurrent_layers_are_one_node_again(kind):
+    """The product of the input, a layer of its own here, is the node's, with its bias."""
+    gates, rng = {"LSTM": 4, "GRU": 3, "RNN": 1}[kind], np.random.default_rng(0)
+    weights = {"w": (2, gates * 6, 5), "r": (2, gates * 6, 6), "b": (2, 2 * gates * 6)}
+    facts = {"hidden_size": 6, "direction": "bidirectional", **({"linear_before_reset": 1} if kind == "GRU" else {})}
+    node = onnx.helper.make_node(kind, ["x", *weights], ["y"], name="layer", **facts)
+    ends = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name, shape in (("x", (9, 2, 5)), ("y", (9, 2, 2, 6)))
+    ]
+    tensors = [
+        onnx.numpy_helper.from_array(rng.uniform(-0.5, 0.5, shape).astype("float32"), name)
+        for name, shape in weights.items()
+    ]
+    graph = onnx.helper.make_graph([node], "net", ends[:1], ends[1:], tensors)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
+    mod = tvm.transform.Sequential(pipeline.merge_phases())(load([model], ["net"]))
+    again = export(mod)
+    assert [node.op_type for node in again.graph.node].count(kind) == 1
+    assert not {"MatMul", "Add"} & {node.op_type for node in again.graph.node}
+    inputs = {"x": rng.standard_normal((9, 2, 5)).astype("float32")}
+    assert_equal(answers(again, inputs), answers(model, inputs), ["y"])
+
+
+@pytest.mark.parametrize(
+    ("shape", "folds"),
+    [((8, 1, 1), True), ((1, 8, 1, 1), True), ((1, 1, 1), False), ((6,), False), ((1, 1, 8, 1, 1), False)],
+)
+def test_biases_are_the_convolutions_own(shape, folds):
+    def make(x: Value, weight: Value, bias: Value) -> Value:
+        return op.add(op.nn.conv2d(x, weight, padding=1), bias)
+
+    named = call(make, (1, 4, 5, 6), (8, 4, 3, 3), shape, constants=2)
+    check(named)
+    found = [node.op_type for node in export(calls(named)[0]).graph.node]
+    assert found == (["Conv"] if folds else ["Conv", "Add"])
+
+
+def test_what_is_returned_without_its_bias_keeps_it_apart():
+    x = tvm.ir.Var("x", relax.TensorType((1, 4, 5, 6), "float32"))
+    rng, emitter = np.random.default_rng(0), Emitter()
+    layer = emitter.emit(op.nn.conv2d(x, relax.const(rng.standard_normal((8, 4, 3, 3)).astype("float32"))), "a/conv")
+    total = emitter.emit(op.add(layer, relax.const(np.ones((8, 1, 1), "float32"))))
+    main = emitter.finish([x], [layer, total]).with_attr("global_symbol", "main")
+    mod = ir.with_task_outputs(tvm.IRModule({"main": main}), [ir.TaskOutput("a", "y"), ir.TaskOutput("b", "y")])
+    data = {"x": rng.standard_normal((1, 4, 5, 6)).astype("float32")}
+    assert_equal(answers(export(mod), data), evaluate(main, data), ["a", "b"])

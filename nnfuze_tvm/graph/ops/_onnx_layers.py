@@ -10,9 +10,6 @@ from tvm.ir import Call
 
 from nnfuze_tvm.graph.ir import static_shape
 from nnfuze_tvm.graph.onnx_form import Form, Writer, dtype_of, require
-from nnfuze_tvm.graph.recurrent.cell import DEFAULTS
-from nnfuze_tvm.graph.recurrent.form import Form as Recurrence
-from nnfuze_tvm.graph.recurrent.form import Sizes
 
 _BYTES, _SHORTS = ("int8", "uint8"), ("int16", "uint16")
 
@@ -185,60 +182,3 @@ def dequantize(write: Writer, call: Call, data: str, scale: str, zero: str) -> s
     require(dtype_of(call.args[2]) == kind, f"has a zero point in {dtype_of(call.args[2])}")
     real = _coded(write, "DequantizeLinear", call, data, scale, zero)
     return write.cast(real, dtype_of(call.args[1]), dtype_of(call))
-
-
-_NAMES = {
-    "leakyrelu": "LeakyRelu",
-    "thresholdedrelu": "ThresholdedRelu",
-    "scaledtanh": "ScaledTanh",
-    "hardsigmoid": "HardSigmoid",
-}
-_DIRECTIONS = {(False,): "forward", (True,): "reverse", (False, True): "bidirectional"}
-
-
-def recurrence(write: Writer, call: Call, *operands: str) -> str:
-    """Run a recurrent layer; ONNX's multiplies its input itself, here by what picks a part of the product."""
-    form = Recurrence.of(call.attrs)
-    sizes = Sizes.of(static_shape(call.args[0]), static_shape(call.args[2]), dtype_of(call.args[0]))
-    require(not form.scale and not form.integer, "has states in 8 bits, for which ONNX has no operator")
-    require(form.reverse in _DIRECTIONS, "has directions in another order than ONNX's")
-    own = dict(zip(form.operands, operands, strict=True))
-    width = form.gates * sizes.hidden
-    given = write.reshaped(own["projection"], [sizes.steps, sizes.batch, sizes.directions * width])
-    parts = np.eye(sizes.directions * width).reshape(sizes.directions, width, -1)
-    bias = ""
-    if form.has_bias:
-        unit = sizes.hidden
-        wide = np.zeros((unit, 2 * width))
-        wide[:, -unit:] = np.eye(unit)
-        bias = write("MatMul", own["bias"], write.constant(wide, sizes.dtype))
-    inputs = [given, write.constant(parts, sizes.dtype), write("Transpose", own["weights"], perm=[0, 2, 1])]
-    inputs += [bias, "", own["hidden"]]
-    if form.kind == "lstm":
-        inputs += [own["cell"], *([own["peepholes"]] if form.peepholes else [])]
-    kept = 3 if form.keeps_cell else 1
-    found = write.several(form.kind.upper(), inputs, kept, **_cell_facts(form, sizes))
-    if not form.keeps_cell:
-        return found[0]
-    return write("Concat", found[0], write("Unsqueeze", found[2], write.integers([0])), axis=0)
-
-
-def _cell_facts(form: Recurrence, sizes: Sizes) -> dict[str, Any]:
-    first = form.cells[0]
-    functions = [function for cell in form.cells for function in cell.activations]
-    facts: dict[str, Any] = {
-        "hidden_size": sizes.hidden,
-        "direction": _DIRECTIONS[form.reverse],
-        "activations": [_NAMES.get(function.name, function.name.capitalize()) for function in functions],
-    }
-    for place, name in enumerate(("alpha", "beta")):
-        values = [getattr(function, name) for function in functions if len(DEFAULTS[function.name]) > place]
-        if values:
-            facts[f"activation_{name}"] = values
-    if first.clip:
-        facts["clip"] = first.clip
-    if first.coupled:
-        facts["input_forget"] = 1
-    if first.linear_before_reset:
-        facts["linear_before_reset"] = 1
-    return facts

@@ -24,7 +24,7 @@ from nnfuze_tvm.graph.dataflow import Value
 from nnfuze_tvm.graph.integers.context import Integers, Unsupported
 from nnfuze_tvm.graph.integers.values import INT32_MAX
 from nnfuze_tvm.graph.ir import static_shape
-from nnfuze_tvm.graph.ops import _onnx_layers as onnx
+from nnfuze_tvm.graph.ops import _onnx_recurrence as onnx
 from nnfuze_tvm.graph.ops.operator import Example, Operator, Recurs
 from nnfuze_tvm.graph.recurrent.cell import Activation, Cell, Math, arrays, tensors
 from nnfuze_tvm.graph.recurrent.form import LEVELS, Form, Sizes, operand_shapes, operand_types

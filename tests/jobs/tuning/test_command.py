@@ -1,10 +1,9 @@
-"""``nnfuze tune`` with TVM's own tracker and servers, started by somebody else, killed and started again."""
+"""``nnfuze tune`` with TVM's own tracker, started by somebody else, killed and started again."""
 
 from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,39 +17,30 @@ import pytest
 from benchmarks.networks import build
 from nnfuze_tvm.devices.remote import tracker as devices
 from nnfuze_tvm.jobs import tuning
+from tests.servers import KEY, free_port, running_board
 
 TRIALS = 6
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture
 def boards() -> Iterator[str]:
-    """Start TVM's tracker and two of its servers under the key ``board``; the tracker's address."""
+    """Start TVM's own tracker and two boards under it, all without a secret; the tracker's address."""
     port = free_port()
     address = f"127.0.0.1:{port}"
-    common = [sys.executable, "-m"]
     ports = ["--host", "127.0.0.1", "--port", str(port), "--port-end", str(port + 1)]
-    commands = [[*common, "tvm.exec.rpc_tracker", *ports]]
-    for _ in range(2):
-        own = free_port()
-        where = ["--host", "127.0.0.1", "--port", str(own), "--port-end", str(own + 1)]
-        commands.append([*common, "tvm.exec.rpc_server", "--tracker", address, "--key", "board", *where])
-    processes = []
-    try:
-        for command in commands:
-            quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-            processes.append(subprocess.Popen(command, start_new_session=True, **quiet))
-        devices.wait_for_device(devices.connect(devices.Place(address, None), 60.0), "board", 60.0, count=2)
-        yield address
-    finally:
-        for process in processes:
+    command = [sys.executable, "-m", "tvm.exec.rpc_tracker", *ports]
+    with (
+        running_board(port, None),
+        running_board(port, None),
+        subprocess.Popen(
+            command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as process,
+    ):
+        try:
+            devices.wait_for_device(devices.connect(devices.Place(address, None), 60.0), KEY, 60.0, count=2)
+            yield address
+        finally:
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
 
 
 def test_two_boards_and_a_job_that_is_killed(boards: str, tmp_path: Path) -> None:
@@ -64,7 +54,7 @@ def test_two_boards_and_a_job_that_is_killed(boards: str, tmp_path: Path) -> Non
         boards,
         "--insecure",
         "--key",
-        "board",
+        KEY,
         "--trials",
         str(TRIALS),
     ]
