@@ -26,6 +26,8 @@ from tests.graph.calls import calls, examples
 
 # Angles of all four quadrants are no operator of ONNX.
 WITHOUT = {"atan2"}
+# A recurrent layer with bounds of its cell.
+BOUNDED = "task/nnfuze.recurrence-1"
 FAMILIES = sorted({operator.family for operator in ops.OPERATORS.values() if operator.examples})
 
 
@@ -72,7 +74,14 @@ def test_only_these_have_no_form():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_examples(family):
     named = {name: each for name, each in examples(family).items() if name[5:].rsplit("-", 1)[0] not in WITHOUT}
+    named.pop(BOUNDED, None)
     check(named, again=True)
+
+
+def test_cells_with_bounds_are_refused():
+    mod, _ = calls({BOUNDED: examples("recurrence")[BOUNDED]})
+    with pytest.raises(ModelError, match="has a cell with bounds"):
+        export(mod)
 
 
 @pytest.mark.parametrize("name", sorted(WITHOUT))

@@ -26,6 +26,7 @@ def recurrence(write: Writer, call: Call, *operands: str) -> str:
     form = Form.of(call.attrs)
     sizes = Sizes.of(static_shape(call.args[0]), static_shape(call.args[2]), dtype_of(call.args[0]))
     require(not form.scale and not form.integer, "has states in 8 bits, for which ONNX has no operator")
+    require(not form.cells[0].bound, "has a cell with bounds, for which ONNX has no operator")
     require(form.reverse in _DIRECTIONS, "has directions in another order than ONNX's")
     own, width = dict(zip(form.operands, operands, strict=True)), form.gates * sizes.hidden
     rows, weights, bias = _input(write, own["projection"], sizes, width)
