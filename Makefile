@@ -3,13 +3,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# What trains needs PyTorch: an environment that has it beside all that the other one has.
+TRAIN := .venv-train
 SPEECH := examples/speech
 
 # A virtual environment or module path of the caller must not reach into ours. Tests start some hundred processes, which
 # would each compile the whole package.
 unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-arm test-all soak lint format clean
+.PHONY: demo test test-arm test-train test-all soak lint format clean
 
 demo: $(STAMP)
 	$(BIN)/nnfuze compile $(SPEECH)/shared/keyword.onnx $(SPEECH)/shared/speaker.onnx --target host \
@@ -28,10 +30,16 @@ test: $(STAMP)
 test-arm: $(STAMP)
 	NNFUZE_TEST_ARM=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/arm $(ARGS)
 
+# With PyTorch, in an environment of its own: what trains, and PyTorch's programs.
+# make test-train ARGS="-k merging"
+test-train: $(TRAIN)/.installed
+	$(TRAIN)/bin/python -m pytest tests/training tests/frontend/test_exported_program.py $(ARGS)
+
 # Also what takes long and finds little that the others don't: for every night.
 test-all:
 	$(MAKE) test ARGS=--all
 	$(MAKE) test-arm ARGS=--all
+	$(MAKE) test-train ARGS=--all
 
 # Ten minutes of tuning while boards and trackers die.
 soak: $(STAMP)
@@ -47,7 +55,7 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(TRAIN) build *.egg-info .mypy_cache .pytest_cache .ruff_cache
 
 $(STAMP): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: sudo apt install python3 python3-venv" >&2; exit 1; }
@@ -58,4 +66,11 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
 	@echo "Installing into $(VENV) (the first time about 330 MB to download) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+
+$(TRAIN)/.installed: $(STAMP)
+	$(BIN)/python -m venv --clear $(TRAIN)
+	@$(BIN)/python -c "import glob, sysconfig; open(glob.glob('$(TRAIN)/lib/python*/site-packages')[0] + '/beside.pth', 'w').write('import site; site.addsitedir(%r)' % sysconfig.get_paths()['purelib'])"
+	@echo "Installing PyTorch into $(TRAIN) ..."
+	@$(TRAIN)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch onnxscript
 	@touch $@
