@@ -110,8 +110,11 @@ class Writer:
         return self.constant([int(value) for value in values], "int64")
 
     def like(self, operand: Value, number: float) -> str:
-        """Return the name of a constant of an operand's type."""
-        return self.constant(number, dtype_of(operand))
+        """Return the name of a constant of an operand's type, the nearest that this has."""
+        kind = np.dtype(dtype_of(operand))
+        if kind.kind in "iu":
+            number = int(min(max(number, np.iinfo(kind).min), np.iinfo(kind).max))
+        return self.constant(number, kind)
 
     def reshaped(self, value: str, shape: Sequence[int]) -> str:
         """Reshape a value; a size of 0 means 0."""

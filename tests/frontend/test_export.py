@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from nnfuze_tvm.graph import ir, ops
 from nnfuze_tvm.graph.dataflow import Emitter, Value
 from nnfuze_tvm.graph.evaluate import evaluate
 from nnfuze_tvm.graph.ops.operator import Example
+from nnfuze_tvm.graph.ops.recurrence import recurrence
+from nnfuze_tvm.graph.recurrent.form import Form
 from nnfuze_tvm.passes import pipeline
 from tests.graph.calls import calls, examples
 
@@ -178,6 +181,9 @@ OTHERS: dict[str, dict[str, Example]] = {
         ),
         (4, 9),
     ),
+    "bounds of bytes": call(
+        lambda x: op.clip(op.astype(op.multiply(op.abs(x), relax.const(99.0, "float32")), "uint8"), 7, 255), (4, 9)
+    ),
     "bytes": call(
         lambda x: op.matmul(
             op.astype(op.multiply(x, relax.const(99.0, "float32")), "int8"),
@@ -241,6 +247,18 @@ REFUSED = {
 def test_what_can_not_be_written_is_refused(message):
     mod, _ = calls(call(REFUSED[message], (1, 4, 4, 4)))
     with pytest.raises(ModelError, match=f"^task/call: .*{message}"):
+        export(mod)
+
+
+def test_states_in_8_bits_are_refused():
+    example = ops.OPERATORS["nnfuze.recurrence"].examples[0]
+
+    def make(*operands: Value) -> Value:
+        made = example.call(*operands)
+        return recurrence(replace(Form.of(made.attrs), scale=0.01), made.args)
+
+    mod, _ = calls({"task/lstm": replace(example, call=make)})
+    with pytest.raises(ModelError, match=r"^task/lstm: nnfuze.recurrence .* has states in 8 bits"):
         export(mod)
 
 
