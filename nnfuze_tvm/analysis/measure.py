@@ -223,7 +223,7 @@ def labels_of(arrays: Mapping[str, np.ndarray], outputs: Sequence[Output], sampl
             )
         if len(labels) != samples:
             raise InputError(f"evaluation data: {len(labels)} labels of {output.task!r} for {samples} samples")
-        if labels.min(initial=-1) < -1:
+        if labels.size and labels.min() < -1:
             raise InputError(f"evaluation data: label {labels.min()} of {output.task!r}; use -1 where there is none")
         if output.classes is not None and labels.size and labels.max() >= output.classes:
             raise InputError(

@@ -60,9 +60,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         code, message = 2, "interrupted"
     except Exception as error:
+        code, message = 2, guard.OUT_OF_MEMORY
         # Where C++ finds no memory, TVM makes its own error of it.
-        message = guard.OUT_OF_MEMORY if "bad_alloc" in str(error) else crash.note(error, arguments)
-        code = 2
+        if "bad_alloc" not in str(error) and not interruption.came:
+            message = crash.note(error, arguments)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

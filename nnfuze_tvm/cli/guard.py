@@ -40,13 +40,15 @@ def run(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> tu
     tuple
         The exit code, and the line to print if the child could print none. Only the parent returns.
     """
-    with tempfile.TemporaryFile() as log:
+    with _log() as log:
         end, begin = os.pipe()
+        parent = os.getpid()
         signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS)
         sys.stdout.flush()
         pid = os.fork()
         if not pid:
             os.close(end)
+            _end_with(parent)
             _child(command, arguments, log, begin)
         os.close(begin)
         came: list[int] = []
@@ -65,6 +67,19 @@ def run(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> tu
         return 2, "interrupted" if came else _reason(status, log.read().decode(errors="replace"), arguments)
 
 
+def _log() -> IO[bytes]:
+    # Not on the disk, which may be full.
+    linux = sys.platform == "linux"
+    return os.fdopen(os.memfd_create("nnfuze"), "w+b") if linux else tempfile.TemporaryFile()
+
+
+def _end_with(parent: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(2)
+
+
 def _forward(pid: int, came: list[int]) -> Callable[[int, FrameType | None], None]:
     def handle(number: int, _frame: FrameType | None) -> None:
         came.append(number)
@@ -78,7 +93,6 @@ def _child(command: Callable[[Sequence[str]], int], arguments: Sequence[str], lo
     try:
         for number in _ENDS:
             signal.signal(number, signal.default_int_handler)
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         sys.stderr.flush()
         sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
         os.dup2(log.fileno(), 2)
@@ -102,6 +116,8 @@ def _child(command: Callable[[Sequence[str]], int], arguments: Sequence[str], lo
 
 def limit_memory() -> None:
     """Let what asks for more memory than there is fail, so that nothing has to be killed for it."""
+    if sys.platform != "linux":
+        return
     most = max(memory.available(), _LEAST_MEMORY)
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))

@@ -15,6 +15,7 @@ import tvm
 
 from nnfuze_tvm.devices import scratch as temporary
 from nnfuze_tvm.errors import BundleError
+from nnfuze_tvm.reading.files import open_file, read_file
 
 _BLOCK = 1 << 18
 
@@ -64,7 +65,7 @@ def read_checked(path: Path, sha256: str) -> bytearray:
         If it can't be read or is another.
     """
     try:
-        data = bytearray(path.read_bytes())
+        data = bytearray(read_file(path))
     except OSError as error:
         raise _unreadable(path, error) from None
     if hashlib.sha256(data).hexdigest() != sha256:
@@ -97,7 +98,7 @@ def _copy(path: Path, to: int | None) -> str:
     digest = hashlib.sha256()
     block = memoryview(bytearray(_BLOCK))
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open_file(path) as file:
             while count := file.readinto(block):
                 digest.update(block[:count])
                 rest = block[: count if to is not None else 0]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nnfuze_tvm.errors import BundleError, InputError
+from nnfuze_tvm.reading.files import read_file
 
 SIGNATURE = "manifest.sig"
 
@@ -67,7 +68,7 @@ def verify(directory: Path, manifest: bytes, key: str | os.PathLike[str]) -> Non
     from cryptography.exceptions import InvalidSignature
 
     try:
-        signature = base64.b64decode((directory / SIGNATURE).read_bytes(), validate=False)
+        signature = base64.b64decode(read_file(directory / SIGNATURE), validate=False)
         public.verify(signature, _PREFIX + manifest)
     except FileNotFoundError:
         raise BundleError(
@@ -86,7 +87,7 @@ def _key(path: str | os.PathLike[str], *, private: bool) -> Any:
         raise InputError("signatures need the package cryptography: pip install 'nnfuze-tvm[sign]'") from None
     kind = Ed25519PrivateKey if private else Ed25519PublicKey
     try:
-        data = Path(path).read_bytes()
+        data = read_file(path)
         key = load_pem_private_key(data, None) if private else load_pem_public_key(data)
     except OSError as error:
         raise InputError(f"{path}: can't be read ({error.strerror})") from None

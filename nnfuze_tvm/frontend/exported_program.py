@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
+import re
 import warnings
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +25,10 @@ from nnfuze_tvm.errors import ModelError
 from nnfuze_tvm.frontend.onnx_tensors import first_line
 
 _OPSET = 20
+# What PyTorch would unpickle or load as machine code, whatever it is: such parts of an archive are programs of others.
+_CODE = re.compile(r"(^|/)(custom_obj_|opaque_obj_)|/aotinductor/|\.so$")
+# Makes PyTorch's unpickler take tensors and plain values only, also where its caller asks for more.
+_TENSORS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
 def to_onnx(path: Path) -> onnx.ModelProto:
@@ -36,7 +43,12 @@ def to_onnx(path: Path) -> onnx.ModelProto:
     ------
     ModelError
         If PyTorch is not installed, can't read the file, or can't export what is in it.
+
+    Notes
+    -----
+    PyTorch's reader evaluates expressions that a file has for shapes: such files are as good as programs.
     """
+    check_archive(path)
     try:
         import onnxscript  # noqa: F401  the exporter needs it and says so too late
         import torch
@@ -44,7 +56,7 @@ def to_onnx(path: Path) -> onnx.ModelProto:
         importlib.import_module("torch.ao.quantization.fx._decomposed")  # makes operators of quantized programs known
     except ImportError:
         raise ModelError(f"{path}: reading it needs PyTorch: pip install 'nnfuze-tvm[torch]'") from None
-    with _quiet():
+    with _tensors_only():
         try:
             program = torch.export.load(path)
         except Exception as error:  # whatever PyTorch says of damaged files
@@ -78,14 +90,35 @@ def _translations() -> dict[Any, Any]:
     return {getattr(operator, name): quantize for name in operator.overloads()}
 
 
+def check_archive(path: Path) -> None:
+    """Check that a file is an archive, and holds neither machine code nor objects of any class.
+
+    Raises
+    ------
+    ModelError
+        If it isn't, or does.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        raise ModelError(f"{path}: not a program that torch.export.save wrote") from None
+    for name in names:
+        if _CODE.search(name):
+            raise ModelError(f"{path}: holds {name!r:.80}, which is code or may be; only graphs and tensors are read")
+
+
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's remarks on other packages to itself."""
-    before = logging.root.manager.disable
+def _tensors_only() -> Iterator[None]:
+    """Let PyTorch unpickle tensors only, and keep the exporter's remarks on other packages to itself."""
+    before, said = logging.root.manager.disable, os.environ.get(_TENSORS_ONLY)
     logging.disable(logging.WARNING)
+    os.environ[_TENSORS_ONLY] = "1"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         logging.disable(before)
+        os.environ.pop(_TENSORS_ONLY)
+        os.environ.update({} if said is None else {_TENSORS_ONLY: said})

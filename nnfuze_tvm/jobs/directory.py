@@ -102,12 +102,11 @@ class JobDirectory:
         path = self.path / "job.json"
         try:
             before = parse_json(read_file(path))
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError):
             before = {}
-        except (OSError, ValueError) as err:
-            raise InputError(f"{path}: can't be read ({err}); delete it to go on without it") from None
-        if not isinstance(before, dict):
-            raise InputError(f"{path}: not a job's; delete it to go on without it")
+        except OSError as err:
+            raise InputError(f"{path}: can't be read ({err.strerror}); delete it to go on without it") from None
+        before = before if isinstance(before, dict) else {}
         for name in fixed:
             if before.get(name, facts[name]) != facts[name]:
                 raise InputError(

@@ -7,7 +7,8 @@ import json
 import os
 import stat
 from collections.abc import Callable
-from typing import IO, Any
+from io import BufferedReader
+from typing import Any
 
 from nnfuze_tvm.reading import memory
 
@@ -15,7 +16,7 @@ _DEEPEST = 64
 _KINDS = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 
 
-def open_file(path: str | os.PathLike[str]) -> IO[bytes]:
+def open_file(path: str | os.PathLike[str]) -> BufferedReader:
     """Open a file for reading; what is none, such as a pipe or a device, is not waited for.
 
     Raises

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from nnfuze_tvm.passes.lower.integer.realize_integer import RealizeInteger
 def test_without_pytorch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     path = tmp_path / "a.pt2"
-    path.write_bytes(b"PK")
+    zipfile.ZipFile(path, "w").close()
     assert cli.run(["compile", str(path), "-o", str(tmp_path / "out")]) == 2
     assert (
         capsys.readouterr()
@@ -33,8 +34,18 @@ def test_without_pytorch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     )
 
 
+@pytest.mark.parametrize(
+    "name", ["a/data/constants/custom_obj_0", "a/data/constants/opaque_obj_1", "a/data/aotinductor/model/x.cpp", "x.so"]
+)
+def test_code_in_an_archive(name: str, tmp_path: Path) -> None:
+    """PyTorch would run it while it reads the file."""
+    with zipfile.ZipFile(tmp_path / "a.pt2", "w") as archive:
+        archive.writestr(name, b"cos\nsystem\n(S'true'\ntR.")
+    with pytest.raises(nnfuze_tvm.errors.ModelError, match="which is code or may be"):
+        nnfuze_tvm.load([tmp_path / "a.pt2"])
+
+
 def test_damaged(tmp_path: Path) -> None:
-    pytest.importorskip("torch")
     path = tmp_path / "a.pt2"
     path.write_bytes(b"PK\3\4 and nothing else")
     with pytest.raises(nnfuze_tvm.errors.ModelError, match=r"a.pt2: not a program that torch.export.save wrote"):

@@ -33,6 +33,7 @@ def _suite(*options: str) -> None:
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-2000:]}"
 
 
+@pytest.mark.timeout(900)
 def test_every_input_ends_in_one_line() -> None:
     """Half of the cases: more than 300."""
     _suite("--part", "0/2")
