@@ -146,6 +146,8 @@ class Budget(_Record):
     Errors are relative to the outputs' standard deviations.
     """
 
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
+
     max_error: float
     samples: int
     before: dict[str, float]

@@ -97,14 +97,13 @@ def within_budget(report: Report) -> str:
     if budget is None:
         return ""
     before, after = (max(errors.values(), default=0.0) for errors in (budget.before, budget.after))
-    allowed = f"{budget.max_error:g} allowed"
+    allowed, missed = f"{budget.max_error:g} allowed", "no choice is within it" if after > budget.max_error else ""
     if not budget.layers:
-        return f"auto: error {before:.2g}, {allowed}: no layer has to stay in float32 for it"
+        return f"auto: error {before:.2g}, {allowed}: {missed or 'no layer has to stay in float32 for it'}"
     names = sorted(budget.layers, key=lambda name: -budget.layers[name])
     listed = ", ".join(f"{name} ({budget.layers[name]:.2g} alone)" for name in names[:_NAMED])
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    missed = "no choice is within it; " if after > budget.max_error else ""
     return (
-        f"auto: error {after:.2g} instead of {before:.2g}, {allowed}: {missed}"
+        f"auto: error {after:.2g} instead of {before:.2g}, {allowed}: {missed}{'; ' * bool(missed)}"
         f"{len(names)} of {len(report.layers)} layers stay in float32: {listed}{more}"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import xml.etree.ElementTree as ElementTree
 
@@ -168,5 +169,8 @@ def test_what_a_budget_took_is_one_line() -> None:
     assert "&lt;bad&gt;</td><td>0.29</td>" in page and "a:y</td><td>0.3</td><td>0.04</td>" in page
     report.budget = budget(layers={"<bad>": 0.29}, after={"a:y": 0.2, "a:z": 0.01})
     assert "0.05 allowed: no choice is within it; 1 of 3 layers" in text.within_budget(report)
+    report.budget = budget(before={"a:y": math.inf}, after={"a:y": math.inf})
+    assert text.within_budget(report) == "auto: error inf, 0.05 allowed: no choice is within it"
+    assert Report.model_validate_json(report.to_json()) == report
     report.budget = budget(before={"a:y": 0.02}, after={"a:y": 0.02})
     assert text.within_budget(report) == "auto: error 0.02, 0.05 allowed: no layer has to stay in float32 for it"

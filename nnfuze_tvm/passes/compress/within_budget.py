@@ -158,8 +158,9 @@ class _Search:
         found = self.quantize(asked.policy)(mod)
         self.calls = {b.var.name: b.value for b in bindings(mod["main"]) if ops.is_layer(b.value)}
         self.units: dict[str, list[str]] = {}
+        left = ir.float_layers(found)
         for name in self.calls:
-            if name not in ir.float_layers(found) and self._is_open(name):
+            if name not in left and self._is_open(name):
                 self.units.setdefault(self.lineage.names(name)[0], []).append(name)
         # Weights that a file stores in 8 bits are floats to the search, so that each trial sees the same function.
         main, _ = with_constants(mod["main"], {name for names in self.units.values() for name in names})

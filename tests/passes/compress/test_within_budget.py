@@ -114,6 +114,12 @@ def test_what_the_policy_says_of_a_layer_is_not_changed():
     assert chosen.for_layer("t/wide").keep == 0.5 and chosen.for_layer("t/first").precision.weights == 32
 
 
+def test_a_policy_may_leave_nothing_to_choose():
+    result, choice, _ = within(network(), 0.05, Policy(layers={"*": {"bits": 8}}))
+    assert choice.layers == {} and choice.after == choice.before and choice.after["t:y"] > 0.05
+    tvm.ir.assert_structural_equal(InsertQDQ(SAMPLES, ALL)(network())["main"], result["main"])
+
+
 def test_errors_are_those_on_samples_that_the_quantizer_has_not_seen():
     """Every other sample is ten times as large: out of the range of the others."""
     mod, size = network(0.0), np.tile([1, 10], 4)[:, None, None, None]
