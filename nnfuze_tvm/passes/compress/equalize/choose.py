@@ -25,7 +25,7 @@ _ALMOST_OFF = 0.1
 _DEVIATIONS = 4.3
 # Of a channel of which so many values were seen, half counts of what these say of it: the others may be as large as
 # those of the largest channel.
-_HALF_KNOWN = 32
+_HALF_KNOWN = 16
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from nnfuze_tvm.passes.compress.policy import Policy
 
 # A product that a network does not have costs time: it must make the loss so many times smaller.
-_WORTH_A_PRODUCT = 2.0
+_WORTH_A_PRODUCT = 4.0
 
 
 @module_pass(opt_level=0, name="Equalize")
