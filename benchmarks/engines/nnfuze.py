@@ -42,7 +42,7 @@ def make(workload: Workload, precision: str, threads: int, trials: int = 0) -> E
             progress=True,
             calibration=samples,
             quantize=quantize,
-            shapes=_open_shapes(workload),
+            shapes=open_shapes(workload),
             trials=trials,
             work_dir=str(folder / f"tuning-{precision}-{threads}") if trials else None,
             threads=threads,
@@ -57,10 +57,10 @@ def make(workload: Workload, precision: str, threads: int, trials: int = 0) -> E
     return Engine(bind, lambda raw: list(flat(raw).values()), {"bundle": str(path)})
 
 
-def _open_shapes(workload: Workload) -> dict[str, list[int]]:
-    """Return the shapes of inputs whose files leave them open."""
+def open_shapes(workload: Workload, task: str | None = None) -> dict[str, list[int]]:
+    """Return the shapes of inputs whose files leave them open; tasks are called as their files, or as is said."""
     return {
-        f"{path.stem}:{value.name}": list(feed[value.name].shape)
+        f"{task or path.stem}:{value.name}": list(feed[value.name].shape)
         for path, feed in zip(workload.models, workload.evaluation[0], strict=True)
         for value in onnx.load(path, load_external_data=False).graph.input
         if value.name in feed and any(dim.dim_value < 1 for dim in value.type.tensor_type.shape.dim)

@@ -19,9 +19,9 @@ def make(workload: Workload, precision: str, threads: int, forms: Sequence[str] 
     """Return one ONNX Runtime session per network; in int8, the fastest of the forms its quantizer offers."""
     require("onnxruntime")
     if precision == "fp32":
-        return _sessions(workload.models, threads)
+        return sessions(workload.models, threads)
     variants = {
-        f"{form}, {'reduced' if reduced else 'full'} range": _sessions(
+        f"{form}, {'reduced' if reduced else 'full'} range": sessions(
             [quantized(workload, n, form, reduced) for n in range(len(workload.models))],
             threads,
         )
@@ -34,10 +34,11 @@ def make(workload: Workload, precision: str, threads: int, forms: Sequence[str] 
 def reference(workload: Workload, optimized: bool = True) -> list[np.ndarray]:
     """Return the outputs that all engines are judged by: ONNX Runtime's in float32, ``[N, ...]``."""
     require("onnxruntime")
-    return _sessions(workload.models, 1, optimized).answers(workload.evaluation)
+    return sessions(workload.models, 1, optimized).answers(workload.evaluation)
 
 
-def _sessions(models: Sequence[Path], threads: int, optimized: bool = True) -> Engine:
+def sessions(models: Sequence[Path], threads: int, optimized: bool = True) -> Engine:
+    """Return one session per file."""
     import onnxruntime as ort
 
     settings = ort.SessionOptions()

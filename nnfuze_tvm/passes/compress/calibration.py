@@ -128,32 +128,37 @@ def _batch(shape: tuple[int, ...]) -> int:
 
 
 @dataclass
+class _Moments:
+    """Of samples of about one size: how many; per channel the sums of their means and mean squares, and the peaks."""
+
+    samples: int = 0
+    means: np.ndarray = field(default_factory=lambda: np.zeros(1))
+    powers: np.ndarray = field(default_factory=lambda: np.zeros(1))
+    peaks: np.ndarray = field(default_factory=lambda: np.zeros(1))
+
+
+@dataclass
 class Range:
     """What was seen of one tensor, in constant memory however many samples there are.
 
     Attributes
     ----------
+    channel_axis
+        Which axis of the tensor holds the channels.
     low, high
         Smallest and largest value.
-    mean, peaks, powers
-        Mean, largest absolute value and mean square per channel.
     count
         How many values of each channel were seen.
     magnitudes
         All its absolute values.
-    channel_axis
-        Which axis of the tensor holds the channels.
     """
 
     channel_axis: int = 0
     low: float = np.inf
     high: float = -np.inf
-    mean: np.ndarray = field(default_factory=lambda: np.zeros(1))
-    peaks: np.ndarray = field(default_factory=lambda: np.zeros(1))
-    powers: np.ndarray = field(default_factory=lambda: np.zeros(1))
     count: int = 0
-    _seen: int = 0
     magnitudes: Magnitudes = field(default_factory=Magnitudes)
+    _moments: dict[int, _Moments] = field(default_factory=dict)
 
     def observe(self, values: np.ndarray) -> None:
         """Add one array of the tensor's values."""
@@ -162,12 +167,38 @@ class Range:
         others = tuple(axis for axis in range(values.ndim) if axis != self.channel_axis)
         means = values.mean(others, dtype="float64")
         magnitudes = np.abs(values)
-        self._seen += 1
+        own = self._moments.setdefault(self.magnitudes.add(magnitudes), _Moments())
+        own.samples += 1
+        own.means = own.means + means
+        own.powers = own.powers + np.square(values, dtype="float64").mean(others)
+        own.peaks = np.maximum(own.peaks, magnitudes.max(others))
         self.count += values.size // means.size
-        self.mean = self.mean + (means - self.mean) / self._seen
-        self.peaks = np.maximum(self.peaks, magnitudes.max(others))
-        self.powers = self.powers + (np.square(values, dtype="float64").mean(others) - self.powers) / self._seen
-        self.magnitudes.add(magnitudes)
+
+    def _usual(self) -> list[_Moments]:
+        """Return the moments of all samples but those like no other."""
+        return [moments for octave, moments in self._moments.items() if self.magnitudes.is_usual(octave)]
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Mean per channel."""
+        return np.asarray(sum(each.means for each in self._usual()) / sum(each.samples for each in self._usual()))
+
+    @property
+    def sure_mean(self) -> np.ndarray:
+        """Mean per channel, as far as it stands out from what so few samples have by chance (James and Stein)."""
+        mean, samples = self.mean, sum(each.samples for each in self._usual())
+        chance = np.maximum(self.powers - mean**2, 0) / samples
+        return mean * np.maximum(1 - chance / np.maximum(mean**2, 1e-30), 0)
+
+    @property
+    def powers(self) -> np.ndarray:
+        """Mean square per channel."""
+        return np.asarray(sum(each.powers for each in self._usual()) / sum(each.samples for each in self._usual()))
+
+    @property
+    def peaks(self) -> np.ndarray:
+        """Largest absolute value per channel."""
+        return np.max([each.peaks for each in self._usual()], 0)
 
     @property
     def largest(self) -> float:

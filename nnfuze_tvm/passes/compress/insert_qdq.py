@@ -275,7 +275,7 @@ class _Writer:
         filters = layer_of(call).filters
         common = filters.unpack(difference)
         per_input = common.reshape(*common.shape[:3], -1).sum(3)
-        return (per_input * self.ranges[call.args[0]].mean.reshape(filters.groups, 1, -1)).sum(2).ravel()
+        return (per_input * self.ranges[call.args[0]].sure_mean.reshape(filters.groups, 1, -1)).sum(2).ravel()
 
 
 _CALIBRATION_METHOD = Option(

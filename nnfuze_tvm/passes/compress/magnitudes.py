@@ -29,19 +29,22 @@ class Magnitudes:
         # By the octave of the sample's largest number.
         self._counts: dict[int, np.ndarray] = {}
 
-    def add(self, values: np.ndarray) -> None:
-        """Add one sample: absolute values."""
+    def add(self, values: np.ndarray) -> int:
+        """Add one sample, absolute values; return the octave of the largest."""
         narrow = np.ascontiguousarray(values, "float32")
         self._peaks.append(float(narrow.max()))
         octave = int(np.frexp(self._peaks[-1])[1])
         counts = np.bincount((narrow.view("uint32") >> _DROPPED_BITS).ravel(), minlength=_BINS)
         self._counts[octave] = self._counts.get(octave, 0) + counts
+        return octave
+
+    def is_usual(self, octave: int) -> bool:
+        """Tell whether samples whose largest number is in an octave are a measure for the others."""
+        return octave <= int(np.frexp(_OUTLIER * float(np.median(self._peaks)))[1])
 
     def counts(self) -> np.ndarray:
         """Return how many numbers each bin has, without those of samples that are no measure."""
-        most = int(np.frexp(_OUTLIER * float(np.median(self._peaks)))[1])
-        kept = [counts for octave, counts in self._counts.items() if octave <= most]
-        return np.sum(kept, 0)
+        return np.sum([counts for octave, counts in self._counts.items() if self.is_usual(octave)], 0)
 
     def limit(self, method: CalibrationMethod, levels: int) -> float:
         """Return the absolute value that becomes the largest of so many codes."""

@@ -139,7 +139,7 @@ def test_both_executors_take_single_numbers(executor):
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=6), st.integers(0, 2**32 - 1))
+@given(st.lists(st.floats(0.1, 5), min_size=1, max_size=6), st.integers(0, 2**32 - 1))
 def test_a_range_forgets_the_order_but_no_number(reaches, seed):
     rng = np.random.default_rng(seed)
     parts = [(rng.standard_normal((2, 50)) * reach).astype("float32") for reach in reaches]
@@ -148,7 +148,7 @@ def test_a_range_forgets_the_order_but_no_number(reaches, seed):
         seen.observe(part)
     every = np.concatenate(parts)
     assert seen.limit("minmax") == np.abs(every).max()
-    assert seen.magnitudes.counts().sum() in range(1, every.size + 1)
+    assert seen.magnitudes.counts().sum() == every.size
     np.testing.assert_allclose(seen.mean, every.mean(0), rtol=1e-4, atol=1e-4)
     for method in ("percentile", "mse", "kl", "average"):
         assert 0 < seen.limit(method) <= seen.limit("minmax")
@@ -196,13 +196,14 @@ def test_long_tails_are_cut():
 def test_a_sample_like_no_other_is_left_out(method):
     rng = np.random.default_rng(0)
     ordinary = rng.standard_normal((8, 500)).astype("float32")
-    seen, alone = Range(), Range()
+    seen, alone = Range(1), Range(1)
     for n, sample in enumerate(ordinary):
         seen.observe(sample[None])
         alone.observe(sample[None])
         if n == 0:
             seen.observe(1e4 * ordinary[:1])
     assert seen.limit(method) == pytest.approx(alone.limit(method), rel=0.01)
+    np.testing.assert_allclose(seen.mean, alone.mean)
 
 
 @pytest.mark.parametrize("executor", [evaluate.executor, host_executor])

@@ -233,7 +233,8 @@ def test_bias_correction_adds_a_bias_where_there_is_none():
     graph = Graph()
     y = graph.conv(graph.conv(graph.x, 4, "t/a", bias=False), 8, "t/b", bias=False, groups=2)
     y = graph.dense(graph(op.reshape(y, (1, 512))), 3, "t/fc")
-    result = quantize(graph.module(y), graph.samples(), bias_correction=True)
+    samples = {"x": graph.samples()["x"] + 2}
+    result = quantize(graph.module(y), samples, bias_correction=True)
     assert len(calls(result, "add")) == 3
 
 
