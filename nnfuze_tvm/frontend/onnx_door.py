@@ -82,6 +82,8 @@ def check_external(model: onnx.ModelProto, folder: Path, label: str) -> None:
         for place in (entry.value for entry in tensor.external_data if entry.key == "location"):
             try:
                 files.check_kind(folder / place)
+            except FileNotFoundError:
+                raise ModelError(f"{label}: its weights are in {place!r:.80}: copy that beside it, too") from None
             except OSError as error:
                 raise ModelError(f"{label}: external data can't be read: {place!r:.80} ({error.strerror})") from None
 

@@ -98,17 +98,8 @@ def read(path: str | Path) -> onnx.ModelProto:
         onnx_door.check_external(model, path.parent, str(path))
         external_data_helper.load_external_data_for_model(model, str(path.parent))
     except (OSError, ValueError, checker.ValidationError) as error:
-        missing = [name for name in _external_files(model) if not (path.parent / name).is_file()]
-        if missing:
-            raise ModelError(f"{path}: its weights are in {', '.join(missing)}: copy that beside it, too") from None
         raise ModelError(f"{path}: external data can't be read: {first_line(error)}") from None
     return model
-
-
-def _external_files(model: onnx.ModelProto) -> list[str]:
-    """Return the files in which a model's weights are, each once."""
-    entries = (entry for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location")
-    return list(dict.fromkeys(entry.value for entry in entries))
 
 
 def sources(models: Sequence[str | Path | onnx.ModelProto], tasks: Sequence[str] | None) -> list[Source]:

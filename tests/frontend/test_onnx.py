@@ -357,7 +357,7 @@ def test_missing_external_data(tmp_path):
     load([tmp_path / "x.onnx"])
     (tmp_path / "x.bin").unlink()
     message = error(ModelError, [tmp_path / "x.onnx"])
-    assert "x.onnx: its weights are in x.bin: copy that beside it" in message
+    assert "x.onnx: its weights are in 'x.bin': copy that beside it" in message
 
 
 def bad_convolution() -> onnx.ModelProto:

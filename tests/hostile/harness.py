@@ -46,7 +46,8 @@ def import_everything() -> None:
     import nnfuze_tvm
 
     for module in pkgutil.walk_packages(nnfuze_tvm.__path__, "nnfuze_tvm."):
-        if not module.name.endswith("__main__"):
+        # PyTorch is not there.
+        if not module.name.endswith("__main__") and ".training." not in module.name:
             importlib.import_module(module.name)
     for name in ("onnx.reference", "onnxruntime", "tvm.rpc.server"):
         importlib.import_module(name)

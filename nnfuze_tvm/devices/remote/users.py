@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import encodings.ascii
+import encodings.idna  # noqa: F401  Python reads these late, where another user may not
 import os
 import pwd
 

@@ -295,17 +295,20 @@ _MAX_ERROR = Option(
 
 
 def _passes(inputs: Inputs) -> list[tvm.transform.Pass]:
-    assert inputs.samples is not None
+    samples = inputs.samples
+    assert samples is not None
     method = inputs.value(_CALIBRATION_METHOD)
 
     def quantizer(samples: Mapping[str, np.ndarray]) -> Callable[[Policy], tvm.transform.Pass]:
         return partial(InsertQDQ, samples, method=method, executor=inputs.executor, seen=Seen())
 
-    equalize = Equalize(inputs.samples, inputs.policy, inputs.executor)
+    def equalize(policy: Policy) -> tvm.transform.Pass:
+        return Equalize(samples, policy, inputs.executor)
+
     if inputs.options.get("quantize") != METHOD.variant:
-        return [equalize, quantizer(inputs.samples)(inputs.policy)]
+        return [equalize(inputs.policy), quantizer(samples)(inputs.policy)]
     limit = inputs.value(_MAX_ERROR)
-    return [equalize, QuantizeWithin(quantizer, inputs.policy, INT8, inputs.samples, limit, inputs.announce)]
+    return [QuantizeWithin(quantizer, inputs.policy, INT8, samples, limit, inputs.announce, equalize)]
 
 
 METHOD = Method(

@@ -98,6 +98,9 @@ class QuantizeWithin:
         The largest error of any output, see `error.output_error`.
     announce : callable
         Is told how far the search is.
+    prepare : callable, optional
+        Returns the pass that goes before the quantizer's where a policy holds: first for the search, where all may be
+        quantized, then for what was chosen, so that the choice as a policy gives the same network.
 
     Raises
     ------
@@ -113,21 +116,26 @@ class QuantizeWithin:
         calibration: Mapping[str, np.ndarray],
         max_error: float,
         announce: Callable[[str], None],
+        prepare: Callable[[Policy], tvm.transform.Pass] | None = None,
     ) -> None:
         self.quantizer, self.policy, self.precision = quantizer, policy, precision
         self.calibration, self.max_error, self.announce = calibration, max_error, announce
+        self.prepare = prepare or (lambda _: tvm.transform.Sequential([]))
 
     def transform_module(self, mod: tvm.IRModule, _: PassContext) -> tvm.IRModule:
         """Return the module quantized, with a note of the choice."""
-        search = _Search(mod, self)
+        prepared = self.prepare(self.policy)(mod)
+        search = _Search(prepared, self)
         kept = search.chosen()
         policy = search.leaving(kept)
-        result = self.quantizer(self.calibration)(policy)(mod)
+        if kept:
+            prepared = self.prepare(policy)(mod)
+        result = self.quantizer(self.calibration)(policy)(prepared)
         choice = Choice(
             max_error=self.max_error,
             samples=len(search.inputs),
             before=search.before,
-            after=search.errors(kept) if kept else search.before,
+            after=search.errors(policy, prepared) if kept else search.before,
             layers={name: search.alone[unit] for unit in search.units if unit in kept for name in search.units[unit]},
             policy={"default": policy.default, "layers": policy.layers},
         )
@@ -205,9 +213,9 @@ class _Search:
                 layers[unit] = {**layers.get(unit, {}), "bits": FLOAT32.weights}
         return policy.parse({"default": policy.default, "layers": layers})
 
-    def errors(self, kept: Collection[str]) -> dict[str, float]:
-        """Return the error of each output where some units stay float."""
-        return self._of(self.quantize(self.leaving(kept))(self.mod))
+    def errors(self, policy: Policy, mod: tvm.IRModule) -> dict[str, float]:
+        """Return the error of each output of a module that is quantized as a policy says."""
+        return self._of(self.quantize(policy)(mod))
 
     def _of(self, mod: tvm.IRModule) -> dict[str, float]:
         answers, exact = self.float.run(mod["main"]), self.float.outputs
@@ -217,7 +225,7 @@ class _Search:
         }
 
     def _error(self, kept: Collection[str]) -> float:
-        return _worst(self.errors(kept))
+        return _worst(self.errors(self.leaving(kept), self.mod))
 
     def _is_open(self, name: str) -> bool:
         """Tell whether a layer gets fewer bits, and only because all do."""

@@ -27,9 +27,6 @@ from nnfuze_tvm.passes.compress.quantizable import int8_layers
 if TYPE_CHECKING:
     from nnfuze_tvm.passes.compress.policy import Policy
 
-# A product that a network does not have costs time: it must make the loss so many times smaller.
-_WORTH_A_PRODUCT = 4.0
-
 
 @module_pass(opt_level=0, name="Equalize")
 class Equalize:
@@ -71,7 +68,7 @@ class Equalize:
     def _equalized(
         self, mod: tvm.IRModule, func: relax.Function, asked: set[str], samples: Mapping[str, np.ndarray]
     ) -> relax.Function:
-        prepared, products = _with_products(func, Plan(func, set(asked)), free_factors(func))
+        prepared = _with_products(func, Plan(func, set(asked)), free_factors(func))
         plan, free = Plan(prepared, set(asked)), free_factors(prepared)
         points = [tensor for tensor in plan.points if _has_factors(free, tensor)]
         if not points:
@@ -82,12 +79,7 @@ class Equalize:
         roots = free.channels.roots()
         classes, numbers = np.unique(roots, return_inverse=True)
         assert classes[0] == FIXED
-        choice, costs = _choice(plan, free, ranges, numbers), dict[int, float]()
-        for var in products:
-            axis = free.gains.get(var)
-            if axis is not None:
-                costs |= dict.fromkeys(numbers[free.tensor(var)[axis]].tolist(), _WORTH_A_PRODUCT)
-        factors = choice.factors(len(classes), costs)
+        factors = _choice(plan, free, ranges, numbers).factors(len(classes))
         if np.all(factors == 1):
             return func
         return _Writer(free, factors[numbers]).rewrite()
@@ -97,8 +89,8 @@ def _has_factors(free: FreeFactors, tensor: Value) -> bool:
     return free.axis(tensor) is not None
 
 
-def _with_products(func: relax.Function, plan: Plan, free: FreeFactors) -> tuple[relax.Function, set[Var]]:
-    """Return the function with products by one in front of layers whose data nothing before can scale, and these."""
+def _with_products(func: relax.Function, plan: Plan, free: FreeFactors) -> relax.Function:
+    """Return the function with products by one in front of layers whose data nothing before can scale."""
     wanted = {tensor for tensor in plan.points if _can_be_multiplied(plan, free, tensor)}
     products: dict[Value, Value] = {}
     emitter, values = Emitter(), dict[Value, Value]()
@@ -114,9 +106,9 @@ def _with_products(func: relax.Function, plan: Plan, free: FreeFactors) -> tuple
             new = Call(new.op, [products[data], *new.args[1:]], new.attrs, new.ty_args, new.span)
         values[binding.var] = emitter.emit(new, binding.var.name)
     if not products:
-        return func, set()
+        return func
     outputs = [substitute(out, values) for out in output_fields(func)]
-    return emitter.finish(func.params, outputs, func.attrs), set(products.values())
+    return emitter.finish(func.params, outputs, func.attrs)
 
 
 def _can_be_multiplied(plan: Plan, free: FreeFactors, tensor: Value) -> bool:
