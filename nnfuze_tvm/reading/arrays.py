@@ -129,7 +129,9 @@ def _parse_header(text: bytes) -> tuple[tuple[int, ...], Any, np.dtype]:
         raise wrong
     try:
         fields = ast.literal_eval(text.decode("latin1").strip())
-        dtype, fortran, shape = fields["descr"], fields["fortran_order"], fields["shape"]
+        dtype, fortran, shape = (fields.pop(key) for key in ("descr", "fortran_order", "shape"))
+        if fields:
+            raise ValueError
     except Exception:  # whatever Python's parser makes of it
         raise wrong from None
     if not isinstance(dtype, str) or not _DTYPE.fullmatch(dtype):

@@ -111,6 +111,8 @@ def _tile(node: Node, inputs: Operands) -> Any:
     repeats = [int(each) for each in required(inputs[1], "repeats")]
     if len(repeats) != len(shape):
         raise ValueError(f"{len(repeats)} repeats of a tensor with {len(shape)} dimensions")
+    if min(repeats, default=0) < 0:
+        raise ValueError(f"repeats {repeats} are negative")
     if 0 in repeats:
         return empty([size * times for size, times in zip(shape, repeats, strict=True)], dtype_of(inputs[0]))
     if all(size == 1 or times == 1 for size, times in zip(shape, repeats, strict=True)):
