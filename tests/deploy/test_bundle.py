@@ -401,5 +401,6 @@ def grows(path: Path, runs: int, loads: int) -> None:
     after_runs = resident()
     for _ in range(loads):
         use(3)
-    assert after_runs - before < 500_000
+    # What a run would leave behind is at least 16 bytes.
+    assert after_runs - before < 500_000 + runs
     assert resident() - after_runs < 500_000

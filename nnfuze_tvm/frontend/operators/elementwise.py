@@ -12,7 +12,7 @@ from tvm.ir import Var
 from tvm_ffi import structural_equal
 
 from nnfuze_tvm.frontend.operators.node import Converter, Node, Operands, known
-from nnfuze_tvm.frontend.operators.values import dtype_of, scalar
+from nnfuze_tvm.frontend.operators.values import dtype_of, required, scalar
 from nnfuze_tvm.graph import ir
 from nnfuze_tvm.graph.constants import constant
 from nnfuze_tvm.graph.dataflow import Value, op_name
@@ -58,6 +58,8 @@ def _mean(node: Node, inputs: Operands) -> Any:
 
 def _dropout(node: Node, inputs: Operands) -> Any:
     """Nothing: inference keeps every element."""
+    if len(inputs) > 2 and inputs[2] is not None and required(inputs[2], "training_mode").any():
+        raise ValueError("training_mode is true: what it drops is random")
     if node.outputs == 1:
         return inputs[0]
     shape = ir.static_shape(inputs[0])
