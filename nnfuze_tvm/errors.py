@@ -32,6 +32,20 @@ def printable(text: str, longest: int = LONGEST_LINE) -> str:
     return f"{line[:half]} … {line[-half:]}"
 
 
+def first_line(error: object) -> str:
+    """Return the first line of an error's text that isn't empty."""
+    return _lines(error)[0]
+
+
+def last_line(error: object) -> str:
+    """Return the last one: that of TVM's errors says what happened, those before it by which ways it came."""
+    return _lines(error)[-1]
+
+
+def _lines(error: object) -> list[str]:
+    return [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+
+
 class NNFuzeError(Exception):
     """Base of every error that a user can cause and mend.
 

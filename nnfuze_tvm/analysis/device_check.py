@@ -19,7 +19,7 @@ from nnfuze_tvm.devices import scratch as temporary
 from nnfuze_tvm.devices.hardware import Hardware
 from nnfuze_tvm.devices.remote import tracker as trackers
 from nnfuze_tvm.devices.toolchain import export_library
-from nnfuze_tvm.errors import DeviceError
+from nnfuze_tvm.errors import DeviceError, last_line
 
 _SESSION_SECONDS = 120.0
 
@@ -118,7 +118,7 @@ def check_device(
         finally:
             trackers.end_session(remote)
     except (OSError, RuntimeError) as error:
-        why = trackers.reason(error)
+        why = last_line(error)
         raise DeviceError(f"device {key!r} of tracker {place}: the check failed ({why})") from None
     # An int8 sum is exact; a float32 one is rounded after each of some thousand steps.
     wrong = [kind for kind, limit in (("int8", 0.0), ("fp32", 1e-4)) if kernels and not kernels[kind].error <= limit]

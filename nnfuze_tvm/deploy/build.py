@@ -118,8 +118,7 @@ def _allocating(main: relax.Function) -> relax.Function:
             values[leaf] = emitter.emit(relax.op.builtin.alloc_tensor(shape, dtype, 0), "empty")
     if not values:
         return main
-    for binding in dataflow.bindings(main):
-        values[binding.var] = emitter.emit(dataflow.substitute(binding.value, values), binding.var.name)
+    emitter.copy(dataflow.bindings(main), values)
     return emitter.finish(main.params, [dataflow.substitute(output, values) for output in outputs], main.attrs)
 
 

@@ -21,7 +21,7 @@ from nnfuze_tvm.deploy.runner import made_up, places, sample_batches
 from nnfuze_tvm.devices import cpu
 from nnfuze_tvm.devices.processes import Nursery
 from nnfuze_tvm.devices.remote import tracker as trackers
-from nnfuze_tvm.errors import BundleError, DeviceError, NNFuzeError
+from nnfuze_tvm.errors import BundleError, DeviceError, NNFuzeError, last_line
 
 # A board gets at least this long for each step; a large library on a slow link, a large network on a slow CPU.
 _ANSWER_SECONDS = 60.0
@@ -208,7 +208,7 @@ def _main(channel: Connection, order: _Order) -> None:
     except NNFuzeError as error:
         channel.send(error)
     except (OSError, RuntimeError, tvm.error.RPCError) as error:
-        channel.send(DeviceError(f"{_name(order)}: failed while {step.what} ({trackers.reason(error)})"))
+        channel.send(DeviceError(f"{_name(order)}: failed while {step.what} ({last_line(error)})"))
 
 
 def _run(

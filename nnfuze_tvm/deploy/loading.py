@@ -14,7 +14,7 @@ from pathlib import Path
 import tvm
 
 from nnfuze_tvm.devices import scratch as temporary
-from nnfuze_tvm.errors import BundleError
+from nnfuze_tvm.errors import BundleError, last_line
 from nnfuze_tvm.reading.files import open_file, read_file
 
 _BLOCK = 1 << 18
@@ -87,7 +87,7 @@ def reason(error: BaseException) -> str:
     """Return what went wrong in a few words: of TVM's messages the last line, before which come its own frames."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return (str(error).strip() or type(error).__name__).splitlines()[-1]
+    return last_line(error)
 
 
 def _unreadable(path: Path, error: OSError) -> BundleError:

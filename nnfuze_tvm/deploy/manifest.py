@@ -19,7 +19,7 @@ from nnfuze_tvm.deploy import signing
 from nnfuze_tvm.deploy.runner import Input, Output, Signature
 from nnfuze_tvm.devices.hardware import Hardware
 from nnfuze_tvm.devices.targets import llvm_features
-from nnfuze_tvm.errors import BundleError
+from nnfuze_tvm.errors import BundleError, first_line
 from nnfuze_tvm.reading.files import parse_json, read_file
 from nnfuze_tvm.reading.limits import MOST_THREADS
 
@@ -253,7 +253,7 @@ def read_signed(directory: Path, trust: str | os.PathLike[str] | None = None) ->
         reason = f"no {MANIFEST} in it" if directory.is_dir() else "no such directory"
         raise BundleError(f"{directory}: not a bundle, {reason}; make one with `nnfuze compile`") from None
     except (OSError, ValueError) as error:
-        raise BundleError(f"{path}: can't be read ({_first_line(error)}); copy or compile the bundle again") from None
+        raise BundleError(f"{path}: can't be read ({first_line(error)}); copy or compile the bundle again") from None
     if not isinstance(fields, dict) or not isinstance(fields.get("format"), int):
         raise BundleError(f"{path}: not a bundle's manifest; compile the bundle again")
     if fields["format"] != FORMAT:
@@ -313,7 +313,3 @@ def interface(taken: Signature, kernels: Iterable[tuple[str, Sequence[tuple[Sequ
 def _digest(fields: dict) -> str:
     canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

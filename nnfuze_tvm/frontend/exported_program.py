@@ -21,8 +21,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from nnfuze_tvm.errors import ModelError
-from nnfuze_tvm.frontend.onnx_tensors import first_line
+from nnfuze_tvm.errors import ModelError, first_line
 
 _OPSET = 20
 # What PyTorch would unpickle or load as machine code, whatever it is: such parts of an archive are programs of others.

@@ -112,8 +112,7 @@ def _adopt_kernels(
         return main
     emitter = dataflow.Emitter()
     new: dict[dataflow.Value, dataflow.Value] = dict(renamed)
-    for binding in dataflow.bindings(main):
-        new[binding.var] = emitter.emit(dataflow.substitute(binding.value, new), binding.var.name)
+    emitter.copy(dataflow.bindings(main), new)
     outputs = [dataflow.substitute(field, new) for field in dataflow.output_fields(main)]
     return emitter.finish(main.params, outputs, main.attrs)
 

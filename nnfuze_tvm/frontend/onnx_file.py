@@ -12,9 +12,9 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import checker, external_data_helper
 from onnx.inliner import inline_selected_functions
 
-from nnfuze_tvm.errors import InputError, ModelError
+from nnfuze_tvm.errors import InputError, ModelError, first_line
 from nnfuze_tvm.frontend import clipped_lstm, exported_program, onnx_door
-from nnfuze_tvm.frontend.onnx_tensors import bodies, first_line, nodes, plain_tensors, subgraphs
+from nnfuze_tvm.frontend.onnx_tensors import bodies, nodes, plain_tensors, subgraphs
 from nnfuze_tvm.reading.files import read_file
 
 Shape = tuple[int, ...]

@@ -16,10 +16,10 @@ from tvm import relax
 from tvm.ir import Call, GenericConst
 from tvm.relax.frontend.onnx import onnx_frontend
 
-from nnfuze_tvm.errors import ModelError
+from nnfuze_tvm.errors import ModelError, first_line
 from nnfuze_tvm.frontend import onnx_door, onnx_file
 from nnfuze_tvm.frontend.onnx_file import TYPES, Shape, Source, type_name
-from nnfuze_tvm.frontend.onnx_tensors import first_line, values_of
+from nnfuze_tvm.frontend.onnx_tensors import values_of
 from nnfuze_tvm.frontend.operators import CONVERTERS, sequences
 from nnfuze_tvm.frontend.operators.node import FailedInside, Impossible, Node, Operands, Tensors, known, tensors_of
 from nnfuze_tvm.frontend.validity import contradiction, objection

@@ -8,13 +8,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from nnfuze_tvm.errors import ModelError
-
-
-def first_line(error: object) -> str:
-    """Return the first non-empty line of an error's text."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+from nnfuze_tvm.errors import ModelError, first_line
 
 
 def nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:

@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 from onnx import defs, helper, numpy_helper, shape_inference
 
+from nnfuze_tvm.errors import first_line
 from nnfuze_tvm.frontend.onnx_door import impossible_size
-from nnfuze_tvm.frontend.onnx_tensors import first_line
 from nnfuze_tvm.frontend.operators.node import Operands, Tensors, known
 from nnfuze_tvm.graph import ir
 

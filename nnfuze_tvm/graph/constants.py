@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from tvm import relax
 from tvm.ir import GenericConst
@@ -10,6 +12,12 @@ from tvm.ir import GenericConst
 def array(constant: GenericConst) -> np.ndarray:
     """Return the value of a constant."""
     return constant.value.numpy()
+
+
+def scalar(operand: Any) -> Any:
+    """Return the number that a scalar operand is; anything else as it is."""
+    inner = getattr(operand, "value", operand)
+    return getattr(inner, "value", inner)
 
 
 def constant(value: np.ndarray, dtype: str | np.dtype | None = None) -> GenericConst:

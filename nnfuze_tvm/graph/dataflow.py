@@ -155,6 +155,16 @@ def with_values(func: relax.Function, change: Callable[[Value, str, Emitter], Va
     return emitter.finish(func.params, [substitute(out, values) for out in output_fields(func)], func.attrs)
 
 
+def returning(func: relax.Function, values: Sequence[Value]) -> relax.Function:
+    """Return a function that takes what ``func`` takes and returns some of its values, inner ones as well."""
+    emitter = Emitter()
+    for param in func.params:
+        emitter.unique(param.name)
+    new: dict[Value, Value] = {}
+    emitter.copy(bindings(func), new)
+    return emitter.finish(func.params, [new.get(value, value) for value in values], func.attrs)
+
+
 class Emitter:
     """Collects the bindings of one function.
 
@@ -191,6 +201,11 @@ class Emitter:
         var = relax.DataflowVar(self.unique(name), value.ty)
         self._bindings.append(relax.VarBinding(var, value))
         return var
+
+    def copy(self, bindings: Iterable[relax.VarBinding], values: dict[Value, Value]) -> None:
+        """Bind what a function binds under the same names, over ``values``, which gets the new Vars by the old ones."""
+        for binding in bindings:
+            values[binding.var] = self.emit(substitute(binding.value, values), binding.var.name)
 
     def _flatten(self, value: Value) -> Value:
         """Bind the calls among the operands of ``value``."""

@@ -15,7 +15,7 @@ from tvm import relax, tirx
 from tvm.ir import Call, GenericConst
 
 from nnfuze_tvm.graph import ops
-from nnfuze_tvm.graph.constants import array
+from nnfuze_tvm.graph.constants import array, scalar
 from nnfuze_tvm.graph.dataflow import Value, bindings, op_name, output_fields
 
 Run = Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]
@@ -123,12 +123,7 @@ def _value(value: Value, known: Mapping[Value, Any], library: tvm.runtime.Module
         if op_name(value) == "shape_of":
             return _value(value.args[0], known, library).shape
         return _called(value, [_value(arg, known, library) for arg in value.args])
-    return _scalar(value)
-
-
-def _scalar(value: Value) -> Any:
-    inner = getattr(value, "value", value)
-    return getattr(inner, "value", inner)
+    return scalar(value)
 
 
 def _called(call: Call, args: Sequence[Any]) -> Any:

@@ -171,9 +171,3 @@ def require(holds: bool, reason: str) -> None:
 def rank_of(call: Call, operand: int = 0) -> int:
     """Return the number of an operand's axes."""
     return len(static_shape(call.args[operand]))
-
-
-def number_of(operand: Value) -> Any:
-    """Return the number that an operand is."""
-    inner = getattr(operand, "value", operand)
-    return getattr(inner, "value", inner)

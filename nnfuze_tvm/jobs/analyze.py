@@ -23,7 +23,7 @@ from nnfuze_tvm.devices.boards import CATALOGUE
 from nnfuze_tvm.devices.hardware import Hardware
 from nnfuze_tvm.devices.remote import tracker as trackers
 from nnfuze_tvm.devices.toolchain import export_library
-from nnfuze_tvm.errors import DeviceError, InputError
+from nnfuze_tvm.errors import DeviceError, InputError, last_line
 from nnfuze_tvm.jobs.announce import Announce, silent
 from nnfuze_tvm.jobs.dump import open_dump
 from nnfuze_tvm.jobs.graphs import make_graphs
@@ -140,7 +140,7 @@ def _session(tracker: trackers.Place | None, key: str | None) -> Iterator[tuple[
         remote, board = trackers.request(trackers.connect(tracker), key)
         yield remote, f"{key} at {board}"
     except (OSError, RuntimeError, tvm.error.RPCError) as error:
-        raise DeviceError(f"device {key!r} of tracker {tracker}: measuring failed ({trackers.reason(error)})") from None
+        raise DeviceError(f"device {key!r} of tracker {tracker}: measuring failed ({last_line(error)})") from None
     finally:
         if remote is not None:
             trackers.end_session(remote)

@@ -67,16 +67,15 @@ def run(bundle: Bundle, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     InputError
         If names, shapes or types aren't the bundle's, or numbers of inferences differ.
     """
-    ranks = {i.name: len(i.shape) for i in bundle.inputs}
     shapes = {i.name: i.shape for i in bundle.inputs}
     arrays = {name: by_inference(a, shapes[name]) if name in shapes else a for name, a in arrays.items()}
-    counts = {name: len(a) for name, a in arrays.items() if name in ranks and a.ndim == ranks[name] + 1}
+    counts = {name: len(a) for name, a in arrays.items() if name in shapes and a.ndim == len(shapes[name]) + 1}
     if len(set(counts.values())) > 1:
         found = ", ".join(f"{name}: {count}" for name, count in counts.items())
         raise InputError(f"inputs: arrays of several inferences must be equally long ({found})")
     stream = bundle.stream()
     # A single number may be given as [1].
-    if not counts or (set(counts.values()) == {1} and all(ranks[name] == 0 for name in counts)):
+    if not counts or (set(counts.values()) == {1} and all(shapes[name] == () for name in counts)):
         return stream.run(arrays)
     calls = [
         stream.step({name: a[n, ...] if name in counts else a for name, a in arrays.items()})

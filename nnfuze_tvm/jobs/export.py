@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,9 +15,9 @@ import tvm
 
 from nnfuze_tvm.analysis import metrics
 from nnfuze_tvm.deploy.runner import signature
-from nnfuze_tvm.errors import CheckError, InputError
+from nnfuze_tvm.devices import scratch
+from nnfuze_tvm.errors import CheckError, InputError, first_line
 from nnfuze_tvm.frontend.export import export as to_onnx
-from nnfuze_tvm.frontend.onnx_tensors import first_line
 from nnfuze_tvm.graph import evaluate, ir
 from nnfuze_tvm.graph.dataflow import bindings
 from nnfuze_tvm.jobs.announce import Announce, silent
@@ -102,8 +101,8 @@ def export(
         announce("checking")
         said = _check(graphs, data)
     try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as directory:
-            file = Path(directory) / "network"
+        with scratch.folder(parent=path.parent) as directory:
+            file = directory / "network"
             file.write_bytes(data)
             os.replace(file, path)
     except OSError as error:

@@ -96,9 +96,7 @@ class Stitch:
 
 def beginning(func: relax.Function, cut: Cut) -> relax.Function:
     """Return the function up to a cut, whose tensor is its only output."""
-    emitter = dataflow.Emitter()
-    new = _copied(emitter, func, dataflow.bindings(func)[: cut.place + 1], {})
-    return emitter.finish(list(func.params), [new[dataflow.bindings(func)[cut.place].var]])
+    return dataflow.returning(func, [dataflow.bindings(func)[cut.place].var])
 
 
 def graft(
@@ -123,13 +121,13 @@ def graft(
         emitter.unique(param.name)
     new: dict[dataflow.Value, dataflow.Value] = {param: _input(own, param) for param in donor.params}
     begun = dataflow.bindings(donor)[: donor_cut.place + 1]
-    new = _copied(emitter, donor, begun, new)
+    emitter.copy(begun, new)
     value = _stitched(emitter, new[begun[-1].var], cut, stitch, f"{task}/stitch") if stitch else new[begun[-1].var]
     rest = dataflow.bindings(func)
-    new = _copied(emitter, func, rest[cut.place + 1 :], {rest[cut.place].var: value, **{p: p for p in func.params}})
+    new = {rest[cut.place].var: value}
+    emitter.copy(rest[cut.place + 1 :], new)
     outputs = [dataflow.substitute(field, new) for field in dataflow.output_fields(func)]
-    result = emitter.finish(list(func.params), outputs)
-    return result.with_attrs(dict(func.attrs.items())) if func.attrs is not None else result
+    return emitter.finish(func.params, outputs, func.attrs)
 
 
 def _input(own: Mapping[str, tvm.ir.Var], param: tvm.ir.Var) -> tvm.ir.Var:
@@ -137,18 +135,6 @@ def _input(own: Mapping[str, tvm.ir.Var], param: tvm.ir.Var) -> tvm.ir.Var:
     if found is None or not tvm_ffi.structural_equal(found.ty, param.ty):
         raise InputError(f"input {param.name}: networks that share a trunk must have the same inputs")
     return found
-
-
-def _copied(
-    emitter: dataflow.Emitter,
-    func: relax.Function,
-    bindings: list[relax.VarBinding],
-    new: Mapping[dataflow.Value, dataflow.Value],
-) -> dict[dataflow.Value, dataflow.Value]:
-    values = {**{param: param for param in func.params}, **new}
-    for binding in bindings:
-        values[binding.var] = emitter.emit(dataflow.substitute(binding.value, values), binding.var.name)
-    return values
 
 
 def _stitched(emitter: dataflow.Emitter, value: dataflow.Value, cut: Cut, stitch: Stitch, name: str) -> dataflow.Value:
@@ -169,9 +155,10 @@ def _stitched(emitter: dataflow.Emitter, value: dataflow.Value, cut: Cut, stitch
 def resized(func: relax.Function, cut: Cut) -> relax.Function:
     """Return a function of one output with images brought to the size of those at a cut."""
     emitter = dataflow.Emitter()
-    new = _copied(emitter, func, dataflow.bindings(func), {})
+    new: dict[dataflow.Value, dataflow.Value] = {}
+    emitter.copy(dataflow.bindings(func), new)
     (field,) = dataflow.output_fields(func)
-    return emitter.finish(list(func.params), [emitter.emit(_resized(new[field], cut.shape))])
+    return emitter.finish(func.params, [emitter.emit(_resized(new[field], cut.shape))])
 
 
 def _resized(value: dataflow.Value, shape: tuple[int, ...]) -> dataflow.Value:

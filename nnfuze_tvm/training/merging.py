@@ -99,7 +99,9 @@ def share(
     alone = list(functions)
     while len(alone) > 1:
         merged = next((trial for trial in search.trials(alone) if _report(trial, told).kept), None)
-        alone.remove(merged.candidate.task if merged else alone[-1])
+        if merged is None:
+            break
+        alone.remove(merged.candidate.task)
     return search.module(), search.tried
 
 
@@ -218,7 +220,6 @@ def _of_task(main: relax.Function, owners: list[str], task: str, like: relax.Fun
     if any(param.name not in own for param in main.params):
         raise InputError(f"task {task}: networks that share a trunk must have the same inputs")
     values: dict[dataflow.Value, dataflow.Value] = {param: own[param.name] for param in main.params}
-    for binding in dataflow.bindings(main):
-        values[binding.var] = emitter.emit(dataflow.substitute(binding.value, values), binding.var.name)
+    emitter.copy(dataflow.bindings(main), values)
     fields = [f for f, owner in zip(dataflow.output_fields(main), owners, strict=True) if owner == task]
-    return emitter.finish(list(like.params), [dataflow.substitute(field, values) for field in fields], like.attrs)
+    return emitter.finish(like.params, [dataflow.substitute(field, values) for field in fields], like.attrs)

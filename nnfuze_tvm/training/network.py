@@ -11,7 +11,7 @@ from tvm.ir import Call, GenericConst
 
 from nnfuze_tvm.errors import NNFuzeError
 from nnfuze_tvm.graph import ops
-from nnfuze_tvm.graph.constants import array, constant
+from nnfuze_tvm.graph.constants import array, constant, scalar
 from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, op_name, operands, output_fields, substitute
 
 try:
@@ -109,8 +109,7 @@ class Network(torch.nn.Module):
             operator = ops.of(value)
             assert operator is not None and operator.train is not None
             return operator.train(torch, value, *(self._value(arg, known) for arg in value.args))
-        inner = getattr(value, "value", value)
-        return getattr(inner, "value", inner)
+        return scalar(value)
 
     def trained(self) -> relax.Function:
         """Return the function with the parameters as they are now; what was not changed is the same, bit by bit."""
@@ -120,11 +119,9 @@ class Network(torch.nn.Module):
         }
         emitter = Emitter()
         values: dict[Value, Value] = dict(new)
-        for binding in bindings(self._func):
-            values[binding.var] = emitter.emit(substitute(binding.value, values), binding.var.name)
+        emitter.copy(bindings(self._func), values)
         outputs = [substitute(field, values) for field in output_fields(self._func)]
-        result = emitter.finish(list(self._func.params), outputs)
-        return result.with_attrs(dict(self._func.attrs.items())) if self._func.attrs is not None else result
+        return emitter.finish(self._func.params, outputs, self._func.attrs)
 
 
 def _bindings(func: relax.Function) -> Sequence[relax.VarBinding]:

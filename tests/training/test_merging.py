@@ -145,3 +145,9 @@ def test_without_a_budget_nothing_is_shared():
     shared, tried = share(mod, images(128), 0.0, Schedule(batch=32, least=3, rate=10.0))
     assert not any(trial.kept for trial in tried) and len(tried) == 4
     tvm.ir.assert_structural_equal(shared, mod, map_free_vars=True)
+
+
+def test_what_failed_is_not_tried_again():
+    mod = module(**{name: network(name, (4,), seed) for seed, name in enumerate("abc")})
+    _, tried = share(mod, images(128), 0.0, Schedule(batch=32, least=3, rate=10.0))
+    assert len(tried) == len({(trial.candidate.donor, trial.candidate.task) for trial in tried}) == 6

@@ -11,7 +11,7 @@ import tvm
 from tvm import relax
 
 from nnfuze_tvm.devices.remote import tracker as trackers
-from nnfuze_tvm.errors import DeviceError
+from nnfuze_tvm.errors import DeviceError, last_line
 
 # One network: its library, and one array per input, in order.
 Network = tuple[Path, Sequence[np.ndarray]]
@@ -73,7 +73,7 @@ def time_on_device(
                 ]
                 times[name] += [sum(values) for values in zip(*parts, strict=True)]
     except (OSError, RuntimeError, tvm.error.RPCError) as error:
-        raise DeviceError(f"device {key!r} of tracker {place}: measuring failed ({trackers.reason(error)})") from None
+        raise DeviceError(f"device {key!r} of tracker {place}: measuring failed ({last_line(error)})") from None
     finally:
         if remote is not None:
             trackers.end_session(remote)

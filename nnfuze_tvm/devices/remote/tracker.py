@@ -347,12 +347,6 @@ def use_threads(remote: rpc.RPCSession, count: int) -> None:
             ) from None
 
 
-def reason(error: BaseException) -> str:
-    """Return the line of an RPC error that says what happened; the rest says by which ways it came."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
-
-
 def _name(tracker: Session) -> str:
     return tracker.place.address
 

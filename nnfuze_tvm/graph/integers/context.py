@@ -11,7 +11,7 @@ from tvm import relax
 from tvm.ir import Call, GenericConst
 from tvm.relax import op
 
-from nnfuze_tvm.graph.constants import array
+from nnfuze_tvm.graph.constants import array, scalar
 from nnfuze_tvm.graph.integers.sums import SumOps
 from nnfuze_tvm.graph.integers.values import (
     INT32_MAX,
@@ -186,5 +186,4 @@ def rebuilt(call: Call, data: relax.Expr) -> Call:
 
 def number(expr: Any) -> float:
     """Return the value of a scalar operand."""
-    value = getattr(expr, "value", expr)
-    return float(getattr(value, "value", value))
+    return float(scalar(expr))

@@ -7,8 +7,9 @@ from typing import Any
 
 from tvm.ir import Call
 
+from nnfuze_tvm.graph.constants import scalar
 from nnfuze_tvm.graph.ir import static_shape
-from nnfuze_tvm.graph.onnx_form import Form, Writer, dtype_of, named, number_of, rank_of, require
+from nnfuze_tvm.graph.onnx_form import Form, Writer, dtype_of, named, rank_of, require
 from nnfuze_tvm.graph.ops._axes import axes_of
 
 
@@ -107,7 +108,7 @@ def astype(write: Writer, call: Call, x: str) -> str:
 
 def clip(write: Writer, call: Call, x: str, *_: Any) -> str:
     """Bound values by two numbers."""
-    return write("Clip", x, *(write.like(call.args[0], number_of(arg)) for arg in call.args[1:]))
+    return write("Clip", x, *(write.like(call.args[0], scalar(arg)) for arg in call.args[1:]))
 
 
 def relu6(write: Writer, call: Call, x: str) -> str:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from tvm.ir import Call, GenericConst
 
-from nnfuze_tvm.graph.constants import array
+from nnfuze_tvm.graph.constants import array, scalar
 from nnfuze_tvm.graph.ir import static_shape
-from nnfuze_tvm.graph.onnx_form import Form, Unwritable, Writer, dtype_of, number_of, rank_of, require
+from nnfuze_tvm.graph.onnx_form import Form, Unwritable, Writer, dtype_of, rank_of, require
 
 
 def reshaped(write: Writer, call: Call, x: str, *_: Any) -> str:
@@ -189,7 +189,7 @@ def sort(write: Writer, call: Call, x: str) -> str:
 
 def triangle(upper: int) -> Form:
     """Return the form of what keeps one triangle of matrices."""
-    return lambda write, call, x, *_: write("Trilu", x, write.constant(number_of(call.args[1]), "int64"), upper=upper)
+    return lambda write, call, x, *_: write("Trilu", x, write.constant(scalar(call.args[1]), "int64"), upper=upper)
 
 
 def filled(number: int) -> Form:

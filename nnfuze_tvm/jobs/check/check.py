@@ -11,8 +11,7 @@ import tvm
 
 from nnfuze_tvm.analysis import metrics
 from nnfuze_tvm.deploy.runner import Runner, signature
-from nnfuze_tvm.errors import CheckError
-from nnfuze_tvm.frontend.onnx_tensors import first_line
+from nnfuze_tvm.errors import CheckError, first_line
 from nnfuze_tvm.graph import evaluate, ir, ops
 from nnfuze_tvm.graph.dataflow import bindings, op_name
 from nnfuze_tvm.jobs.build_stages import Builder, Built

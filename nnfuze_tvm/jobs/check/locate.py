@@ -15,7 +15,15 @@ from nnfuze_tvm.deploy import build
 from nnfuze_tvm.frontend import load
 from nnfuze_tvm.frontend.onnx_file import Source
 from nnfuze_tvm.graph import evaluate, ir
-from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, op_name, operands, output_fields, substitute, with_main
+from nnfuze_tvm.graph.dataflow import (
+    Value,
+    bindings,
+    op_name,
+    operands,
+    output_fields,
+    returning,
+    with_main,
+)
 from nnfuze_tvm.jobs.check.differences import Rounding, difference
 from nnfuze_tvm.jobs.check.originals import traced, with_all_tensors
 from nnfuze_tvm.jobs.data import Arrays
@@ -227,23 +235,12 @@ def _owner(mod: tvm.IRModule, output: int) -> tuple[str, int]:
 def _cut(mod: tvm.IRModule, name: str, var: Value) -> tvm.IRModule:
     """Return the module with one Relax function, which returns one of its values."""
     kernels = {v: f for v, f in mod.functions.items() if not isinstance(f, relax.Function)}
-    cut = tvm.IRModule({**kernels, name: _returning(mod[name], [var])}).with_attrs(dict(mod.attrs.items()))
+    cut = tvm.IRModule({**kernels, name: returning(mod[name], [var])}).with_attrs(dict(mod.attrs.items()))
     return ir.with_task_outputs(cut, [ir.TaskOutput(name, var.name)])
 
 
 def _with_outputs(mod: tvm.IRModule, values: Sequence[Value]) -> tvm.IRModule:
-    return with_main(mod, _returning(mod["main"], values))
-
-
-def _returning(func: relax.Function, values: Sequence[Value]) -> relax.Function:
-    """Return the function with other outputs."""
-    emitter = Emitter()
-    for param in func.params:
-        emitter.unique(param.name)
-    new: dict[Value, Value] = {}
-    for binding in bindings(func):
-        new[binding.var] = emitter.emit(substitute(binding.value, new), binding.var.name)
-    return emitter.finish(func.params, [new.get(value, value) for value in values], func.attrs)
+    return with_main(mod, returning(mod["main"], values))
 
 
 def _values(mod: tvm.IRModule, sample: Arrays, wanted: Sequence[int]) -> list[np.ndarray]:

@@ -13,7 +13,7 @@ from tvm import relax
 
 from nnfuze_tvm.errors import InputError
 from nnfuze_tvm.graph import evaluate, ir, ops
-from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, operands, substitute, with_kernels_of
+from nnfuze_tvm.graph.dataflow import Value, bindings, operands, returning, with_kernels_of
 from nnfuze_tvm.graph.evaluate import Executor
 from nnfuze_tvm.graph.ir import static_shape
 from nnfuze_tvm.graph.samples import in_a_row
@@ -248,7 +248,7 @@ def collect_ranges(
     """
     ranges = {tensor: Range(axis) for tensor, axis in tensors.items()}
     inner = [tensor for tensor in ranges if tensor not in set(func.params)]
-    run = executor(with_kernels_of(mod, observing(func, inner))) if inner else None
+    run = executor(with_kernels_of(mod, returning(func, inner))) if inner else None
     for batch in batches(samples, func.params):
         for param in func.params:
             if param in ranges:
@@ -265,15 +265,6 @@ def _reader(func: relax.Function, tensor: Value) -> str:
     """Return what a user can find a tensor by: the layer that reads it."""
     readers = [b.var.name for b in bindings(func) if ops.is_layer(b.value) and tensor in set(operands(b.value))]
     return f"the input of {readers[0]!r}" if readers else f"{tensor.name!r}"
-
-
-def observing(func: relax.Function, tensors: Sequence[Value]) -> relax.Function:
-    """Return a function that takes what ``func`` takes and returns some of its inner tensors."""
-    emitter = Emitter()
-    values: dict[Value, Value] = {}
-    for binding in bindings(func):
-        values[binding.var] = emitter.emit(substitute(binding.value, values), binding.var.name)
-    return emitter.finish(func.params, [values[tensor] for tensor in tensors])
 
 
 def _relax_functions(mod: tvm.IRModule) -> list[tuple[tvm.ir.GlobalVar, relax.Function]]:
