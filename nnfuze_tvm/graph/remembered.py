@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import tvm
-from tvm import relax, tirx
+from tvm import relax
 from tvm.ir import Call, Var
 
 from nnfuze_tvm.graph.dataflow import Value, bindings
-from nnfuze_tvm.graph.evaluate import evaluate, library_of
+from nnfuze_tvm.graph.evaluate import evaluate, kernels_of
 
 
 class Remembered:
@@ -31,9 +31,7 @@ class Remembered:
     """
 
     def __init__(self, mod: tvm.IRModule, inputs: Sequence[Mapping[str, np.ndarray]]) -> None:
-        self._library = library_of(
-            {var.name_hint: f for var, f in mod.functions_items() if isinstance(f, tirx.PrimFunc)}
-        )
+        self._library = kernels_of(mod)
         self._inputs, self._main = list(inputs), mod["main"]
         self._known: list[dict[Value, Any]] = [{} for _ in self._inputs]
         self._places = {_place(b.value, {}): b.var for b in bindings(self._main)}

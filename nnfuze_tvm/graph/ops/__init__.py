@@ -71,6 +71,12 @@ def proportional(value: Value) -> Sequence[int]:
     return (0,) if effect_of(value) in ("moves", "joins", "averages") else ()
 
 
+def macs(value: Value) -> int:
+    """Return the multiply-accumulates of a bound value; zero for what is no layer."""
+    operator = of(value)
+    return operator.macs(value) if operator is not None and operator.macs is not None else 0
+
+
 def is_layer(value: Value) -> bool:
     """Tell whether a bound value is a call of an operator with weights: what carries a layer's name."""
     operator = of(value)

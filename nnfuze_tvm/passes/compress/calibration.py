@@ -184,13 +184,6 @@ class Range:
         return np.asarray(sum(each.means for each in self._usual()) / sum(each.samples for each in self._usual()))
 
     @property
-    def sure_mean(self) -> np.ndarray:
-        """Mean per channel, as far as it stands out from what so few samples have by chance (James and Stein)."""
-        mean, samples = self.mean, sum(each.samples for each in self._usual())
-        chance = np.maximum(self.powers - mean**2, 0) / samples
-        return mean * np.maximum(1 - chance / np.maximum(mean**2, 1e-30), 0)
-
-    @property
     def powers(self) -> np.ndarray:
         """Mean square per channel."""
         return np.asarray(sum(each.powers for each in self._usual()) / sum(each.samples for each in self._usual()))

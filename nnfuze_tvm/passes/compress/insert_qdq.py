@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,8 +20,9 @@ from nnfuze_tvm.graph import evaluate
 from nnfuze_tvm.graph.constants import array
 from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, output_fields, substitute
 from nnfuze_tvm.graph.evaluate import Executor
-from nnfuze_tvm.graph.ir import lineage, static_shape, with_float_layers
-from nnfuze_tvm.passes.compress.calibration import Range, collect_ranges, load_calibration
+from nnfuze_tvm.graph.ir import lineage, with_float_layers
+from nnfuze_tvm.passes.compress.bias_correction import Sums, correct_biases
+from nnfuze_tvm.passes.compress.calibration import Range, batches, collect_ranges, load_calibration
 from nnfuze_tvm.passes.compress.equalize.equalize import Equalize
 from nnfuze_tvm.passes.compress.magnitudes import CALIBRATION_METHODS, CalibrationMethod
 from nnfuze_tvm.passes.compress.method import Inputs, Method, Option
@@ -84,8 +85,8 @@ class InsertQDQ:
         the samples' largest values. Percentile, mse and kl leave samples out whose largest value is more than a
         hundred times the usual.
     bias_correction : bool
-        Subtract from each bias the mean error that the rounded weights cause on the samples (Nagel et al.,
-        "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019).
+        Change biases so that the sums of each layer have the means that they have in the float network on the samples
+        (`bias_correction.correct_biases`).
     executor : callable
         Runs the float network; by default with NumPy.
     seen : Seen, optional
@@ -124,9 +125,13 @@ class InsertQDQ:
             asked = int8_layers(func, self.policy, origins)
             func, stored = with_constants(func, asked)
             func, asked = self._with_states(mod, func, asked, stored, samples)
-            plan, ranges, scales = self._planned(mod, func, asked, samples, left)
+            plan, scales = self._planned(mod, func, asked, samples, left)
             if plan.layers:
-                func = _Writer(plan, ranges, scales, stored, self.bias_correction).rewrite(func)
+                writer = _Writer(plan, scales, stored)
+                exact, func = func, writer.rewrite(func)
+                if self.bias_correction:
+                    inferences = list(batches(samples, func.params))
+                    func = correct_biases(exact, func, writer.sums, inferences, evaluate.kernels_of(mod))
             result.update_func(gvar, func)
         return with_float_layers(result, left) if left else result
 
@@ -137,13 +142,13 @@ class InsertQDQ:
         asked: set[str],
         samples: Mapping[str, np.ndarray],
         left: dict[str, str],
-    ) -> tuple[Plan, dict[Value, Range], dict[Value, float]]:
-        """Return a plan without layers that the samples' 8 bits would spoil, the ranges of its tensors, and scales."""
+    ) -> tuple[Plan, dict[Value, float]]:
+        """Return a plan without layers that the samples' 8 bits would spoil, and the scales of its tensors."""
         ranges = self.seen.ranges
         while True:
             plan = Plan(func, asked)
             left |= plan.left
-            unseen = {tensor: axis for tensor, axis in plan.observed().items() if tensor not in ranges}
+            unseen = {tensor: 0 for tensor in plan.points if tensor not in ranges}
             if unseen:
                 ranges |= collect_ranges(mod, func, unseen, samples, self.executor)
             scales = _scales(plan, ranges, self.method)
@@ -151,7 +156,7 @@ class InsertQDQ:
             errors = {name: ranges[source].error(scales[source]) for name, source in sources.items()}
             spoiled = {name: error for name, error in errors.items() if error > _LARGEST_ERROR}
             if not spoiled:
-                return plan, ranges, scales
+                return plan, scales
             left |= {
                 name: f"8 bits of its input are off by {error:.0%} of what it varies by on the samples"
                 for name, error in spoiled.items()
@@ -189,16 +194,14 @@ class _Writer:
     def __init__(
         self,
         plan: Plan,
-        ranges: Mapping[Value, Range],
         scales: Mapping[Value, float],
         stored: Mapping[str, Stored],
-        correct: bool,
     ) -> None:
-        self.plan, self.ranges, self.stored, self.correct = plan, ranges, stored, correct
-        self.scales = scales
+        self.plan, self.stored, self.scales = plan, stored, scales
         self.emitter = Emitter()
         self.values: dict[Value, Value] = {}
-        self.biases: dict[Var, tuple[GenericConst, GenericConst]] = {}
+        self.biases: dict[Var, tuple[GenericConst, GenericConst, str]] = {}
+        self.sums: dict[str, Sums] = {}
 
     def rewrite(self, func: relax.Function) -> relax.Function:
         """Return the function with quantize and dequantize in it."""
@@ -212,11 +215,13 @@ class _Writer:
                 new = self._layer(binding.var, value, quantized)
             else:
                 if binding.var in self.biases:
-                    old, bias = self.biases[binding.var]
+                    old, bias, layer = self.biases[binding.var]
                     args = [bias if arg.same_as(old) else arg for arg in value.args]
                     value = Call(value.op, args, value.attrs, value.ty_args, value.span)
                 reads = {k: v for k, v in quantized.items() if self.plan.reads_codes(binding.var, k)}
                 new = self.emitter.emit(substitute(value, {**self.values, **reads}), binding.var.name)
+                if binding.var in self.biases:
+                    self.sums[layer] = replace(self.sums[layer], bias=new.name)
             self.values[binding.var] = new
             if binding.var in self.plan.points:
                 quantized[binding.var] = self._point(binding.var, new)
@@ -253,15 +258,13 @@ class _Writer:
         data = {**self.values, **quantized}.get(call.args[0], call.args[0])
         new = Call(call.op, [data, self.emitter.emit(constant)], call.attrs, call.ty_args, call.span)
         result = self.emitter.emit(new, layer.name)
-        error = self._mean_error(call, codes * wide - weight) if self.correct else np.zeros(outputs)
         # The bias as the integers will have it, so that the simulation and they round alike.
         unit = np.tile(scale.astype("float64") * self.scales[source], outputs // count)
-        shift = (np.rint((offsets - error) / unit) * unit).astype("float32")
         if bias is not None and array(bias[1]).size == outputs:
-            self.biases[bias[0]] = (bias[1], relax.const(shift.reshape(array(bias[1]).shape)))
-        elif bias is None and shift.any():
-            shape = [outputs if k == where.result else 1 for k in range(len(static_shape(layer)))]
-            return self.emitter.emit(op.add(result, relax.const(shift.reshape(shape))))
+            rounded = (np.rint(offsets / unit) * unit).astype("float32")
+            self.biases[bias[0]] = (bias[1], relax.const(rounded.reshape(array(bias[1]).shape)), result.name)
+        if bias is None or bias[0] in self.biases:
+            self.sums[result.name] = Sums(where.result, unit, None)
         return result
 
     def _weight_scale(self, rows: np.ndarray, offsets: np.ndarray, source: Value) -> np.ndarray:
@@ -269,13 +272,6 @@ class _Writer:
         scale = np.abs(rows).max(1) / _LEVELS
         scale = np.maximum(scale, max(scale.max(), 1e-30) / _SCALE_SPREAD)
         return np.maximum(scale, offsets / (self.scales[source] * _LARGEST_BIAS)).astype("float32")
-
-    def _mean_error(self, call: Call, difference: np.ndarray) -> np.ndarray:
-        """Return the mean error of each output channel for a change of the weights."""
-        filters = layer_of(call).filters
-        common = filters.unpack(difference)
-        per_input = common.reshape(*common.shape[:3], -1).sum(3)
-        return (per_input * self.ranges[call.args[0]].sure_mean.reshape(filters.groups, 1, -1)).sum(2).ravel()
 
 
 _CALIBRATION_METHOD = Option(
@@ -299,14 +295,16 @@ def _passes(inputs: Inputs) -> list[tvm.transform.Pass]:
     assert samples is not None
     method = inputs.value(_CALIBRATION_METHOD)
 
-    def quantizer(samples: Mapping[str, np.ndarray]) -> Callable[[Policy], tvm.transform.Pass]:
-        return partial(InsertQDQ, samples, method=method, executor=inputs.executor, seen=Seen())
+    def quantizer(samples: Mapping[str, np.ndarray], corrects: bool) -> Callable[[Policy], tvm.transform.Pass]:
+        return partial(
+            InsertQDQ, samples, method=method, bias_correction=corrects, executor=inputs.executor, seen=Seen()
+        )
 
     def equalize(policy: Policy) -> tvm.transform.Pass:
         return Equalize(samples, policy, inputs.executor)
 
     if inputs.options.get("quantize") != METHOD.variant:
-        return [equalize(inputs.policy), quantizer(samples)(inputs.policy)]
+        return [equalize(inputs.policy), quantizer(samples, True)(inputs.policy)]
     limit = inputs.value(_MAX_ERROR)
     return [QuantizeWithin(quantizer, inputs.policy, INT8, samples, limit, inputs.announce, equalize)]
 

@@ -100,13 +100,6 @@ class Plan:
                 self._demand(var, self.made_by[var])
         self.points = {tensor: self._representative(tensor) for tensor in self.points}
 
-    def observed(self) -> dict[Value, int]:
-        """Return the tensors whose ranges are needed, each with its channel axis."""
-        wanted = dict.fromkeys(self.points, 0)
-        for call in self.layers.values():
-            wanted[call.args[0]] = layer_of(call).data
-        return wanted
-
     def bias(self, layer: Var) -> tuple[Var, GenericConst] | None:
         """Return the add behind a layer and its constant, if the layer has a bias."""
         readers = self.readers.get(layer, [])

@@ -87,7 +87,8 @@ class QuantizeWithin:
     Parameters
     ----------
     quantizer : callable
-        From samples to what returns the pass that quantizes by them what a policy says.
+        From samples, and whether biases are corrected, to what returns the pass that quantizes by them what a policy
+        says. The many trials do without the correction, which takes longer than they do.
     policy : Policy
         Which layers may be quantized.
     precision : Precision
@@ -110,7 +111,7 @@ class QuantizeWithin:
 
     def __init__(
         self,
-        quantizer: Callable[[Mapping[str, np.ndarray]], Callable[[Policy], tvm.transform.Pass]],
+        quantizer: Callable[[Mapping[str, np.ndarray], bool], Callable[[Policy], tvm.transform.Pass]],
         policy: Policy,
         precision: Precision,
         calibration: Mapping[str, np.ndarray],
@@ -130,12 +131,12 @@ class QuantizeWithin:
         policy = search.leaving(kept)
         if kept:
             prepared = self.prepare(policy)(mod)
-        result = self.quantizer(self.calibration)(policy)(prepared)
+        result = self.quantizer(self.calibration, True)(policy)(prepared)
         choice = Choice(
             max_error=self.max_error,
             samples=len(search.inputs),
             before=search.before,
-            after=search.errors(policy, prepared) if kept else search.before,
+            after=search.corrected(policy, prepared) if kept else search.before,
             layers={name: search.alone[unit] for unit in search.units if unit in kept for name in search.units[unit]},
             policy={"default": policy.default, "layers": policy.layers},
         )
@@ -162,7 +163,7 @@ class _Search:
     def __init__(self, mod: tvm.IRModule, asked: QuantizeWithin) -> None:
         self.asked, self.lineage = asked, ir.lineage(mod)
         seen, held = _halves(load_calibration(asked.calibration, mod), mod)
-        self.quantize = asked.quantizer(seen)
+        self.quantize, self.quickly = asked.quantizer(seen, True), asked.quantizer(seen, False)
         found = self.quantize(asked.policy)(mod)
         self.calls = {b.var.name: b.value for b in bindings(mod["main"]) if ops.is_layer(b.value)}
         self.units: dict[str, list[str]] = {}
@@ -203,6 +204,9 @@ class _Search:
                 error = self._error(rest)
                 if error <= budget:
                     kept, reached = rest, error
+        spare = [unit for unit in order if unit not in kept]
+        while spare and _worst(self.corrected(self.leaving(kept), self.mod)) > budget:
+            kept = [*kept, spare.pop(0)]
         return kept
 
     def leaving(self, kept: Collection[str]) -> Policy:
@@ -213,8 +217,8 @@ class _Search:
                 layers[unit] = {**layers.get(unit, {}), "bits": FLOAT32.weights}
         return policy.parse({"default": policy.default, "layers": layers})
 
-    def errors(self, policy: Policy, mod: tvm.IRModule) -> dict[str, float]:
-        """Return the error of each output of a module that is quantized as a policy says."""
+    def corrected(self, policy: Policy, mod: tvm.IRModule) -> dict[str, float]:
+        """Return the error of each output of a module that is quantized as a policy says, biases corrected."""
         return self._of(self.quantize(policy)(mod))
 
     def _of(self, mod: tvm.IRModule) -> dict[str, float]:
@@ -225,7 +229,7 @@ class _Search:
         }
 
     def _error(self, kept: Collection[str]) -> float:
-        return _worst(self.errors(self.leaving(kept), self.mod))
+        return _worst(self._of(self.quickly(self.leaving(kept))(self.mod)))
 
     def _is_open(self, name: str) -> bool:
         """Tell whether a layer gets fewer bits, and only because all do."""
@@ -254,12 +258,12 @@ class _Search:
 
     def _cost(self, unit: str) -> float:
         """Return what a unit costs more in float, in multiply-accumulates."""
-        return sum(_macs(self.calls[name]) + _MOVED * _elements(self.calls[name]) for name in self.units[unit])
+        return sum(ops.macs(self.calls[name]) + _MOVED * _elements(self.calls[name]) for name in self.units[unit])
 
     def _inputs(self, found: Sequence[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
         """Return the inferences that errors are measured on, evenly spread over those that there are."""
         runs = _TRIALS + len(self.units) / 2
-        macs = max(1, sum(map(_macs, self.calls.values())))
+        macs = max(1, sum(map(ops.macs, self.calls.values())))
         made = [b.var for b in bindings(self.mod["main"]) if isinstance(b.var.ty, relax.TensorType)]
         size = 4 * sum(math.prod(static_shape(var)) for var in made)
         count = max(1, min(len(found), _SAMPLES, int(_MACS / (macs * runs)), _BYTES // max(1, size)))
@@ -279,11 +283,6 @@ def _halves(
 
 def _worst(errors: Mapping[str, float]) -> float:
     return max(errors.values(), default=0.0)
-
-
-def _macs(call: tvm.ir.Call) -> int:
-    operator = ops.of(call)
-    return operator.macs(call) if operator is not None and operator.macs is not None else 0
 
 
 def _elements(call: tvm.ir.Call) -> int:
