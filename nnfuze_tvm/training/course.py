@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,8 @@ import numpy as np
 from nnfuze_tvm.training.lessons import Aim, Lessons
 from nnfuze_tvm.training.network import Network, torch
 
+# Of Adam: how long it remembers gradients and their squares, and what keeps it from dividing by zero.
+_DECAYS, _TINY = (0.9, 0.999), 1e-8
 # Hinton, Vinyals, Dean (2015): what a network thinks of wrong classes shows when its scores are softened.
 _TEMPERATURE = 2.0
 # What the scores themselves weigh beside that.
@@ -66,15 +69,13 @@ class Course:
         self._batch = min(schedule.batch, lessons.count)
         self.step, self.steps = 0, max(schedule.least, schedule.epochs * (lessons.count // self._batch))
         self._rate = schedule.rate
-        self._optimizer = torch.optim.Adam(student.parameters(), lr=schedule.rate)
+        self._optimizer = _Adam(list(student.parameters()))
         self._rng = np.random.default_rng(schedule.seed)
         self._order = np.empty(0, "int64")
 
     def advance(self) -> float:
         """Make a step and return its loss."""
         left = 0.5 * (1 + math.cos(math.pi * self.step / self.steps))
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._rate * left
         if len(self._order) < self._batch:
             self._order = np.concatenate([self._order, self._rng.permutation(self._lessons.count)])
         own, self._order = torch.from_numpy(self._order[: self._batch]), self._order[self._batch :]
@@ -84,9 +85,9 @@ class Course:
             (left if aim.guide else 1.0) * _distance(got, want, aim)
             for got, want, aim in zip(found, wanted, self._lessons.aims, strict=True)
         )
-        self._optimizer.zero_grad()
+        self.student.zero_grad()
         loss.backward()
-        self._optimizer.step()
+        self._optimizer.step(self._rate * left)
         self.step += 1
         return float(loss.detach())
 
@@ -95,7 +96,7 @@ class Course:
         return {
             "step": self.step,
             "student": self.student.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
+            "optimizer": self._optimizer.moments,
             "random": self._rng.bit_generator.state,
             "order": torch.from_numpy(self._order.copy()),
         }
@@ -104,9 +105,32 @@ class Course:
         """Go on from where a course of the same student, lessons and schedule was."""
         self.step = state["step"]
         self.student.load_state_dict(state["student"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        self._optimizer.moments = state["optimizer"]
         self._rng.bit_generator.state = state["random"]
         self._order = state["order"].numpy()
+
+
+class _Adam:
+    """Kingma and Ba's optimizer (2015). PyTorch's own takes seconds to import."""
+
+    def __init__(self, parameters: Sequence[torch.Tensor]) -> None:
+        self._parameters = parameters
+        self.moments: dict[str, Any] = {
+            "count": 0,
+            "first": [torch.zeros_like(each) for each in parameters],
+            "second": [torch.zeros_like(each) for each in parameters],
+        }
+
+    def step(self, rate: float) -> None:
+        self.moments["count"] += 1
+        first, second = (1 - decay ** self.moments["count"] for decay in _DECAYS)
+        with torch.no_grad():
+            for each, mean, square in zip(self._parameters, self.moments["first"], self.moments["second"], strict=True):
+                if each.grad is None:
+                    continue
+                mean.lerp_(each.grad, 1 - _DECAYS[0])
+                square.lerp_(each.grad.square(), 1 - _DECAYS[1])
+                each.addcdiv_(mean, (square / second).sqrt_().add_(_TINY), value=-rate / first)
 
 
 def _distance(got: torch.Tensor, want: torch.Tensor, aim: Aim) -> torch.Tensor:

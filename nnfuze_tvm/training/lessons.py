@@ -69,7 +69,7 @@ class Remembered:
 
     def __init__(self, samples: Samples, wanted: Sequence[np.ndarray]) -> None:
         self.count = number(samples)
-        self.aims = [Aim.at(values) for values in wanted]
+        self.aims: Sequence[Aim] = [Aim.at(values) for values in wanted]
         self._given = {name: torch.from_numpy(values) for name, values in samples.items()}
         self._wanted = [torch.from_numpy(values) for values in wanted]
 
@@ -99,7 +99,7 @@ class Asked:
         self._teachers, self._changes = [teacher for teacher, _ in teachers], changes
         seen = {name: values[:_SEEN] for name, values in self._given.items()}
         with torch.no_grad():
-            self.aims = [
+            self.aims: Sequence[Aim] = [
                 Aim.at(values.numpy(), guide=place >= answers)
                 for teacher, answers in teachers
                 for place, values in enumerate(teacher(seen))

@@ -145,7 +145,7 @@ class Search:
         evaluation: Evaluation,
         changes: Sequence[Change],
     ) -> None:
-        self._mod = FoldBatchNorm()(mod)
+        self._mod = tvm.transform.Sequential([FoldBatchNorm()])(mod)
         self._originals = _functions(self._mod)
         self._functions = dict(self._originals)
         self._budget, self._schedule, self._watch, self._changes = budget, schedule, watch, changes
@@ -212,7 +212,7 @@ class Search:
 
     def _try(self, candidate: Candidate) -> Trial:
         self._watch.began(candidate)
-        students = self._students(candidate)
+        students, same = self._students(candidate)
         guides = {task: self._guides(task, candidate) for task in students}
         merged = _merged(self._mod, {task: _guided(func, guides[task]) for task, func in students.items()})
         owners = ir.task_outputs(merged)
@@ -221,19 +221,27 @@ class Search:
             for task, func in students.items()
         ]
         course = Course(Network(merged["main"]), Asked(self._learnt, teachers, self._changes), self._schedule)
-        trial = self._learn(candidate, course, [None if _is_guide(owner) else owner.task for owner in owners])
+        answered = [None if _is_guide(owner) else owner.task for owner in owners]
+        if same:
+            scores = self.judge(course.student, answered)
+            trial = Trial(candidate, scores, scores, True, 0, [])
+        else:
+            trial = self._learn(candidate, course, answered)
         self._end(trial, course.student.trained(), owners, students)
         return trial
 
-    def _students(self, candidate: Candidate) -> dict[str, relax.Function]:
-        """Return the functions that learn together, in the module's order: all that are on the trunk then."""
+    def _students(self, candidate: Candidate) -> tuple[dict[str, relax.Function], bool]:
+        """Return the functions that learn together, in the module's order: all that are on the trunk then.
+
+        Also whether there is nothing to learn, because the trunks compute the same already.
+        """
         donor, task = candidate.donor, candidate.task
         group = [donor, *self._followers(donor)]
         functions = {**self._functions, **self._warm.get((donor, task), {})}
         own = self._functions[task]
         fitted = stitch(candidate, functions[donor], own, self._learnt)
         functions[task] = graft(functions[donor], candidate.donor_cut, own, candidate.cut, fitted, task)
-        return {name: functions[name] for name in self._functions if name in (*group, task)}
+        return {name: functions[name] for name in self._functions if name in (*group, task)}, fitted is None
 
     def _guides(self, task: str, candidate: Candidate) -> int:
         """Return how many of a task's last features are held against those of its original."""

@@ -61,12 +61,12 @@ def candidates(
     return result
 
 
-def stitch(candidate: Candidate, donor: relax.Function, func: relax.Function, samples: Samples) -> Stitch:
-    """Return the stitch of a candidate for what its networks compute now."""
+def stitch(candidate: Candidate, donor: relax.Function, func: relax.Function, samples: Samples) -> Stitch | None:
+    """Return the stitch of a candidate for what its networks compute now, None if that is the same."""
     given = {name: values[:_FITTED] for name, values in samples.items()}
     begun = Network(resized(beginning(donor, candidate.donor_cut), candidate.cut))
-    wanted = answers(Network(beginning(func, candidate.cut)), given)[0]
-    return _fitted(answers(begun, given)[0], wanted, candidate.cut)[0]
+    found, wanted = answers(begun, given)[0], answers(Network(beginning(func, candidate.cut)), given)[0]
+    return None if np.array_equal(found, wanted) else _fitted(found, wanted, candidate.cut)[0]
 
 
 def _spread(found: list[Cut]) -> list[Cut]:

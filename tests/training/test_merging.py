@@ -17,8 +17,8 @@ from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, with_functions
 from nnfuze_tvm.graph.evaluate import evaluate
 from nnfuze_tvm.passes.merge.merge_tasks import MergeTasks
 from nnfuze_tvm.passes.merge.share_trunk import ShareTrunk
+from nnfuze_tvm.training.course import Schedule
 from nnfuze_tvm.training.cuts import Stitch, beginning, cuts, graft
-from nnfuze_tvm.training.course import Course, Schedule
 from nnfuze_tvm.training.distill import agreement, answers, distill, held_back
 from nnfuze_tvm.training.judge import Evaluation
 from nnfuze_tvm.training.lessons import Asked, mixed, shifted
@@ -173,6 +173,17 @@ def test_without_a_budget_nothing_is_shared():
     found = share(mod, images(128), 0.0, Schedule(batch=32, least=3, rate=10.0))
     assert not any(trial.kept for trial in found.tried) and len(found.tried) == 4
     tvm.ir.assert_structural_equal(found.module, mod, map_free_vars=True)
+
+
+def test_trunks_that_are_the_same_are_shared_without_learning():
+    mod = module(a=network("a", (4, 4), 0), b=network("b", (4, 4), 0, classes=3))
+    found = share(mod, images(64), 0.0, Schedule())
+    assert [(trial.kept, trial.steps, trial.candidate.fit) for trial in found.tried] == [
+        (True, 0, pytest.approx(1, abs=1e-3))
+    ]
+    data = {name: values[0] for name, values in images(1).items()}
+    for task in "ab":
+        np.testing.assert_array_equal(evaluate(found.module[task], data)[0], evaluate(mod[task], data)[0])
 
 
 def test_what_failed_is_not_tried_again():
