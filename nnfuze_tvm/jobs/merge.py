@@ -46,6 +46,8 @@ _KEPT, _SAID = 30.0, 5.0
 _FIXED = ("networks", "data", "evaluation", "budget", "epochs", "seed", "threads", "torch")
 _STATE, _JOB = "state.pt", "job.json"
 _MOST_EPOCHS = 10_000
+# So many steps a trial has at least, however few samples there are, and how fast is learnt at first.
+_LEAST, _RATE = 1000, 3e-3
 # What the report says of a layer as it was measured.
 _USE = ("name", "op", "macs", "parameters", "integer", "depth")
 
@@ -198,7 +200,7 @@ def _merge(
     torch.set_num_threads(options.threads)
     diary = _Diary(path / _STATE, announce)
     announce("asking the networks")
-    schedule = Schedule(epochs=options.epochs, rate=3e-3, seed=options.seed)
+    schedule = Schedule(epochs=options.epochs, least=_LEAST, rate=_RATE, seed=options.seed)
     found = share(mod, samples, options.budget, schedule, diary, evaluation)
     announce("writing")
     report = _report(mod, samples, options, found, diary)

@@ -46,7 +46,8 @@ def models(given: Path) -> list[str]:
     return [str(given / "one.onnx"), str(given / "two.onnx")]
 
 
-def test_networks_come_out_that_share_a_trunk(given, tmp_path, capsys):
+def test_networks_come_out_that_share_a_trunk(given, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(job, "_LEAST", 20)
     output = tmp_path / "merged"
     options = ["--data", given / "data.npz", "--evaluation", given / "labelled.npz", "--budget", 60, "--epochs", 2]
     assert cli.run(["merge", *models(given), *map(str, options), "-o", str(output)]) == 0
@@ -85,7 +86,7 @@ def test_networks_come_out_that_share_a_trunk(given, tmp_path, capsys):
 def test_a_merge_that_was_ended_goes_on_to_the_same_files(given, tmp_path, monkeypatch):
     monkeypatch.setattr(job, "_KEPT", 0.0)
     options = {"data": str(given / "data.npz"), "budget": 0.0, "epochs": 2}
-    monkeypatch.setattr(job, "Schedule", lambda **facts: job_schedule(least=30, batch=32, **facts))
+    monkeypatch.setattr(job, "_LEAST", 30)
     whole, ended = tmp_path / "whole", tmp_path / "ended"
     job.merge(models(given), whole, **options)
     kept, count = job._Diary.keep, 0
@@ -111,9 +112,6 @@ def test_a_merge_that_was_ended_goes_on_to_the_same_files(given, tmp_path, monke
         assert (whole / name).read_bytes() == (ended / name).read_bytes()
     reports = [json.loads((folder / "report.json").read_text()) for folder in (whole, ended)]
     assert {**reports[0], "seconds": 0} == {**reports[1], "seconds": 0}
-
-
-job_schedule = job.Schedule
 
 
 @pytest.mark.slow
@@ -171,7 +169,7 @@ def test_networks_that_have_nothing_in_common(given, tmp_path):
 
 
 def test_a_directory_is_one_merges(given, tmp_path, monkeypatch):
-    monkeypatch.setattr(job, "Schedule", lambda **facts: job_schedule(least=3, **facts))
+    monkeypatch.setattr(job, "_LEAST", 3)
     with pytest.raises(InputError, match="no merge to go on with"):
         job.merge(None, tmp_path / "new")
     (tmp_path / "notes.txt").write_text("mine")
