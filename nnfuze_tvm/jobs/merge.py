@@ -28,7 +28,7 @@ from nnfuze_tvm.jobs.directory import JobDirectory
 from nnfuze_tvm.jobs.request import model_path
 from nnfuze_tvm.passes import pipeline
 from nnfuze_tvm.passes.compress.calibration import load_calibration
-from nnfuze_tvm.reading.files import parse_json, read_file
+from nnfuze_tvm.reading.files import open_file, parse_json, read_file
 from nnfuze_tvm.reading.limits import MOST_THREADS
 from nnfuze_tvm.report.merging import Attempt, CurvePoint, MergeReport, TaskScore
 from nnfuze_tvm.report.merging_html import render_merge_html
@@ -36,7 +36,7 @@ from nnfuze_tvm.report.record import LayerUse
 from nnfuze_tvm.training.course import Schedule
 from nnfuze_tvm.training.judge import Evaluation, Score
 from nnfuze_tvm.training.merging import Search, Shared, Watch, share
-from nnfuze_tvm.training.network import torch
+from nnfuze_tvm.training.network import Network, torch
 from nnfuze_tvm.training.stitches import Candidate
 from nnfuze_tvm.training.trials import Trial
 
@@ -46,6 +46,7 @@ _KEPT, _SAID = 30.0, 5.0
 _FIXED = ("networks", "data", "evaluation", "budget", "epochs", "seed", "threads", "torch")
 _STATE, _JOB = "state.pt", "job.json"
 _MOST_EPOCHS = 10_000
+_BLOCK = 1 << 20
 # So many steps a trial has at least, however few samples there are, and how fast is learnt at first.
 _LEAST, _RATE = 1000, 3e-3
 # What the report says of a layer as it was measured.
@@ -131,7 +132,9 @@ def merge(
 def _saved(path: Path) -> Options:
     """Return what a merge was begun with."""
     try:
-        return Options(**parse_json(read_file(path / _JOB))["options"])
+        options = Options(**parse_json(read_file(path / _JOB))["options"])
+        options.check()
+        return options
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(f"--output {path}: no merge to go on with; give the networks, too") from None
 
@@ -145,7 +148,13 @@ def _facts(options: Options) -> dict[str, Any]:
     """Return what a merge is about."""
 
     def digest(path: str | None) -> str | None:
-        return path and hashlib.sha256(read_file(path)).hexdigest()
+        if path is None:
+            return None
+        found = hashlib.sha256()
+        with open_file(path) as file:
+            while block := file.read(_BLOCK):
+                found.update(block)
+        return found.hexdigest()
 
     absolute = [model[: -len(model_path(model))] + os.path.abspath(model_path(model)) for model in options.models]
     kept = {**asdict(options), "models": absolute, "data": os.path.abspath(options.data)}
@@ -171,12 +180,14 @@ def _data(mod: tvm.IRModule, options: Options) -> tuple[Arrays, Evaluation]:
     if states:
         raise InputError(f"input {states[0].name}: networks with states can't learn to share a trunk")
     for task, func in functions.items():
-        own = [param.name for param in func.params]
-        if own != [one.name for one in inputs if one.name in own] or len(own) != len(inputs):
+        own, known = ([one.name for one in ones] for ones in (func.params, inputs))
+        if {*own} != {*known}:
             raise InputError(
                 f"task {task}: networks that share a trunk must have the same inputs, by name, shape and type; "
-                f"it has {', '.join(own)}, and all together have {', '.join(one.name for one in inputs)}"
+                f"it has {', '.join(own)}, and all together have {', '.join(known)}"
             )
+        # What can't be learnt is said before anything is written.
+        Network(func)
     shapes = {one.name: one.shape for one in inputs}
     samples = load_calibration(read_arrays(options.data, "data"), merged)
     given = {name: by_inference(values, shapes[name]) for name, values in samples.items()}

@@ -14,7 +14,7 @@ from nnfuze_tvm.training.stitches import Candidate
 # So many points a learning curve has before it tells anything.
 _PATIENCE = 3
 # What the lower learning rates of the rest do beside what the curve so far lets expect.
-_STILL = 0.5
+_STILL = 0.2
 
 
 @dataclass(frozen=True)

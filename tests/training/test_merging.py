@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -18,12 +19,13 @@ from nnfuze_tvm.graph.evaluate import evaluate
 from nnfuze_tvm.passes.merge.merge_tasks import MergeTasks
 from nnfuze_tvm.passes.merge.share_trunk import ShareTrunk
 from nnfuze_tvm.training.course import Schedule
-from nnfuze_tvm.training.cuts import Stitch, beginning, cuts, graft
+from nnfuze_tvm.training.cuts import Cut, Stitch, beginning, cuts, graft
 from nnfuze_tvm.training.distill import agreement, answers, distill, held_back
 from nnfuze_tvm.training.judge import Evaluation
 from nnfuze_tvm.training.lessons import Asked, mixed, shifted
 from nnfuze_tvm.training.merging import Search, Watch, share
 from nnfuze_tvm.training.network import Network
+from nnfuze_tvm.training.stitches import _spread
 from nnfuze_tvm.training.trials import Point, Trial, hopeless
 
 SIZE = (1, 2, 8, 8)
@@ -186,6 +188,23 @@ def test_trunks_that_are_the_same_are_shared_without_learning():
         np.testing.assert_array_equal(evaluate(found.module[task], data)[0], evaluate(mod[task], data)[0])
 
 
+def test_three_networks_become_a_tree():
+    """Whoever came first to a trunk learns on with it when another one comes."""
+    mod = module(**{name: network(name, (4, 4), seed) for seed, name in enumerate("abc")})
+    found = share(mod, images(128), 100.0, Schedule(batch=32, least=4))
+    assert [trial.kept for trial in found.tried] == [True, True]
+    assert len({trial.candidate.donor for trial in found.tried}) == 1
+    merged = tvm.transform.Sequential([MergeTasks(), ShareTrunk()])(found.module)
+    kinds = [b.value.op.name for b in bindings(merged["main"]) if "conv2d" in str(getattr(b.value, "op", ""))]
+    assert len(kinds) == 2 + 2
+
+
+def test_of_many_cuts_those_are_left_that_differ_most():
+    found = _spread([Cut(n, str(n), (1, 4, 2, 2), n * n, True) for n in range(1, 40)])
+    assert len(found) == 12 and found[-1].place == 39
+    assert min(after.macs - before.macs for before, after in pairwise(found)) > 50
+
+
 def test_what_failed_is_not_tried_again():
     mod = module(**{name: network(name, (4,), seed) for seed, name in enumerate("abc")})
     tried = share(mod, images(128), 0.0, Schedule(batch=32, least=3, rate=10.0)).tried
@@ -232,6 +251,6 @@ def test_a_trial_without_hope_is_given_up():
         return [Point(10 * n, 0.0, {"a": 0.0, "b": each}) for n, each in enumerate(lost, start=1)]
 
     assert not hopeless(curve(90, 80), 100, 1.0)
-    assert hopeless(curve(40, 38, 37), 100, 1.0)
+    assert hopeless(curve(40, 38, 37), 100, 1.0) and hopeless(curve(40, 38, 37), 30, 1.0)
     assert not hopeless(curve(20, 10, 6), 100, 1.0)
     assert not hopeless(curve(2, 1.5, 0.9), 100, 1.0)
