@@ -140,12 +140,12 @@ def _panel(
         )
 
     parts = [f'<text x="{left}" y="18" class="title">{escape(output)}</text>']
-    for tick in _ticks(low, high):
+    for tick in ticks(low, high):
         _, y = place(0, tick)
         parts.append(f'<path d="M{left} {y:.1f}H{width - right}" class="grid"/>')
         digits = 1 if high - low < 0.1 else 0
         parts.append(f'<text x="{left - 8}" y="{y + 4:.1f}" class="tick end">{text.percent(tick, digits)}</text>')
-    for tick in _ticks(0, slowest):
+    for tick in ticks(0, slowest):
         x, _ = place(tick, low)
         label = "0" if tick == 0 else text.seconds(tick)
         parts.append(f'<text x="{x:.1f}" y="{height - bottom + 18}" class="tick middle">{escape(label)}</text>')
@@ -167,7 +167,8 @@ def _panel(
     return f'<svg style="max-width:{width}px" viewBox="0 0 {width} {height}" role="img">{"".join(parts)}</svg>'
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def ticks(low: float, high: float) -> list[float]:
+    """Return round numbers between two, so many as an axis has."""
     step = 10 ** math.floor(math.log10((high - low) / 3))
     step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= 5)
     first = math.ceil(low / step - 1e-9)

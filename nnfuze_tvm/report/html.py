@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 
 from nnfuze_tvm.report import figures, text
@@ -77,32 +78,38 @@ def render_html(report: Report) -> str:
     if report.check is not None:
         facts.append(f"check: {report.check.text}")
     sections = [
-        _section("Stages", "Each row adds one step to the row above it.", _stages(report)),
-        _section("Latency", "One inference of all tasks, median.", figures.latency_bars(report)),
-        _section(
+        section("Stages", "Each row adds one step to the row above it.", _stages(report)),
+        section("Latency", "One inference of all tasks, median.", figures.latency_bars(report)),
+        section(
             "Latency against accuracy",
             f"Top left is best. {report.data}".strip(),
             figures.scatter(report),
         ),
-        _section("Which layers serve which tasks", _sharing_text(report), _sharing(report)),
-        _section(
+        section("Which layers serve which tasks", _sharing_text(report), _sharing(report)),
+        section(
             "Where the time goes",
             f"Kernels of the final stage ({report.final.name}), each timed alone on warm caches.",
             figures.kernel_bars(report) and figures.kernel_bars(report) + figures.legend(report),
         ),
-        _section("What stayed in floating point", text.within_budget(report), _float_layers(report) + _budget(report)),
+        section("What stayed in floating point", text.within_budget(report), _float_layers(report) + _budget(report)),
     ]
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
+    return page(title, facts, _cards(report) + "".join(sections), versions)
+
+
+def page(title: str, facts: Sequence[str], body: str, versions: str) -> str:
+    """Return a page that needs nothing but itself; ``body`` is HTML, the rest is text."""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>{escape(title)} – nnfuze</title><style>{_STYLE}</style></head><body><main>"
-        f'<h1>{escape(title)}</h1><p class="sub">{escape(" · ".join(facts))}</p>{_cards(report)}'
-        f"{''.join(sections)}<footer>nnfuze · {escape(versions)}</footer></main></body></html>\n"
+        f'<h1>{escape(title)}</h1><p class="sub">{escape(" · ".join(facts))}</p>'
+        f"{body}<footer>nnfuze · {escape(versions)}</footer></main></body></html>\n"
     )
 
 
-def _section(title: str, subtitle: str, body: str) -> str:
+def section(title: str, subtitle: str, body: str) -> str:
+    """Return a part of a page, nothing where there is nothing to show."""
     if not body:
         return ""
     sub = f'<p class="sub">{escape(subtitle)}</p>' if subtitle else ""

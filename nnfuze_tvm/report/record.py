@@ -8,11 +8,13 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
+    """Fields that are known, and no others."""
+
     model_config = ConfigDict(extra="forbid")
 
 
-class TaskQuality(_Record):
+class TaskQuality(Record):
     """How well a stage answers one task's output; see `measure.Quality`."""
 
     accuracy: float | None = None
@@ -21,7 +23,7 @@ class TaskQuality(_Record):
     error: float | None = None
 
 
-class Stage(_Record):
+class Stage(Record):
     """One stage of the compilation, or a reference beside it. What wasn't measured is None.
 
     Attributes
@@ -62,7 +64,7 @@ class Stage(_Record):
         return 1 / self.latency if self.latency else None
 
 
-class KernelTime(_Record):
+class KernelTime(Record):
     """One kernel of the final stage: seconds of all its calls in one inference, each timed alone."""
 
     name: str
@@ -72,7 +74,7 @@ class KernelTime(_Record):
     layers: list[str] = Field(default_factory=list)
 
 
-class LayerUse(_Record):
+class LayerUse(Record):
     """One layer of the final stage: its cost, how it computes, for which tasks, and whose work it does.
 
     ``reason`` says why it computes in floating point although it should have been quantized; empty for others.
@@ -92,7 +94,7 @@ class LayerUse(_Record):
     reason: str = ""
 
 
-class Check(_Record):
+class Check(Record):
     """How what was built compares with the networks as they were given, on a few samples.
 
     Attributes
@@ -140,7 +142,7 @@ def _compared(against: str, error: float) -> str:
     return f"equal to {against} within {size}" if error <= 0.02 else f"apart from {against} by {error:.2g} of the range"
 
 
-class Budget(_Record):
+class Budget(Record):
     """Which layers stay float so that the outputs are within a budget; see `within_budget.Choice`.
 
     Errors are relative to the outputs' standard deviations.
@@ -156,7 +158,7 @@ class Budget(_Record):
     policy: dict[str, Any]
 
 
-class Report(_Record):
+class Report(Record):
     """What a compilation achieved.
 
     Attributes

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -15,10 +18,15 @@ from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, with_functions
 from nnfuze_tvm.graph.evaluate import evaluate
 from nnfuze_tvm.passes.merge.merge_tasks import MergeTasks
 from nnfuze_tvm.passes.merge.share_trunk import ShareTrunk
-from nnfuze_tvm.training.cuts import Stitch, beginning, cuts, graft
-from nnfuze_tvm.training.distill import Schedule, agreement, answers, distill, held_back
-from nnfuze_tvm.training.merging import share
+from nnfuze_tvm.training.course import Schedule
+from nnfuze_tvm.training.cuts import Cut, Stitch, beginning, cuts, graft
+from nnfuze_tvm.training.distill import agreement, answers, distill, held_back
+from nnfuze_tvm.training.judge import Evaluation
+from nnfuze_tvm.training.lessons import Asked, mixed, shifted
+from nnfuze_tvm.training.merging import Search, Watch, share
 from nnfuze_tvm.training.network import Network
+from nnfuze_tvm.training.stitches import _spread
+from nnfuze_tvm.training.trials import Point, Trial, hopeless
 
 SIZE = (1, 2, 8, 8)
 
@@ -121,13 +129,35 @@ def test_what_is_held_back_is_not_learnt():
     assert len(held_back(100)[1]) == 25
 
 
+class Diary(Watch):
+    """Remembers what a search tells, and ends it when it has kept so much."""
+
+    def __init__(self, ends: int = -1, given: bytes | None = None) -> None:
+        self.told: list[Trial] = []
+        self.ends, self.kept = ends, given
+
+    def found(self):
+        return None if self.kept is None else torch.load(io.BytesIO(self.kept), weights_only=True)
+
+    def keep(self, search: Search, *, now: bool) -> None:
+        written = io.BytesIO()
+        torch.save(search.state(), written)
+        self.kept = written.getvalue()
+        self.ends -= 1
+        if self.ends == 0:
+            raise KeyboardInterrupt
+
+    def tried(self, trial: Trial) -> None:
+        self.told.append(trial)
+
+
 @pytest.mark.parametrize("other", [(6, 6, 6), (5, 8)], ids=["same", "other architecture"])
 def test_two_networks_share_a_trunk_as_deep_as_the_budget_allows(other):
     mod = module(a=network("a", (6, 6, 6), 0), b=network("b", other, 1, classes=3))
-    told: list = []
-    schedule = Schedule(batch=32, least=10)
-    shared, tried = share(mod, images(256), 100.0, schedule, told.append)
-    assert told == tried and len(tried) == 1 and tried[0].kept
+    diary = Diary()
+    found = share(mod, images(256), 100.0, Schedule(batch=32, least=10), diary)
+    shared, tried = found.module, found.tried
+    assert diary.told == tried and len(tried) == 1 and tried[0].kept
     # All of the deepest cut's work is done once: what is left of the grafted network is a stitch and a head.
     merged = tvm.transform.Sequential([MergeTasks(), ShareTrunk()])(shared)
     kinds = [b.value.op.name for b in bindings(merged["main"]) if "conv2d" in str(getattr(b.value, "op", ""))]
@@ -142,12 +172,85 @@ def test_two_networks_share_a_trunk_as_deep_as_the_budget_allows(other):
 
 def test_without_a_budget_nothing_is_shared():
     mod = module(a=network("a", (4, 4), 0), b=network("b", (4, 4), 1))
-    shared, tried = share(mod, images(128), 0.0, Schedule(batch=32, least=3, rate=10.0))
-    assert not any(trial.kept for trial in tried) and len(tried) == 4
-    tvm.ir.assert_structural_equal(shared, mod, map_free_vars=True)
+    found = share(mod, images(128), 0.0, Schedule(batch=32, least=3, rate=10.0))
+    assert not any(trial.kept for trial in found.tried) and len(found.tried) == 4
+    tvm.ir.assert_structural_equal(found.module, mod, map_free_vars=True)
+
+
+def test_trunks_that_are_the_same_are_shared_without_learning():
+    mod = module(a=network("a", (4, 4), 0), b=network("b", (4, 4), 0, classes=3))
+    found = share(mod, images(64), 0.0, Schedule())
+    assert [(trial.kept, trial.steps, trial.candidate.fit) for trial in found.tried] == [
+        (True, 0, pytest.approx(1, abs=1e-3))
+    ]
+    data = {name: values[0] for name, values in images(1).items()}
+    for task in "ab":
+        np.testing.assert_array_equal(evaluate(found.module[task], data)[0], evaluate(mod[task], data)[0])
+
+
+def test_three_networks_become_a_tree():
+    """Whoever came first to a trunk learns on with it when another one comes."""
+    mod = module(**{name: network(name, (4, 4), seed) for seed, name in enumerate("abc")})
+    found = share(mod, images(128), 100.0, Schedule(batch=32, least=4))
+    assert [trial.kept for trial in found.tried] == [True, True]
+    assert len({trial.candidate.donor for trial in found.tried}) == 1
+    merged = tvm.transform.Sequential([MergeTasks(), ShareTrunk()])(found.module)
+    kinds = [b.value.op.name for b in bindings(merged["main"]) if "conv2d" in str(getattr(b.value, "op", ""))]
+    assert len(kinds) == 2 + 2
+
+
+def test_of_many_cuts_those_are_left_that_differ_most():
+    found = _spread([Cut(n, str(n), (1, 4, 2, 2), n * n, True) for n in range(1, 40)])
+    assert len(found) == 12 and found[-1].place == 39
+    assert min(after.macs - before.macs for before, after in pairwise(found)) > 50
 
 
 def test_what_failed_is_not_tried_again():
     mod = module(**{name: network(name, (4,), seed) for seed, name in enumerate("abc")})
-    _, tried = share(mod, images(128), 0.0, Schedule(batch=32, least=3, rate=10.0))
+    tried = share(mod, images(128), 0.0, Schedule(batch=32, least=3, rate=10.0)).tried
     assert len(tried) == len({(trial.candidate.donor, trial.candidate.task) for trial in tried}) == 6
+
+
+def test_a_search_that_was_ended_goes_on_as_if_it_was_not():
+    mod = module(**{name: network(name, (4, 4), seed) for seed, name in enumerate("abc")})
+    labels = {"a": np.random.default_rng(0).integers(-1, 4, 50)}
+    rest = (Evaluation(images(50, 3), labels), (mixed, shifted(1, 2)))
+    # Some trials are within the budget, some are not.
+    args = (mod, images(128), 35.0, Schedule(batch=32, least=12, rate=1e-2))
+    whole = share(*args, Diary(), *rest)
+    assert len({trial.kept for trial in whole.tried}) == 2
+    diary, ended = Diary(), 0
+    for ends in [1, 2, 5, 12, 13, 14, 27, -1]:
+        diary = Diary(ends, diary.kept)
+        try:
+            again = share(*args, diary, *rest)
+        except KeyboardInterrupt:
+            ended += 1
+    assert ended >= 5 and again == type(again)(again.module, whole.tried, whole.originals)
+    for task in "abc":
+        tvm.ir.assert_structural_equal(again.module[task], whole.module[task], map_free_vars=True)
+
+
+def test_teachers_are_asked_about_changed_samples():
+    teacher, data = Network(network("a", (4,), 0)), images(40)
+    lessons = Asked(data, [(teacher, 1)], [shifted(2, 3), mixed])
+    given, wanted = lessons(torch.arange(40), np.random.default_rng(0))
+    assert not torch.equal(given["image"], torch.from_numpy(data["image"]))
+    assert torch.equal(wanted[0], teacher(given)[0])
+
+
+def test_a_shift_repeats_the_rim():
+    values = torch.arange(5.0).reshape(1, 1, 5).repeat(64, 1, 1)
+    found = shifted(2, 1)({"x": values}, np.random.default_rng(0))["x"]
+    allowed = {(0, 0, 0, 1, 2), (0, 0, 1, 2, 3), (0, 1, 2, 3, 4), (1, 2, 3, 4, 4), (2, 3, 4, 4, 4)}
+    assert {tuple(map(int, row[0])) for row in found} == allowed
+
+
+def test_a_trial_without_hope_is_given_up():
+    def curve(*lost: float) -> list[Point]:
+        return [Point(10 * n, 0.0, {"a": 0.0, "b": each}) for n, each in enumerate(lost, start=1)]
+
+    assert not hopeless(curve(90, 80), 100, 1.0)
+    assert hopeless(curve(40, 38, 37), 100, 1.0) and hopeless(curve(40, 38, 37), 30, 1.0)
+    assert not hopeless(curve(20, 10, 6), 100, 1.0)
+    assert not hopeless(curve(2, 1.5, 0.9), 100, 1.0)

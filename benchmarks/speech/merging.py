@@ -1,0 +1,138 @@
+"""The shipped networks that were trained apart, on one trunk: not shared, stitched only, as `nnfuze merge` makes them.
+
+Learns from clips without labels that `synthesize.py` makes, or from the 128 calibration clips; what is kept is decided
+by other clips with labels (of the speeds of training), and what is printed is the accuracy on the evaluation
+clips, which nothing before has seen. Needs espeak-ng, and PyTorch beside the package:
+
+    python benchmarks/speech/merging.py --clips 12000 --seeds 3
+    python benchmarks/speech/merging.py --calibration --budget 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from nnfuze_tvm import load
+from nnfuze_tvm.jobs.merge import merge
+from nnfuze_tvm.report.merging import MergeReport
+from nnfuze_tvm.training.distill import answers
+from nnfuze_tvm.training.network import Network
+from synthesize import STEPS_PER_UNIT, make_clips, render
+
+SPEECH = Path(__file__).parents[2] / "examples" / "speech"
+TASKS = ("keyword", "speaker")
+# Seeds of the clips: of those to learn from, and of those that decide.
+LEARNT, DECIDE = 77, 78
+
+
+def clips(path: Path, count: int, seed: int, *, labels: bool) -> Path:
+    """Make clips as a file, unless it is there."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        audio, keyword, speaker = make_clips(render("training", 20, seed), count, "training", seed)
+        named = {"keyword": keyword, "speaker": speaker} if labels else {}
+        np.savez(path, audio=(audio.astype("float32") / STEPS_PER_UNIT)[:, None], **named)
+    return path
+
+
+def accuracies(files: list[str]) -> dict[str, float]:
+    """Return by task how many of the evaluation clips a network's file is right on, in percent."""
+    mod = load(files)
+    with np.load(SPEECH / "evaluation.npz") as data:
+        found = {}
+        for task in TASKS:
+            labels = data[task]
+            best = answers(Network(mod[task]), {"audio": data["audio"][:, None]})[0].reshape(len(labels), -1).argmax(1)
+            found[task] = 100 * float(np.mean(best[labels >= 0] == labels[labels >= 0]))
+    return found
+
+
+def run(arguments: argparse.Namespace, data: Path, decide: Path, seed: int) -> dict:
+    """Merge with one seed and return the table's row."""
+    given = [str(SPEECH / "independent" / f"{task}.onnx") for task in TASKS]
+    output = arguments.out / f"{data.stem}-{arguments.epochs}-{arguments.budget:g}-{seed}"
+    last = [0.0]
+
+    def announce(what: str) -> None:
+        if time.monotonic() - last[0] > 20:
+            last[0] = time.monotonic()
+            print(f"seed {seed}: {what}", file=sys.stderr, flush=True)
+
+    report = merge(
+        given,
+        output,
+        data=str(data),
+        evaluation=str(decide),
+        budget=arguments.budget,
+        epochs=arguments.epochs,
+        seed=seed,
+        threads=arguments.threads,
+        announce=announce,
+    )
+    merged = accuracies([str(output / f"{task}.onnx") for task in TASKS])
+    return {"seed": seed, "report": report, **merged}
+
+
+def rows(report: MergeReport) -> list[tuple[str, ...]]:
+    """Return what a merge tried, as rows: with the stitch alone, and learnt."""
+    found = []
+    for one in report.attempts:
+        for what, scores in (("stitched only", one.before), ("learnt", one.after)):
+            name = f"{one.task} behind {one.behind.removeprefix(one.donor).strip('/')} of {one.donor}, {what}"
+            cells = [f"{scores[task].accuracy:.2f}" for task in TASKS]
+            found.append((name, f"{one.saved:.0%}", f"{one.macs / 1e6:.1f}", *cells, one.verdict))
+    return found
+
+
+def main() -> None:
+    """Merge, and print two tables: what was tried with the first seed, and what came of all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clips", type=int, default=12_000)
+    parser.add_argument("--calibration", action="store_true", help="learn from the 128 calibration clips only")
+    parser.add_argument("--budget", type=float, default=0.5, help="points of accuracy that a task may lose")
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("build/merging"))
+    parser.add_argument("--json", type=Path, help="write the figures to a file, too")
+    arguments = parser.parse_args()
+    decide = clips(arguments.out / "decide.npz", 2000, DECIDE, labels=True)
+    made = arguments.out / f"clips{arguments.clips}.npz"
+    data = SPEECH / "calibration.npz" if arguments.calibration else clips(made, arguments.clips, LEARNT, labels=False)
+    given = accuracies([str(SPEECH / "independent" / f"{task}.onnx") for task in TASKS])
+    results = [run(arguments, data, decide, seed) for seed in range(arguments.seeds)]
+    first = results[0]["report"]
+    tried = Table("tried, seed 0", "shared", "MACs, M", *TASKS, "", title="accuracy on the clips that decide")
+    tried.add_row("not shared", "0%", f"{first.macs_before / 1e6:.1f}", *_given(first), "")
+    for row in rows(first):
+        tried.add_row(*row)
+    table = Table(
+        "seed", "shared", "MACs, M", *TASKS, *(f"{task} lost" for task in TASKS), "minutes", title="evaluation"
+    )
+    table.add_row("as given", "0%", f"{first.macs_before / 1e6:.1f}", *(f"{given[task]:.2f}" for task in TASKS))
+    for one in results:
+        report = one["report"]
+        cells = [f"{one[task]:.2f}" for task in TASKS] + [f"{given[task] - one[task]:.2f}" for task in TASKS]
+        macs = f"{report.macs / 1e6:.1f}"
+        table.add_row(str(one["seed"]), f"{report.shared:.0%}", macs, *cells, f"{report.seconds / 60:.0f}")
+    for each in (tried, table):
+        Console(width=160).print(each)
+    if arguments.json:
+        plain = [{**one, "report": json.loads(one["report"].to_json())} for one in results]
+        arguments.json.write_text(json.dumps({"given": given, "results": plain}, indent=1) + "\n")
+
+
+def _given(report: MergeReport) -> list[str]:
+    return [f"{report.originals[task].accuracy:.2f}" for task in TASKS]
+
+
+if __name__ == "__main__":
+    main()
