@@ -16,9 +16,9 @@ from tvm import relax
 
 from nnfuze_tvm.errors import InputError
 from nnfuze_tvm.graph import dataflow, ir
+from nnfuze_tvm.graph.cuts import Cut, Stitch, beginning, cuts, fits, graft, resized
 from nnfuze_tvm.passes.merge.merge_tasks import MergeTasks
 from nnfuze_tvm.passes.merge.share_trunk import ShareTrunk
-from nnfuze_tvm.training.cuts import Cut, Stitch, beginning, cuts, fits, graft, resized
 from nnfuze_tvm.training.distill import Samples, Schedule, agreement, answers, distill, held_back
 from nnfuze_tvm.training.network import Network
 

@@ -11,11 +11,11 @@ from tvm.relax import op
 
 from nnfuze_tvm.errors import InputError
 from nnfuze_tvm.graph import ir
+from nnfuze_tvm.graph.cuts import Stitch, beginning, cuts, graft
 from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, with_functions
 from nnfuze_tvm.graph.evaluate import evaluate
 from nnfuze_tvm.passes.merge.merge_tasks import MergeTasks
 from nnfuze_tvm.passes.merge.share_trunk import ShareTrunk
-from nnfuze_tvm.training.cuts import Stitch, beginning, cuts, graft
 from nnfuze_tvm.training.distill import Schedule, agreement, answers, distill, held_back
 from nnfuze_tvm.training.merging import share
 from nnfuze_tvm.training.network import Network
