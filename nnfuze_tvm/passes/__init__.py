@@ -27,6 +27,7 @@ from nnfuze_tvm.passes.lower.whole_columns import WholeColumns
 from nnfuze_tvm.passes.lower.whole_rows import WholeRows
 from nnfuze_tvm.passes.lower.winograd.winograd import Winograd
 from nnfuze_tvm.passes.merge.merge_tasks import MergeTasks
+from nnfuze_tvm.passes.merge.share_codebooks import ShareCodebooks
 from nnfuze_tvm.passes.merge.share_trunk import ShareTrunk
 from nnfuze_tvm.passes.merge.zip_features import ZipFeatures
 from nnfuze_tvm.passes.merge.zip_units import ZipUnits
@@ -54,6 +55,7 @@ __all__ = [
     "RealizeInteger",
     "RoundToInteger",
     "RowConvolutions",
+    "ShareCodebooks",
     "ShareTrunk",
     "Shuffles",
     "SkipBranches",
