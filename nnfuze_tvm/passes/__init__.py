@@ -27,7 +27,10 @@ from nnfuze_tvm.passes.lower.whole_columns import WholeColumns
 from nnfuze_tvm.passes.lower.whole_rows import WholeRows
 from nnfuze_tvm.passes.lower.winograd.winograd import Winograd
 from nnfuze_tvm.passes.merge.merge_tasks import MergeTasks
+from nnfuze_tvm.passes.merge.share_codebooks import ShareCodebooks
 from nnfuze_tvm.passes.merge.share_trunk import ShareTrunk
+from nnfuze_tvm.passes.merge.zip_features import ZipFeatures
+from nnfuze_tvm.passes.merge.zip_units import ZipUnits
 from nnfuze_tvm.passes.simplify.fold_batch_norm import FoldBatchNorm
 from nnfuze_tvm.passes.simplify.fuse_gelu import FuseGelu
 
@@ -52,6 +55,7 @@ __all__ = [
     "RealizeInteger",
     "RoundToInteger",
     "RowConvolutions",
+    "ShareCodebooks",
     "ShareTrunk",
     "Shuffles",
     "SkipBranches",
@@ -63,4 +67,6 @@ __all__ = [
     "WholeColumns",
     "WholeRows",
     "Winograd",
+    "ZipFeatures",
+    "ZipUnits",
 ]

@@ -18,11 +18,11 @@ from tvm import relax
 
 from nnfuze_tvm.errors import InputError
 from nnfuze_tvm.graph import dataflow, ir
+from nnfuze_tvm.graph.cuts import cuts, graft
 from nnfuze_tvm.passes.merge.merge_tasks import MergeTasks
 from nnfuze_tvm.passes.merge.share_trunk import ShareTrunk
 from nnfuze_tvm.passes.simplify.fold_batch_norm import FoldBatchNorm
 from nnfuze_tvm.training.course import Course, Schedule
-from nnfuze_tvm.training.cuts import cuts, graft
 from nnfuze_tvm.training.distill import held_back
 from nnfuze_tvm.training.judge import Evaluation, Judge, Score
 from nnfuze_tvm.training.lessons import Asked, Change, Samples, mixed, number

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 from tvm import relax
 
-from nnfuze_tvm.training.cuts import Cut, Stitch, beginning, cuts, fits, resized
+from nnfuze_tvm.graph.cuts import Cut, Stitch, beginning, cuts, fits, resized
 from nnfuze_tvm.training.distill import answers
 from nnfuze_tvm.training.lessons import Samples
 from nnfuze_tvm.training.network import Network

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import log
 from typing import Any
 
-from nnfuze_tvm.training.cuts import Cut
+from nnfuze_tvm.graph.cuts import Cut
 from nnfuze_tvm.training.judge import Score
 from nnfuze_tvm.training.stitches import Candidate
 

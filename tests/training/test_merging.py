@@ -14,12 +14,12 @@ from tvm.relax import op
 
 from nnfuze_tvm.errors import InputError
 from nnfuze_tvm.graph import ir
+from nnfuze_tvm.graph.cuts import Cut, Stitch, beginning, cuts, graft
 from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, with_functions
 from nnfuze_tvm.graph.evaluate import evaluate
 from nnfuze_tvm.passes.merge.merge_tasks import MergeTasks
 from nnfuze_tvm.passes.merge.share_trunk import ShareTrunk
 from nnfuze_tvm.training.course import Schedule
-from nnfuze_tvm.training.cuts import Cut, Stitch, beginning, cuts, graft
 from nnfuze_tvm.training.distill import agreement, answers, distill, held_back
 from nnfuze_tvm.training.judge import Evaluation
 from nnfuze_tvm.training.lessons import Asked, mixed, shifted

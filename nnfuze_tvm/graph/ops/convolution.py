@@ -38,11 +38,25 @@ def evaluate(call: Call, data: np.ndarray, weight: np.ndarray) -> np.ndarray:
     layouts = (str(attrs.data_layout), str(attrs.kernel_layout), str(attrs.out_layout or attrs.data_layout))
     data, weight = to_channels_first(data, layouts[0]), to_channels_first(weight, layouts[1])
     kind = accumulator(data.dtype)
-    data, weight = data.astype(kind), weight.astype(kind)
-    count = [size for size, letter in zip(static_shape(call), layouts[2], strict=True) if letter not in "NC"]
+    seen = _seen(call, data.astype(kind), weight.shape[2:])
+    return from_channels_first(_products(seen, weight.astype(kind), int(attrs.groups)), layouts[2])
+
+
+def _seen(call: Call, data: np.ndarray, kernel: Sequence[int]) -> np.ndarray:
+    """Return what a convolution sees of channels-first data, ``[N, C, *count, *kernel]``."""
+    attrs, out_layout = call.attrs, str(call.attrs.out_layout or call.attrs.data_layout)
+    count = [size for size, letter in zip(static_shape(call), out_layout, strict=True) if letter not in "NC"]
     ints = [[int(each) for each in field] for field in (attrs.strides, attrs.dilation, attrs.padding)]
-    seen = windows(data, weight.shape[2:], ints[0], ints[1], ints[2][: len(count)], count, 0)
-    return from_channels_first(_products(seen, weight, int(attrs.groups)), layouts[2])
+    return windows(data, kernel, ints[0], ints[1], ints[2][: len(count)], count, 0)
+
+
+def rows(call: Call, data: np.ndarray) -> np.ndarray:
+    """Return the windows that a convolution sees, ``[rows, groups, channels per group × kernel]``."""
+    layout, groups = str(call.attrs.kernel_layout), int(call.attrs.groups)
+    kernel = [size for size, letter in zip(static_shape(call.args[1]), layout, strict=True) if letter not in "OI"]
+    seen = _seen(call, to_channels_first(data, str(call.attrs.data_layout)), kernel)
+    seen = np.moveaxis(seen, 1, 1 + len(kernel))
+    return seen.reshape(prod(seen.shape[: 1 + len(kernel)]), groups, -1)
 
 
 def train(torch: Any, call: Call, data: Any, weight: Any) -> Any:
@@ -237,6 +251,7 @@ def _operator(rank: int, kernels: tuple[str, ...]) -> Operator:
         examples=(_example(rank, 1, 1), _example(rank, 16, 1), _example(rank, 4, 2)),
         layer=layer,
         macs=macs,
+        rows=rows,
         couple=couple,
         cut=cut,
         quantizes=True,

@@ -157,6 +157,7 @@ OPERATORS = {
         ),
         layer=layer,
         macs=macs,
+        rows=lambda _, data: data.reshape(-1, 1, data.shape[-1]),
         couple=couple,
         cut=cut,
         quantizes=True,

@@ -127,6 +127,9 @@ class Operator:
         because its weights are no matrix or its layout is packed.
     macs : callable, optional
         Multiply-accumulates of a call, any layout, any groups.
+    rows : callable, optional
+        ``(call, first operand)`` → what the filters of a layer are multiplied by, ``[rows, groups, inputs × kernel]``
+        with the last in the order of `Filters.unpack`.
 
     couple : callable, optional
         What it does to the labels of its operands' channels (`channels`); None where it does not understand the call.
@@ -199,6 +202,7 @@ class Operator:
     export: str | Form | None = None
     layer: Callable[[Call], Layer | None] | None = None
     macs: Callable[[Call], int] | None = None
+    rows: Callable[[Call, np.ndarray], np.ndarray] | None = None
     couple: Callable[[Coupling, tvm.ir.Var, Call], Labels | tuple | None] | None = None
     cut: Callable[[Removal, tvm.ir.Var, Call, list[Value]], Value] | None = None
     quantizes: bool = False

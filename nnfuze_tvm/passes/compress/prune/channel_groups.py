@@ -37,6 +37,13 @@ class ChannelGroup:
 class CoupledFunction(Coupling):
     """The coupled channels of one straight-line function, whose constant subgraphs are computed first.
 
+    Parameters
+    ----------
+    func : relax.Function
+        The function.
+    open_end : bool
+        The last output goes on as the beginning of something else, so that its channels need not stay.
+
     Attributes
     ----------
     func : relax.Function
@@ -45,7 +52,7 @@ class CoupledFunction(Coupling):
         Its bindings and output fields, constants folded.
     """
 
-    def __init__(self, func: relax.Function) -> None:
+    def __init__(self, func: relax.Function, open_end: bool = False) -> None:
         super().__init__()
         self.func = func
         self.bindings, self.outputs = folded(func)
@@ -56,7 +63,7 @@ class CoupledFunction(Coupling):
             couple = None if operator is None else operator.couple
             labels = None if couple is None else couple(self, binding.var, binding.value)
             self.labels[binding.var] = self._hand_on(binding) if labels is None else labels
-        for output in self.outputs:
+        for output in self.outputs[:-1] if open_end else self.outputs:
             self.fix(self.of(output))
 
     def _hand_on(self, binding: relax.VarBinding) -> Labels | tuple:
