@@ -1,0 +1,128 @@
+"""Teach a compressed network the answers that the original gives, with the compression in the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import tvm
+from tvm.ir import GenericConst
+
+from nnfuze_tvm.errors import NNFuzeError
+from nnfuze_tvm.graph import dataflow, ir
+from nnfuze_tvm.graph.constants import constant
+from nnfuze_tvm.graph.evaluate import call_of_constants
+from nnfuze_tvm.passes.compress.method import Training
+from nnfuze_tvm.training.distill import Progress, Samples, Schedule, answers, distance, distill, held_back
+from nnfuze_tvm.training.network import Network, torch
+
+Parameters = Mapping[str, np.ndarray]
+"""What was learnt, by the parameters' names in `Network`."""
+
+
+def finetune(
+    mod: tvm.IRModule,
+    original: tvm.IRModule,
+    samples: Samples,
+    schedule: Schedule,
+    training: Training | None = None,
+    labels: Mapping[str, np.ndarray] | None = None,
+    progress: Progress | None = None,
+) -> tvm.IRModule:
+    """Return a compressed network, trained to answer as the original does.
+
+    Parameters
+    ----------
+    mod, original : tvm.IRModule
+        Before and behind the compression, each with ``main`` and the same inputs and outputs.
+    samples : mapping
+        What to learn from: by input name ``[N, *shape]``.
+    schedule : Schedule
+        How long and how fast.
+    training : Training, optional
+        How the network looks in training: that of its last method of compression.
+    labels : mapping, optional
+        Right classes ``[N, …]`` by task, one for each row of scores, -1 where there is none. Without, the
+        original is the only teacher.
+    progress : callable, optional
+        Is told of each step.
+
+    Raises
+    ------
+    NNFuzeError
+        If the network can't be trained.
+    """
+    training = Training() if training is None else training
+    return with_parameters(mod, learn(mod, original, samples, schedule, training, labels, progress), training)
+
+
+def learn(
+    mod: tvm.IRModule,
+    original: tvm.IRModule,
+    samples: Samples,
+    schedule: Schedule,
+    training: Training,
+    labels: Mapping[str, np.ndarray] | None = None,
+    progress: Progress | None = None,
+) -> Parameters:
+    """Return what `finetune` learns; where that answers worse than before, on samples held back, what there was."""
+    student, teacher = Network(training.form(mod["main"])), Network(original["main"])
+    before = _parameters(student)
+    if not before:
+        raise NNFuzeError("fine-tuning: the network has no weights in floating point to train")
+    learnt, held = held_back(len(next(iter(samples.values()))), seed=schedule.seed)
+    given, judged = ({name: values[own] for name, values in samples.items()} for own in (learnt, held))
+    classes = _by_place(mod, labels or {})
+    right, known = answers(teacher, judged), {place: values[held] for place, values in classes.items()}
+    error = distance(answers(student, judged), right, known)
+    known_then = {place: values[learnt] for place, values in classes.items()}
+    distill(student, given, answers(teacher, given), schedule, progress, known_then)
+    # Nothing is better that isn't finite.
+    return _parameters(student) if distance(answers(student, judged), right, known) < error else before
+
+
+def _by_place(mod: tvm.IRModule, labels: Mapping[str, np.ndarray]) -> dict[int, np.ndarray]:
+    """Return labels by task by the place of the task's first output."""
+    places: dict[str, int] = {}
+    for place, output in enumerate(ir.task_outputs(mod)):
+        places.setdefault(output.task, place)
+    return {places[task]: values.astype("int64") for task, values in labels.items()}
+
+
+def with_parameters(mod: tvm.IRModule, parameters: Parameters, training: Training) -> tvm.IRModule:
+    """Return a network with what was learnt.
+
+    Parameters
+    ----------
+    mod : tvm.IRModule
+        The compressed network, as it was given to `learn`.
+    parameters : mapping
+        What that returned.
+    training : Training
+        How the network looks in training.
+
+    Raises
+    ------
+    ValueError
+        If they aren't of this network.
+    """
+    student = Network(training.form(mod["main"]))
+    own = dict(student.named_parameters())
+    if own.keys() != parameters.keys() or any(own[n].shape != parameters[n].shape for n in own):
+        raise ValueError("parameters of another network")
+    if all(np.array_equal(values, parameters[name]) for name, values in _parameters(student).items()):
+        return mod
+    with torch.no_grad():
+        for name, values in parameters.items():
+            own[name].copy_(torch.from_numpy(values))
+    return dataflow.with_main(mod, dataflow.with_values(student.trained(), _settled))
+
+
+def _parameters(network: Network) -> dict[str, np.ndarray]:
+    return {name: values.detach().numpy().copy() for name, values in network.named_parameters()}
+
+
+def _settled(value: dataflow.Value, _name: str, _emitter: dataflow.Emitter) -> GenericConst | None:
+    """Return what is computed of constants alone, but for ``dequantize``, which says what integers stand for."""
+    made = None if dataflow.op_name(value) == "dequantize" else call_of_constants(value)
+    return None if made is None else constant(made)
