@@ -115,15 +115,18 @@ def _data(original: tvm.IRModule, path: str) -> tuple[dict[str, np.ndarray], Arr
 
 def _told(what: str, announce: Announce) -> Progress:
     """Return what tells of steps now and then, and when they will be done."""
-    began = said = time.monotonic()
+    began = said = 0.0
 
     def progress(step: int, steps: int, loss: float) -> None:
-        nonlocal said
+        nonlocal began, said
         now = time.monotonic()
-        if now - said > _PAUSE and step < steps:
+        if step == 1:
+            # Before that, PyTorch imports things.
+            began = said = now
+        elif now - said > _PAUSE and step < steps:
             said = now
-            left = (now - began) / step * (steps - step)
-            announce(f"{what}: {step / steps:.0%}, loss {loss:.4g}, {_duration(left)} left")
+            left = (now - began) / (step - 1) * (steps - step)
+            announce(f"{what}: {100 * step // steps} %, loss {loss:.4g}, {_duration(left)} left")
 
     announce(what)
     return progress

@@ -6,12 +6,10 @@ from collections.abc import Mapping
 
 import numpy as np
 import tvm
-from tvm.ir import GenericConst
 
 from nnfuze_tvm.errors import NNFuzeError
 from nnfuze_tvm.graph import dataflow, ir
-from nnfuze_tvm.graph.constants import constant
-from nnfuze_tvm.graph.evaluate import call_of_constants
+from nnfuze_tvm.graph.folding import settled
 from nnfuze_tvm.passes.compress.method import Training
 from nnfuze_tvm.training.distill import Progress, Samples, Schedule, answers, distance, distill, held_back
 from nnfuze_tvm.training.network import Network, torch
@@ -115,14 +113,8 @@ def with_parameters(mod: tvm.IRModule, parameters: Parameters, training: Trainin
     with torch.no_grad():
         for name, values in parameters.items():
             own[name].copy_(torch.from_numpy(values))
-    return dataflow.with_main(mod, dataflow.with_values(student.trained(), _settled))
+    return dataflow.with_main(mod, settled(student.trained()))
 
 
 def _parameters(network: Network) -> dict[str, np.ndarray]:
     return {name: values.detach().numpy().copy() for name, values in network.named_parameters()}
-
-
-def _settled(value: dataflow.Value, _name: str, _emitter: dataflow.Emitter) -> GenericConst | None:
-    """Return what is computed of constants alone, but for ``dequantize``, which says what integers stand for."""
-    made = None if dataflow.op_name(value) == "dequantize" else call_of_constants(value)
-    return None if made is None else constant(made)

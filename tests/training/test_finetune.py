@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from unittest.mock import Mock
@@ -16,10 +17,12 @@ import tvm
 from nnfuze_tvm import load, pipeline
 from nnfuze_tvm.analysis import metrics
 from nnfuze_tvm.errors import InputError
+from nnfuze_tvm.graph.dataflow import bindings, op_name
 from nnfuze_tvm.graph.evaluate import evaluate
 from nnfuze_tvm.jobs import finetuning
 from nnfuze_tvm.jobs.graphs import make_graphs
 from nnfuze_tvm.jobs.request import NetworkRequest
+from nnfuze_tvm.passes.compress.insert_qdq import METHOD, InsertQDQ
 from nnfuze_tvm.passes.compress.method import Training
 from nnfuze_tvm.passes.compress.policy import Policy
 from nnfuze_tvm.passes.compress.prune.prune_channels import PruneChannels
@@ -137,6 +140,26 @@ def compress(models: list[Path], work: Path, **fields) -> tuple[list[str], tvm.I
     request = NetworkRequest.parse([str(model) for model in models], {"work_dir": str(work), "epochs": 1, **fields})
     graphs = make_graphs(request, said.append)
     return list(graphs.stages), graphs.last, said
+
+
+def test_what_trains_in_8_bits_is_what_the_integers_compute(pair):
+    """Torch, the graph in training, and the QDQ graph behind it give the same values, before and after."""
+    original = merged(*pair)
+    mod = InsertQDQ({"x": images(32)}, Policy.uniform(bits=8))(original)
+    training = METHOD.training
+    trained = finetune(mod, original, samples(256), replace(BRIEF, rate=3e-3), training)
+    assert lost(trained, original) < lost(mod, original)
+    for each in (mod, trained):
+        in_training = training.form(each["main"])
+        shown = samples(8, 5)
+        found = answers(Network(in_training), shown)
+        for n, image in enumerate(shown["x"]):
+            both = [evaluate(func, {"x": image}) for func in (in_training, each["main"])]
+            for got, graph, qdq in zip(found, *both, strict=True):
+                np.testing.assert_allclose(got[n], graph, rtol=0, atol=1e-5)
+                np.testing.assert_allclose(graph, qdq, rtol=0, atol=1e-6)
+    # The same layers in the same form: codes, scales and biases are all that differs.
+    assert [op_name(b.value) for b in bindings(trained["main"])] == [op_name(b.value) for b in bindings(mod["main"])]
 
 
 def test_a_compilation_trains_once(pair, data, tmp_path):
