@@ -30,6 +30,8 @@ from nnfuze_tvm.reading.arrays import read_npz
 from nnfuze_tvm.training.distill import Progress, Schedule
 from nnfuze_tvm.training.finetune import Parameters, learn, with_parameters
 
+# With fewer samples there is none to judge by.
+_FEWEST = 4
 # Seconds between two lines about a training.
 _PAUSE = 10.0
 
@@ -73,7 +75,10 @@ class FineTuning:
             progress = _told(f"fine-tuning {method.name}", self._announce)
             found = learn(mod, self._original, self._samples, schedule, training, self._labels, progress)
             _write(path, found)
-            return with_parameters(mod, found, training)
+            trained = with_parameters(mod, found, training)
+            if trained.same_as(mod):
+                self._announce(f"fine-tuning {method.name}: no better on samples held back, so it stays as it was")
+            return trained
         except ValueError as error:
             raise InputError(f"{path}: {error}; delete it to train again") from None
         finally:
@@ -108,8 +113,8 @@ def _data(original: tvm.IRModule, path: str) -> tuple[dict[str, np.ndarray], Arr
     shapes = {param.name: ir.static_shape(param) for param in original["main"].params}
     taken = {name: values.reshape(-1, *shapes[name]) for name, values in checked.items()}
     steps = len(next(iter(taken.values())))
-    if steps < 2:
-        raise InputError(f"{what}: holds a single sample; give many")
+    if steps < _FEWEST:
+        raise InputError(f"{what}: holds {steps} samples; give many")
     return taken, {task: values.reshape(steps, -1) for task, values in labels.items()}
 
 
