@@ -25,10 +25,10 @@ from nnfuze_tvm.jobs.data import Arrays, check_names, read_arrays
 from nnfuze_tvm.jobs.directory import JobDirectory
 from nnfuze_tvm.jobs.request import WORK_DIR, NetworkRequest
 from nnfuze_tvm.passes.compress.calibration import load_calibration
-from nnfuze_tvm.passes.compress.method import Method
+from nnfuze_tvm.passes.compress.method import Method, Training
 from nnfuze_tvm.reading.arrays import read_npz
 from nnfuze_tvm.training.distill import Progress, Schedule
-from nnfuze_tvm.training.finetune import Parameters, learn, with_parameters
+from nnfuze_tvm.training.finetune import learn, with_parameters
 
 # With fewer samples there is none to judge by.
 _FEWEST = 4
@@ -71,7 +71,7 @@ class FineTuning:
             path = directory.path / f"{self._digest(mod, schedule)}.npz"
             if path.exists():
                 self._announce(f"fine-tuning {method.name}: as in {path}")
-                return with_parameters(mod, _read(path), training)
+                return _as_kept(path, mod, training)
             progress = _told(f"fine-tuning {method.name}", self._announce)
             found = learn(mod, self._original, self._samples, schedule, training, self._labels, progress)
             _write(path, found)
@@ -79,8 +79,6 @@ class FineTuning:
             if trained.same_as(mod):
                 self._announce(f"fine-tuning {method.name}: no better on samples held back, so it stays as it was")
             return trained
-        except ValueError as error:
-            raise InputError(f"{path}: {error}; delete it to train again") from None
         finally:
             directory.close()
 
@@ -141,14 +139,16 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
-def _read(path: Path) -> Parameters:
+def _as_kept(path: Path, mod: tvm.IRModule, training: Training) -> tvm.IRModule:
+    """Return a network with the parameters of a file."""
     try:
         arrays = read_npz(path)
-    except OSError as error:
-        raise ValueError(f"can't be read ({error.strerror or error})") from None
-    if not all(values.dtype == np.float32 and np.isfinite(values).all() for values in arrays.values()):
-        raise ValueError("parameters that are no finite numbers")
-    return {str(name): values for name, values in arrays.items()}
+        if not all(values.dtype == np.float32 and np.isfinite(values).all() for values in arrays.values()):
+            raise ValueError("parameters that are no finite numbers")
+        return with_parameters(mod, arrays, training)
+    except (OSError, ValueError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: {said}; delete it to train again") from None
 
 
 def _write(path: Path, parameters: Mapping[str, np.ndarray]) -> None:
