@@ -104,9 +104,10 @@ def _data(original: tvm.IRModule, path: str) -> tuple[dict[str, np.ndarray], Arr
     count = max((len(samples[i.name]) for i in inputs if i.name in samples), default=0)
     others = {name: values for name, values in arrays.items() if name not in names}
     labels = measure.labels_of(others, outputs, count, what)
-    for output in reversed(outputs):
-        if output.task in labels and output.classes is None:
-            raise InputError(f"{what}: has labels of {output.task!r}, whose output {output.name!r} is no row of scores")
+    for task in labels:
+        first = next((o for o in outputs if o.task == task and o.dtype.startswith("float")), None)
+        if first is None or first.classes is None:
+            raise InputError(f"{what}: has labels of {task!r}, whose first output of floats is no row of scores")
     checked = load_calibration(samples, original, host_executor, what)
     shapes = {param.name: ir.static_shape(param) for param in original["main"].params}
     taken = {name: values.reshape(-1, *shapes[name]) for name, values in checked.items()}

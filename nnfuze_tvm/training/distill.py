@@ -82,22 +82,12 @@ def held_back(count: int, part: float = 0.1, seed: int = 0) -> tuple[np.ndarray,
     return np.sort(order[held:]), np.sort(order[:held])
 
 
-def distance(got: Sequence[np.ndarray], wanted: Sequence[np.ndarray], labels: Mapping[int, np.ndarray]) -> float:
-    """Return how far answers are from those that are wanted: what `distill` makes smaller."""
-    given, targets = ([torch.from_numpy(values) for values in arrays] for arrays in (got, wanted))
-    total = sum(
-        float(_distance(each, target, *_kind(want))) for each, target, want in zip(given, targets, wanted, strict=True)
-    )
-    return total + sum(float(_mistaken(given[n], torch.from_numpy(right))) for n, right in labels.items())
-
-
 def distill(
     student: Network,
     samples: Samples,
     wanted: Sequence[np.ndarray],
     schedule: Schedule,
     progress: Progress | None = None,
-    labels: Mapping[int, np.ndarray] | None = None,
 ) -> None:
     """Train a network, in place, to give the answers that are wanted; the same seed gives the same network.
 
@@ -109,16 +99,13 @@ def distill(
     samples : mapping
         What it is shown.
     wanted : sequence of np.ndarray
-        ``[N, *shape]`` per output. Outputs of integers teach nothing.
-    labels : mapping, optional
-        By place of an output of scores the right classes, ``[N, …]``, one for each row of scores, -1 where there is
-        none: they count as much as the answers that are wanted.
+        ``[N, *shape]`` per output.
     """
     count = len(next(iter(samples.values())))
     given = {name: torch.from_numpy(values) for name, values in samples.items()}
     targets = [torch.from_numpy(values) for values in wanted]
-    kinds = [_kind(values) for values in wanted]
-    right = {place: torch.from_numpy(values) for place, values in (labels or {}).items()}
+    scales = [float(values.var(0).mean()) or 1.0 for values in wanted]
+    scores = [_are_scores(values) for values in wanted]
     batch = min(schedule.batch, count)
     steps = max(schedule.least, schedule.epochs * (count // batch))
     optimizer = torch.optim.Adam(student.parameters(), lr=schedule.rate)
@@ -130,9 +117,10 @@ def distill(
             order = np.concatenate([order, rng.permutation(count)])
         own, order = torch.from_numpy(order[:batch]), order[batch:]
         got = student({name: values[own] for name, values in given.items()})
-        loss = sum(_distance(each, target[own], *kind) for each, target, kind in zip(got, targets, kinds, strict=True))
-        for place, classes in right.items():
-            loss = loss + _mistaken(got[place], classes[own])
+        loss = sum(
+            _distance(each, target[own], scale, soft)
+            for each, target, scale, soft in zip(got, targets, scales, scores, strict=True)
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -141,14 +129,7 @@ def distill(
             progress(step + 1, steps, float(loss.detach()))
 
 
-def _kind(wanted: np.ndarray) -> tuple[float, bool]:
-    """Return how much answers vary, and whether they are scores."""
-    return float(wanted.var(0).mean()) or 1.0, _are_scores(wanted)
-
-
 def _distance(got: torch.Tensor, want: torch.Tensor, scale: float, scores: bool) -> torch.Tensor:
-    if not got.is_floating_point():
-        return torch.zeros(())
     exact = torch.nn.functional.mse_loss(got, want) / scale
     if not scores:
         return exact
@@ -157,9 +138,3 @@ def _distance(got: torch.Tensor, want: torch.Tensor, scale: float, scores: bool)
         log(got / _TEMPERATURE, -1), log(want / _TEMPERATURE, -1), reduction="batchmean", log_target=True
     )
     return _TEMPERATURE**2 * soft + _EXACT * exact
-
-
-def _mistaken(got: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """Return the cross-entropy of scores and right classes, over those that are known."""
-    rows, classes = got.reshape(-1, got.shape[-1]), classes.flatten()
-    return torch.nn.functional.cross_entropy(rows, classes, ignore_index=-1, reduction="sum") / len(rows)

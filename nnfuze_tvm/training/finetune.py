@@ -15,7 +15,7 @@ from nnfuze_tvm.graph import dataflow, ir
 from nnfuze_tvm.graph.folding import settled
 from nnfuze_tvm.passes.compress.method import Training
 from nnfuze_tvm.reading import memory
-from nnfuze_tvm.training.distill import Progress, Samples, Schedule, answers, distance, distill, held_back
+from nnfuze_tvm.training.distill import Progress, Samples, Schedule, answers, distill, held_back
 from nnfuze_tvm.training.network import Network, torch
 
 Parameters = Mapping[str, np.ndarray]
@@ -49,8 +49,8 @@ def finetune(
     training : Training, optional
         How the network looks in training: that of its last method of compression.
     labels : mapping, optional
-        Right classes ``[N, …]`` by task, one for each row of scores, -1 where there is none. Without, the
-        original is the only teacher.
+        Right classes ``[N, …]`` by task, one for each row of scores of its first output, -1 where there is none: where
+        the original's greatest score is another class's, the two change places (Wen et al., 2019).
     progress : callable, optional
         Is told of each step.
 
@@ -73,7 +73,7 @@ def learn(
     progress: Progress | None = None,
 ) -> Parameters:
     """Return what `finetune` learns; where that answers worse than before, on samples held back, what there was."""
-    student, teacher = Network(training.form(mod["main"])), Network(original["main"])
+    student, teacher = Network(_in_numbers(training.form(mod["main"]))), Network(_in_numbers(original["main"]))
     before = _parameters(student)
     if not before:
         raise NNFuzeError("fine-tuning: the network has no weights in floating point to train")
@@ -81,15 +81,16 @@ def learn(
     most = _most_at_once(mod, original, count)
     learnt, held = held_back(count, seed=schedule.seed)
     given, judged = ({name: values[own] for name, values in samples.items()} for own in (learnt, held))
-    classes = _by_place(mod, labels or {})
-    taught, known = ({place: values[own] for place, values in classes.items()} for own in (learnt, held))
-    wanted, right = (answers(teacher, shown, most) for shown in (given, judged))
-    error = distance(answers(student, judged, most), right, known)
+    wanted, right = (
+        _corrected(mod, answers(teacher, shown, most), {task: values[own] for task, values in (labels or {}).items()})
+        for shown, own in ((given, learnt), (judged, held))
+    )
+    error = _error(answers(student, judged, most), right)
     for rate in _RATES:
-        own = replace(schedule, rate=schedule.rate * rate, batch=min(schedule.batch, most))
-        distill(student, given, wanted, own, progress, taught)
+        paced = replace(schedule, rate=schedule.rate * rate, batch=min(schedule.batch, most))
+        distill(student, given, wanted, paced, progress)
         # Nothing is better that isn't finite.
-        if distance(answers(student, judged, most), right, known) < error:
+        if _error(answers(student, judged, most), right) < error:
             return _parameters(student)
         _take(student, before)
     return before
@@ -115,12 +116,35 @@ def _bytes(values: Sequence[dataflow.Value]) -> int:
     return sum(4 * math.prod(ir.static_shape(value)) for value in tensors)
 
 
-def _by_place(mod: tvm.IRModule, labels: Mapping[str, np.ndarray]) -> dict[int, np.ndarray]:
-    """Return labels by task by the place of the task's first output."""
-    places: dict[str, int] = {}
-    for place, output in enumerate(ir.task_outputs(mod)):
-        places.setdefault(output.task, place)
-    return {places[task]: values.astype("int64") for task, values in labels.items()}
+def _in_numbers(func: relax.Function) -> relax.Function:
+    """Return a function with the outputs that are floats: others teach nothing."""
+    return dataflow.returning(func, [field for field in dataflow.output_fields(func) if _is_float(field)])
+
+
+def _is_float(value: dataflow.Value) -> bool:
+    return isinstance(value.ty, relax.TensorType) and str(value.ty.dtype).startswith("float")
+
+
+def _corrected(mod: tvm.IRModule, wanted: Sequence[np.ndarray], labels: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """Return answers with the greatest score where the right class is, in the first outputs of tasks with labels."""
+    result = list(wanted)
+    fields = zip(ir.task_outputs(mod), dataflow.output_fields(mod["main"]), strict=True)
+    tasks = [output.task for output, field in fields if _is_float(field)]
+    for task, classes in labels.items():
+        scores = result[tasks.index(task)].copy()
+        rows, right = scores.reshape(-1, scores.shape[-1]), classes.ravel()
+        (known,) = np.nonzero(right >= 0)
+        places = known, right[known], rows[known].argmax(1)
+        own, greatest = rows[places[0], places[1]], rows[places[0], places[2]]
+        rows[places[0], places[2]], rows[places[0], places[1]] = own, greatest
+        result[tasks.index(task)] = rows.reshape(scores.shape)
+    return result
+
+
+def _error(got: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> float:
+    """Return the mean square of the differences of answers, relative to how much those vary that are wanted."""
+    pairs = zip(got, wanted, strict=True)
+    return float(sum(np.square(own - right).mean() / (right.var(0).mean() or 1.0) for own, right in pairs))
 
 
 def with_parameters(mod: tvm.IRModule, parameters: Parameters, training: Training) -> tvm.IRModule:
@@ -140,11 +164,11 @@ def with_parameters(mod: tvm.IRModule, parameters: Parameters, training: Trainin
     ValueError
         If they aren't of this network.
     """
-    student = Network(training.form(mod["main"]))
-    own = dict(student.named_parameters())
-    if own.keys() != parameters.keys() or any(own[n].shape != parameters[n].shape for n in own):
+    form = training.form(mod["main"])
+    student, wanted = Network(form), _parameters(Network(_in_numbers(form)))
+    if wanted.keys() != parameters.keys() or any(wanted[n].shape != parameters[n].shape for n in wanted):
         raise ValueError("parameters of another network")
-    if all(np.array_equal(values, parameters[name]) for name, values in _parameters(student).items()):
+    if all(np.array_equal(values, parameters[name]) for name, values in wanted.items()):
         return mod
     _take(student, parameters)
     return dataflow.with_main(mod, settled(student.trained()))
@@ -152,8 +176,9 @@ def with_parameters(mod: tvm.IRModule, parameters: Parameters, training: Trainin
 
 def _take(network: Network, parameters: Parameters) -> None:
     with torch.no_grad():
-        for name, values in network.named_parameters():
-            values.copy_(torch.from_numpy(parameters[name]))
+        own = dict(network.named_parameters())
+        for name, values in parameters.items():
+            own[name].copy_(torch.from_numpy(values))
 
 
 def _parameters(network: Network) -> dict[str, np.ndarray]:

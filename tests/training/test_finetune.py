@@ -13,11 +13,13 @@ import numpy as np
 import onnx
 import pytest
 import tvm
+from tvm import relax
 
 from nnfuze_tvm import load, pipeline
 from nnfuze_tvm.analysis import metrics
 from nnfuze_tvm.errors import InputError, NNFuzeError
-from nnfuze_tvm.graph.dataflow import bindings, op_name
+from nnfuze_tvm.graph import ir
+from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, op_name, output_fields, with_main
 from nnfuze_tvm.graph.evaluate import evaluate
 from nnfuze_tvm.jobs import finetuning
 from nnfuze_tvm.jobs.graphs import make_graphs
@@ -27,7 +29,7 @@ from nnfuze_tvm.passes.compress.method import Training
 from nnfuze_tvm.passes.compress.policy import Policy
 from nnfuze_tvm.passes.compress.prune.prune_channels import PruneChannels
 from nnfuze_tvm.reading import memory
-from nnfuze_tvm.training.distill import Schedule, answers, distance
+from nnfuze_tvm.training.distill import Schedule, answers
 from nnfuze_tvm.training.finetune import finetune, learn, with_parameters
 from nnfuze_tvm.training.network import Network
 from tests.tiny_networks import SHAPE, classifier
@@ -75,7 +77,8 @@ def pruned(mod: tvm.IRModule, keep: float = 0.5) -> tvm.IRModule:
 
 def lost(mod: tvm.IRModule, original: tvm.IRModule) -> float:
     held = samples(300, 7)
-    return distance(*(answers(Network(each["main"]), held) for each in (mod, original)), {})
+    got, want = (answers(Network(each["main"]), held) for each in (mod, original))
+    return float(sum(np.mean((a - b) ** 2) / np.var(b) for a, b in zip(got, want, strict=True)))
 
 
 def test_a_pruned_pair_learns_what_it_lost(pair):
@@ -121,6 +124,20 @@ def test_the_same_seed_learns_the_same_and_another_one_something_else(pair):
     for name, values in found[0].items():
         np.testing.assert_array_equal(found[1][name], values)
     assert any((found[2][name] != values).any() for name, values in found[0].items())
+
+
+def test_outputs_of_integers_teach_nothing(pair):
+    original = merged(pair[0])
+    emitter, values = Emitter(), dict[Value, Value]()
+    emitter.copy(bindings(original["main"]), values)
+    (scores,) = (values[field] for field in output_fields(original["main"]))
+    best = emitter.emit(relax.op.argmax(scores, 1))
+    both = with_main(original, emitter.finish(original["main"].params, [best, scores]))
+    both = ir.with_task_outputs(both, [ir.TaskOutput("one", "best"), ir.TaskOutput("one", "scores")])
+    small = pruned(both)
+    trained = finetune(small, both, samples(128), BRIEF, labels={"one": np.zeros(128, "int64")})
+    assert not trained.same_as(small)
+    assert [str(field.ty.dtype) for field in output_fields(trained["main"])] == ["int64", "float32"]
 
 
 def test_labels_teach_too(pair):
