@@ -194,7 +194,9 @@ def relative_error(reference: np.ndarray, answer: np.ndarray) -> float:
     return difference / scale if scale else difference
 
 
-def labels_of(arrays: Mapping[str, np.ndarray], outputs: Sequence[Output], samples: int) -> Arrays:
+def labels_of(
+    arrays: Mapping[str, np.ndarray], outputs: Sequence[Output], samples: int, what: str = "evaluation data"
+) -> Arrays:
     """Return the labels that evaluation data holds under the tasks' names.
 
     Parameters
@@ -205,6 +207,8 @@ def labels_of(arrays: Mapping[str, np.ndarray], outputs: Sequence[Output], sampl
         The networks' outputs.
     samples : int
         How many samples it has.
+    what : str
+        What holds them, for messages.
 
     Raises
     ------
@@ -218,16 +222,14 @@ def labels_of(arrays: Mapping[str, np.ndarray], outputs: Sequence[Output], sampl
         labels = arrays[output.task]
         if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
             raise InputError(
-                f"evaluation data: labels of {output.task!r} are {labels.dtype} {list(labels.shape)}; "
+                f"{what}: labels of {output.task!r} are {labels.dtype} {list(labels.shape)}; "
                 "use integers [N], -1 where a sample has none"
             )
         if len(labels) != samples:
-            raise InputError(f"evaluation data: {len(labels)} labels of {output.task!r} for {samples} samples")
+            raise InputError(f"{what}: {len(labels)} labels of {output.task!r} for {samples} samples")
         if labels.size and labels.min() < -1:
-            raise InputError(f"evaluation data: label {labels.min()} of {output.task!r}; use -1 where there is none")
+            raise InputError(f"{what}: label {labels.min()} of {output.task!r}; use -1 where there is none")
         if output.classes is not None and labels.size and labels.max() >= output.classes:
-            raise InputError(
-                f"evaluation data: label {labels.max()} of {output.task!r}; it has {output.classes} classes"
-            )
+            raise InputError(f"{what}: label {labels.max()} of {output.task!r}; it has {output.classes} classes")
         found[output.task] = labels
     return found

@@ -29,8 +29,8 @@ Calibration = Annotated[str | None, typer.Option(help="Sample inputs: an .npz fi
 WorkDir = Annotated[
     str | None,
     typer.Option(
-        help="Directory of the tuning job: an interrupted one goes on, a finished one is used. "
-        "With --trials, nnfuze-tuning by default."
+        help="Directory of the tuning job, and of what was trained: an interrupted one goes on, a finished one is "
+        "used. With --trials or --finetune, nnfuze-tuning by default."
     ),
 ]
 Threads = Annotated[int, typer.Option(help="Threads per inference.")]
@@ -107,7 +107,12 @@ def _compression_options() -> dict[str, tuple[Any, Any]]:
         for option in method_options()
     }
     file = typer.Option("--policy", help="JSON file: compression layer by layer, before the options above.")
-    return {**found, "policy": (Annotated[str | None, file], None)}
+    return {
+        **found,
+        "policy": (Annotated[str | None, file], None),
+        "finetune": (Annotated[str | None, _FINETUNE], None),
+        "epochs": (Annotated[int | None, _EPOCHS], None),
+    }
 
 
 def _input_fields(
@@ -151,6 +156,11 @@ def check_wait(seconds: float) -> float:
     return seconds
 
 
+_FINETUNE = typer.Option(
+    help="Train what was compressed to answer as before (with PyTorch): an .npz file of inputs [N, …] to learn from, "
+    "perhaps labels [N] under the tasks' names."
+)
+_EPOCHS = typer.Option(help="How often --finetune sees each sample; 5 by default.")
 _SHARE_INPUT = typer.Option(
     help="An input that is one and the same in all tasks. By default: equal name, shape, dtype."
 )

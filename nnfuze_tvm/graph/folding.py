@@ -8,7 +8,16 @@ from tvm.ir import GenericConst
 
 from nnfuze_tvm.graph import ops
 from nnfuze_tvm.graph.constants import constant
-from nnfuze_tvm.graph.dataflow import Value, bindings, operands, output_fields, substitute
+from nnfuze_tvm.graph.dataflow import (
+    Emitter,
+    Value,
+    bindings,
+    op_name,
+    operands,
+    output_fields,
+    substitute,
+    with_values,
+)
 from nnfuze_tvm.graph.evaluate import call_of_constants
 
 
@@ -51,3 +60,16 @@ def _computed(value: Value) -> GenericConst | None:
         return None
     result = call_of_constants(value)
     return None if result is None else constant(result)
+
+
+def settled(func: relax.Function) -> relax.Function:
+    """Return a function with constants in place of whatever is computed of constants alone.
+
+    What ``dequantize`` makes stays as it is: it says what integers stand for.
+    """
+
+    def computed(value: Value, _name: str, _emitter: Emitter) -> GenericConst | None:
+        made = None if op_name(value) == "dequantize" else call_of_constants(value)
+        return None if made is None else constant(made)
+
+    return with_values(func, computed)

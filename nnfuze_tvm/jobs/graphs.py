@@ -12,6 +12,7 @@ from tvm import relax
 from nnfuze_tvm.analysis import metrics
 from nnfuze_tvm.deploy.executor import host_executor
 from nnfuze_tvm.devices.targets import llvm_features, resolve
+from nnfuze_tvm.errors import InputError
 from nnfuze_tvm.frontend import load
 from nnfuze_tvm.graph import ir
 from nnfuze_tvm.graph.links import wire
@@ -35,7 +36,8 @@ class Graphs:
     loaded : tvm.IRModule
         One function per task.
     stages : dict of str to tvm.IRModule
-        ``merged`` and the name of every compression method that was asked for, in the order in which they follow.
+        ``merged`` and the name of every compression method that was asked for, in the order in which they follow; what
+        was trained is called ``<method>, fine-tuned``.
     calibration : dict of str to numpy.ndarray, optional
         Samples by input.
     integer : collection of str
@@ -93,6 +95,9 @@ def make_graphs(request: NetworkRequest, announce: Announce = silent, *, portabl
     NNFuzeError
         If anything given doesn't fit.
     """
+    if request.finetune is not None:
+        # What it needs may be missing; nothing else needs that.
+        from nnfuze_tvm.jobs.finetuning import FineTuning
     announce("loading the networks")
     loaded = load(request.models, shared_inputs=request.shared_inputs, shapes=request.shapes or None)
     announce("merging")
@@ -110,11 +115,19 @@ def make_graphs(request: NetworkRequest, announce: Announce = silent, *, portabl
             one.check_samples(str(request.policy))
         if features is not None:
             one.check_features(features, request.target)
+    trained = None if request.finetune is None else FineTuning(merged, request, announce)
+    if trained is not None and not asked:
+        raise InputError(
+            f"--finetune {request.finetune}: nothing is compressed; give --prune, --quantize or a --policy"
+        )
     stages = {"merged": merged}
     inputs = method.Inputs(policy, samples, request.options, host_executor, announce)
     for one in asked:
         announce(one.activity)
-        stages[one.name] = pipeline.compression_phase(one, inputs)(list(stages.values())[-1])
+        compressed = pipeline.compression_phase(one, inputs)(list(stages.values())[-1])
+        stages[one.name] = compressed
+        if trained is not None and one.training is not None:
+            stages[f"{one.name}, fine-tuned"] = trained.after(compressed, one)
     return Graphs(loaded, wiring, stages, samples, _integer(policy, list(stages.values())[-1]))
 
 

@@ -13,8 +13,10 @@ from nnfuze_tvm.devices.remote.tracker import Place
 from nnfuze_tvm.errors import InputError, printable
 from nnfuze_tvm.passes import pipeline
 from nnfuze_tvm.passes.compress import method
-from nnfuze_tvm.reading.limits import LONGEST_WAIT, MOST_THREADS, MOST_TRIALS
+from nnfuze_tvm.reading.limits import LONGEST_WAIT, MOST_EPOCHS, MOST_THREADS, MOST_TRIALS
 
+# Where work is kept by default.
+WORK_DIR = "nnfuze-tuning"
 _Request = TypeVar("_Request", bound="NetworkRequest")
 
 
@@ -41,6 +43,10 @@ class NetworkRequest(BaseModel):
         A policy file; what it states goes before the methods' options.
     options : dict
         The values of the compression methods' options by name, all of them.
+    finetune : str, optional
+        An ``.npz`` file: samples to train the compressed network on, perhaps with labels ``[N]`` by task.
+    epochs : int, optional
+        How often the training sees each sample.
     tracker, key : str, optional
         An RPC tracker (``host:port``) and the key of the devices there.
     secret_file : str, optional
@@ -50,7 +56,7 @@ class NetworkRequest(BaseModel):
     wait : float
         Seconds to wait for a tracker that doesn't answer, and for a device that isn't registered.
     work_dir : str, optional
-        The directory of a tuning job.
+        The directory of a tuning job, and of what was trained.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -65,6 +71,8 @@ class NetworkRequest(BaseModel):
     calibration: str | None = None
     policy: str | None = None
     options: dict[str, Any]
+    finetune: str | None = None
+    epochs: Annotated[int, Field(ge=1, le=MOST_EPOCHS)] | None = None
     tracker: str | None = None
     key: str | None = None
     secret_file: str | None = None
@@ -107,6 +115,8 @@ class NetworkRequest(BaseModel):
             raise InputError(f"--{name} {printable(str(first['input']), 80)}: {first['msg'].lower()}") from None
         if not request.calibration:
             method.check_samples(pipeline.METHODS, request.options)
+        if request.epochs is not None and not request.finetune:
+            raise InputError(f"--epochs {request.epochs}: give the data to --finetune on, too")
         if request.tracker and not request.key:
             raise InputError(f"--tracker {request.tracker}: give the --key of the devices to use, too")
         if request.key and not request.tracker:

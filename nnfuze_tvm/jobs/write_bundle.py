@@ -34,11 +34,10 @@ from nnfuze_tvm.jobs.build_stages import Builder, answering_stages, build_stages
 from nnfuze_tvm.jobs.check.check import check
 from nnfuze_tvm.jobs.data import EvaluationData
 from nnfuze_tvm.jobs.graphs import Graphs
-from nnfuze_tvm.jobs.request import CompileRequest
+from nnfuze_tvm.jobs.request import WORK_DIR, CompileRequest
 from nnfuze_tvm.jobs.tune import found_earlier, tune_graph
+from nnfuze_tvm.jobs.tuning import has_records
 from nnfuze_tvm.report import Budget, LayerUse, Report, render_html
-
-_WORK_DIR = "nnfuze-tuning"
 
 
 def write_bundle(
@@ -122,8 +121,10 @@ def _tuning_records(
 ) -> ms.database.JSONDatabase | None:
     """Return what tuning finds now or, without trials, what it found earlier; None if nothing is tuned."""
     if request.trials:
-        return tune_graph(graph, target, request, request.work_dir or _WORK_DIR, announce, progress)
-    return found_earlier(request.work_dir) if request.work_dir is not None else None
+        return tune_graph(graph, target, request, request.work_dir or WORK_DIR, announce, progress)
+    if request.work_dir is None or (request.finetune is not None and not has_records(request.work_dir)):
+        return None
+    return found_earlier(request.work_dir)
 
 
 def _layers(graphs: Graphs, lowered: tvm.IRModule) -> list[LayerUse]:

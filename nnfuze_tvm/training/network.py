@@ -24,8 +24,9 @@ class Network(torch.nn.Module):
     """A straight-line function over float32 tensors, differentiable.
 
     Its parameters are the constants of several floats that calls read, named after the call's layer and the operand's
-    place: ``trunk/conv/1`` is that layer's weight. A constant that is read several times is one parameter. What a
-    function computes for the sample that it was compiled for, all with the same shapes, `forward` does for many.
+    place: ``trunk/conv/1`` is that layer's weight. A constant that is read several times is one parameter. What says
+    which numbers integers stand for is none. What a function computes for the sample that it was compiled for, all with
+    the same shapes, `forward` does for many.
 
     Parameters
     ----------
@@ -43,7 +44,9 @@ class Network(torch.nn.Module):
         self._func = func
         self._names: dict[GenericConst, str] = {}
         self._constants: dict[GenericConst, torch.Tensor] = {}
-        for binding in _bindings(func):
+        found = _bindings(func)
+        self._constants |= {leaf: torch.from_numpy(array(leaf).copy()) for leaf in _steps(found)}
+        for binding in found:
             for place, leaf in enumerate(operands(binding.value)):
                 if isinstance(leaf, GenericConst):
                     self._add(leaf, f"{binding.var.name}/{place}")
@@ -122,6 +125,12 @@ class Network(torch.nn.Module):
         emitter.copy(bindings(self._func), values)
         outputs = [substitute(field, values) for field in output_fields(self._func)]
         return emitter.finish(self._func.params, outputs, self._func.attrs)
+
+
+def _steps(bindings: Sequence[relax.VarBinding]) -> list[GenericConst]:
+    """Return the scales and zero points that are constants."""
+    calls = [b.value for b in bindings if op_name(b.value) in ("quantize", "dequantize")]
+    return [leaf for call in calls for leaf in call.args[1:3] if isinstance(leaf, GenericConst)]
 
 
 def _bindings(func: relax.Function) -> Sequence[relax.VarBinding]:

@@ -358,6 +358,9 @@ def _in_torch(name: str) -> Train:
     def train(torch: Any, _: Call, *values: Any) -> Any:
         if name == "divide" and not values[0].is_floating_point():
             return torch.div(*values, rounding_mode="trunc")
+        if name == "round" and values[0].is_floating_point():
+            # The gradient of rounding is one, as that of quantization.
+            return values[0] + (torch.round(values[0]) - values[0]).detach()
         return getattr(torch, names.get(name, name))(*values)
 
     return train

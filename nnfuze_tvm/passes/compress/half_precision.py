@@ -123,4 +123,6 @@ METHOD = Method(
         "this CPU doesn't compute in float16 (Cortex-A76 and later do), so 16 bits are slower than 32; take int8 or "
         "float32",
     ),
+    # Eleven bits round less than a step of training changes.
+    training=None,
 )

@@ -24,8 +24,9 @@ from nnfuze_tvm.graph.ir import lineage, with_float_layers
 from nnfuze_tvm.passes.compress.bias_correction import Sums, correct_biases
 from nnfuze_tvm.passes.compress.calibration import Range, batches, collect_ranges, load_calibration
 from nnfuze_tvm.passes.compress.equalize.equalize import Equalize
+from nnfuze_tvm.passes.compress.free_weights import with_free_weights
 from nnfuze_tvm.passes.compress.magnitudes import CALIBRATION_METHODS, CalibrationMethod
-from nnfuze_tvm.passes.compress.method import Inputs, Method, Option
+from nnfuze_tvm.passes.compress.method import Inputs, Method, Option, Training
 from nnfuze_tvm.passes.compress.plan import Plan, layer_of
 from nnfuze_tvm.passes.compress.quantizable import INT8, int8_layers
 from nnfuze_tvm.passes.compress.states import quantize_states, recurrent_layers
@@ -318,4 +319,5 @@ METHOD = Method(
     remark="(auto: where --max-error allows it)",
     variant="auto",
     samples="8 bits",
+    training=Training(with_free_weights, rate=0.1),
 )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import tvm
+from tvm import relax
 
 from nnfuze_tvm.errors import InputError
 from nnfuze_tvm.graph import evaluate
@@ -146,6 +147,24 @@ class Inputs:
 
 
 @dataclass(frozen=True, eq=False)
+class Training:
+    """How what a method makes of a network is trained further.
+
+    Attributes
+    ----------
+    form : callable
+        How a function looks in training: from the function that the method left to one with the same answers, whose
+        float32 constants are what is learnt. What it computes of constants alone becomes a constant again behind the
+        training, but for what ``dequantize`` makes. By default as it stands.
+    rate : float
+        How fast is learnt, relative to a network that has lost parts.
+    """
+
+    form: Callable[[relax.Function], relax.Function] = lambda func: func
+    rate: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
 class Method:
     """A way of compressing.
 
@@ -173,6 +192,8 @@ class Method:
         What of a policy needs sample inputs, such as ``8 bits``; empty if the passes do without.
     features : Features, optional
         What the CPU must have.
+    training : Training, optional
+        How what it makes is trained further; None where that has nothing to mend.
     """
 
     name: str
@@ -186,6 +207,7 @@ class Method:
     variant: str = ""
     samples: str = ""
     features: Features | None = None
+    training: Training | None = Training()
 
     def asked_by(self, layer: LayerPolicy) -> bool:
         """Return whether what a policy says of a layer asks for this method."""
