@@ -27,7 +27,8 @@ from nnfuze_tvm.jobs.request import WORK_DIR, NetworkRequest
 from nnfuze_tvm.passes.compress.calibration import load_calibration
 from nnfuze_tvm.passes.compress.method import Method, Training
 from nnfuze_tvm.reading.arrays import read_npz
-from nnfuze_tvm.training.distill import Progress, Schedule
+from nnfuze_tvm.training.course import Schedule
+from nnfuze_tvm.training.distill import Progress
 from nnfuze_tvm.training.finetune import learn, with_parameters
 
 # With fewer samples there is none to judge by.

@@ -15,7 +15,9 @@ from nnfuze_tvm.graph import dataflow, ir
 from nnfuze_tvm.graph.folding import settled
 from nnfuze_tvm.passes.compress.method import Training
 from nnfuze_tvm.reading import memory
-from nnfuze_tvm.training.distill import Progress, Samples, Schedule, answers, distill, held_back
+from nnfuze_tvm.training.course import Schedule
+from nnfuze_tvm.training.distill import Progress, answers, distill, held_back
+from nnfuze_tvm.training.lessons import Samples, number
 from nnfuze_tvm.training.network import Network, torch
 
 Parameters = Mapping[str, np.ndarray]
@@ -77,7 +79,7 @@ def learn(
     before = _parameters(student)
     if not before:
         raise NNFuzeError("fine-tuning: the network has no weights in floating point to train")
-    count = len(next(iter(samples.values())))
+    count = number(samples)
     most = _most_at_once(mod, original, count)
     learnt, held = held_back(count, seed=schedule.seed)
     given, judged = ({name: values[own] for name, values in samples.items()} for own in (learnt, held))

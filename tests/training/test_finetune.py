@@ -29,7 +29,8 @@ from nnfuze_tvm.passes.compress.method import Training
 from nnfuze_tvm.passes.compress.policy import Policy
 from nnfuze_tvm.passes.compress.prune.prune_channels import PruneChannels
 from nnfuze_tvm.reading import memory
-from nnfuze_tvm.training.distill import Schedule, answers
+from nnfuze_tvm.training.course import Schedule
+from nnfuze_tvm.training.distill import answers
 from nnfuze_tvm.training.finetune import finetune, learn, with_parameters
 from nnfuze_tvm.training.network import Network
 from tests.tiny_networks import SHAPE, classifier
