@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import tvm
 from tvm import relax
 
 from nnfuze_tvm.analysis import metrics
-from nnfuze_tvm.deploy import build, bundle
+from nnfuze_tvm.deploy import build, bundle, weights
+from nnfuze_tvm.deploy.apart import take_apart
 from nnfuze_tvm.deploy.manifest import KernelRecord, Manifest, describe_target, interface, signature_records
 from nnfuze_tvm.deploy.runner import signature
 from nnfuze_tvm.devices.targets import resolve
@@ -29,11 +31,16 @@ def write_bundle(
     *,
     force: bool = False,
     extra: Mapping[str, str] | None = None,
+    arrays: Sequence[np.ndarray] = (),
 ) -> None:
-    """Write a bundle as `jobs.compile` does, all of it or nothing; ``extra`` are further text files by name."""
+    """Write a bundle as `jobs.compile` does, all of it or nothing.
+
+    ``extra`` are further text files by name, ``arrays`` weights that aren't in the executable.
+    """
     with bundle.staged(path, force=force) as directory, tempfile.TemporaryDirectory(prefix="nnfuze-") as scratch:
         linked = export_library(executable, Path(scratch) / bundle.LIBRARY, resolve(manifest.target.string))
         shutil.copyfile(linked, directory / bundle.LIBRARY)
+        weights.write(directory / weights.WEIGHTS, arrays)
         bundle.seal(directory, manifest, extra or {})
 
 
@@ -44,8 +51,12 @@ def write_tiny_bundle(path: Path) -> Path:
     lowered = build.lower(mod, target)
     found = [(k.name, [(list(shape), dtype) for shape, dtype in k.arguments]) for k in metrics.kernels(lowered)]
     kernels = [KernelRecord(name=name, calls=1, arguments=arguments) for name, arguments in found]
-    manifest = Manifest(**signature_records(*signature(mod)), target=describe_target(target), kernels=kernels)
-    write_bundle(path, build.generate(lowered, target, interface(signature(mod), found)), manifest)
+    parts = take_apart(lowered)
+    record = parts.record
+    own = {"target": describe_target(target), "kernels": kernels, "weights": record}
+    manifest = Manifest(**signature_records(*signature(mod)), **own)
+    executable = build.generate(parts.mod, target, interface(signature(mod), found, record))
+    write_bundle(path, executable, manifest, arrays=parts.arrays)
     return path
 
 

@@ -7,11 +7,15 @@
 // states that the one before left. What has one value only has it in all of them.
 // docs/raspberry-pi.md says how to build it. It uses the C interface of TVM, so any C compiler will do.
 #define _POSIX_C_SOURCE 200112L
+#include <fcntl.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
 #include <time.h>
+#include <unistd.h>
 
 #include <tvm/ffi/c_api.h>
 
@@ -136,6 +140,55 @@ static const char* load(Value input, const char* path, size_t* calls) {
   return file + header;
 }
 
+// Returns a file in memory that is the file's own.
+static char* mapped(const char* path, size_t* size) {
+  const int file = open(path, O_RDONLY);
+  struct stat about;
+  if (file < 0 || fstat(file, &about) != 0) fail("%s: can't be read", path);
+  *size = (size_t)about.st_size;
+  char* bytes = mmap(NULL, *size, PROT_READ, MAP_PRIVATE, file, 0);
+  if (bytes == MAP_FAILED) fail("%s: can't be read", path);
+  close(file);
+  return bytes;
+}
+
+// Makes a tensor of an array in memory that lives as long as this program.
+static Value tensor_of(char* bytes, Value shape, Value dtype) {
+  DLManagedTensor* managed = calloc(1, sizeof *managed);
+  int64_t* axes = calloc((size_t)length(shape) + 1, sizeof *axes);
+  if (managed == NULL || axes == NULL) fail("out of memory");
+  for (int64_t axis = 0; axis < length(shape); ++axis) axes[axis] = item(shape, axis).v_int64;
+  managed->dl_tensor = (DLTensor){.data = bytes, .device = {kDLCPU, 0}, .ndim = (int32_t)length(shape), .shape = axes};
+  const char* name = string(dtype);
+  const TVMFFIByteArray chars = {name, strlen(name)};
+  check(TVMFFIDataTypeFromString(&chars, &managed->dl_tensor.dtype));
+  Value tensor = {.type_index = kTVMFFITensor};
+  check(TVMFFITensorFromDLPack(managed, 0, 0, (TVMFFIObjectHandle*)&tensor.v_obj));
+  return tensor;
+}
+
+// Gives a network its weights: arrays in a file, one behind the other, each from the next multiple of 64 bytes on.
+static void load_weights(Value machine, Value weights, const char* path) {
+  const Value parts[] = {field(weights, "kept"), field(weights, "spread")};
+  const size_t count = (size_t)(length(parts[0]) + length(parts[1]));
+  if (count == 0) return;
+  Value* tensors = calloc(count, sizeof(Value));
+  if (tensors == NULL) fail("out of memory");
+  size_t size, end = 0, n = 0;
+  char* bytes = mapped(path, &size);
+  for (size_t part = 0; part < COUNT(parts); ++part)
+    for (int64_t k = 0; k < length(parts[part]); ++k, ++n) {
+      const Value record = item(parts[part], k);
+      const size_t begin = (end + 63) / 64 * 64;
+      tensors[n] = tensor_of(bytes + begin, item(record, 0), item(record, 1));
+      end = begin + bytes_of(tensors[n]);
+      if (end > size) fail("%s: damaged, it is too short; copy the bundle again", path);
+    }
+  if (end != size) fail("%s: damaged, it is too long; copy the bundle again", path);
+  give_back(call(method(machine, "nnfuze_weights"), tensors, count));
+  for (n = 0; n < count; ++n) give_back(tensors[n]);
+}
+
 static void print(const char* task, const char* dtype, const DLTensor* tensor) {
   printf("%s", task);
   const size_t count = elements(tensor);
@@ -170,6 +223,7 @@ int main(int count, char** words) {
   const Value machine = call(method(library, "vm_load_executable"), NULL, 0);
   const int64_t first = 0, pooled_allocator = 2, fastest_cores = 1;
   CALL(method(machine, "vm_initialization"), number(kDLCPU), number(first), number(pooled_allocator));
+  load_weights(machine, field(manifest, "weights"), joined(words[1], "/weights.bin"));
   const int64_t threads = field(manifest, "threads").v_int64;
   // Else TVM makes a pool for all cores, whose workers spin.
   if (threads == 1) setenv("TVM_NUM_THREADS", "1", 1);

@@ -7,6 +7,8 @@ that the one before left. What has one value only has it in all of them.
 
 import hashlib
 import json
+import math
+import mmap
 import os
 import sys
 import time
@@ -22,16 +24,29 @@ files = dict(word.split("=", 1) for word in words)
 with open(f"{bundle}/manifest.json") as file:
     manifest = json.load(file)
 
-with open(f"{bundle}/lib.so", "rb") as file:
-    code = file.read()
-if hashlib.sha256(code).hexdigest() != manifest["files"]["lib.so"]["sha256"]:
-    sys.exit(f"error: {bundle}/lib.so: damaged, its checksum doesn't match; copy the bundle again")
+
+def checked(name):
+    """Return a file of the bundle, if it is what the manifest says."""
+    with open(f"{bundle}/{name}", "rb") as file:
+        found = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # nobody writes: the memory is the file's
+    if hashlib.sha256(found).hexdigest() != manifest["files"][name]["sha256"]:
+        sys.exit(f"error: {bundle}/{name}: damaged, its checksum doesn't match; copy the bundle again")
+    return found
+
+
 with open(os.memfd_create("lib.so"), "wb") as copy:  # what was checked is what is loaded
-    copy.write(code)
+    copy.write(checked("lib.so"))
     copy.flush()
-    del code
     library = tvm.get_global_func("ffi.Module.load_from_file.so")(f"/proc/self/fd/{copy.fileno()}", "so")
-network = VirtualMachine(library, tvm.cpu())["main"]
+machine = VirtualMachine(library, tvm.cpu())
+if weights := manifest["weights"]["kept"] + manifest["weights"]["spread"]:
+    memory, end, tensors = checked("weights.bin"), 0, []
+    for shape, dtype in weights:  # one behind the other, each from the next multiple of 64 bytes on
+        array = np.frombuffer(memory, dtype, math.prod(shape), -(-end // 64) * 64)
+        end = -(-end // 64) * 64 + array.nbytes
+        tensors.append(tvm.runtime.from_dlpack(array.reshape(shape)))
+    machine["nnfuze_weights"](*tensors)
+network = machine["main"]
 if manifest["threads"] == 1:
     os.environ["TVM_NUM_THREADS"] = "1"  # else TVM makes a pool for all cores, whose workers spin
 else:

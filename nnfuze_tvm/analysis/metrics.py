@@ -155,12 +155,15 @@ def macs(call: relax.Expr) -> int:
 
 
 def size(mod: tvm.IRModule) -> Size:
-    """Return what the constants of all Relax functions of a module add up to."""
+    """Return what the constants of all Relax functions of a module add up to, as they are stored (`ir.sources`)."""
+    sources = ir.sources(mod)
     seen: set[tuple[int, str]] = set()
     elements = total = zeros = 0
     for func, _ in _functions(mod):
         for constant in _constants(func):
             array = np.from_dlpack(constant.value) if _viewable(constant) else constant.value.numpy()
+            if source := sources.get(array.ctypes.data):
+                array = np.from_dlpack(source)
             key = (array.ctypes.data, str(array.dtype))
             if array.ndim == 0 or array.size == 0 or (_viewable(constant) and key in seen):
                 continue

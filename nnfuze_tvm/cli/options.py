@@ -25,6 +25,12 @@ Models = Annotated[
 Target = Annotated[
     str, typer.Option(help="host, a board such as rpi4, aarch64, x86-64-v3, x86-64-v4, or a TVM target as JSON.")
 ]
+Optimize = Annotated[
+    str,
+    typer.Option(
+        help="speed, or memory: weights stay as small as they are and are used where they lie.", metavar="speed|memory"
+    ),
+]
 Calibration = Annotated[str | None, typer.Option(help="Sample inputs: an .npz file with an array [N, …] per input.")]
 WorkDir = Annotated[
     str | None,

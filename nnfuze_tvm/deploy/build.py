@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import tvm
 from tvm import relax
@@ -10,7 +11,9 @@ from tvm.ir import GenericConst
 from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
 
+from nnfuze_tvm.deploy import apart
 from nnfuze_tvm.deploy.manifest import INTERFACE
+from nnfuze_tvm.deploy.runner import LOAD
 from nnfuze_tvm.devices.hardware import Hardware
 from nnfuze_tvm.graph import dataflow
 from nnfuze_tvm.graph.ir import static_shape
@@ -86,7 +89,7 @@ def generate(lowered: tvm.IRModule, target: Target, interface: str = "") -> rela
     Parameters
     ----------
     lowered : tvm.IRModule
-        The network.
+        The network, with its weights or without them (`apart.take_apart`).
     target : tvm.target.Target
         The CPU.
     interface : str
@@ -98,10 +101,13 @@ def generate(lowered: tvm.IRModule, target: Target, interface: str = "") -> rela
             builder.emit_func_output(tvm.ir.StringImm(interface))
         lowered = builder.get()
     lowered = dataflow.with_main(lowered, _allocating(lowered["main"]))
+    kernels = tvm.transform.Sequential(pipeline.last_passes())(lowered)
+    pipelines: dict[str, Any] = {}
+    if LOAD in {var.name_hint for var in kernels.get_global_vars()}:
+        ordered = tvm.transform.Sequential([relax.get_pipeline("default_build"), apart.LoadFirst()])
+        pipelines = {"relax_pipeline": ordered, "tir_pipeline": apart.PIPELINE}
     with target, tvm.transform.PassContext(config={"tirx.disable_assert": True}):
-        return relax.build(
-            tvm.transform.Sequential(pipeline.last_passes())(lowered), target=target, exec_mode="compiled"
-        )
+        return relax.build(kernels, target=target, exec_mode="compiled", **pipelines)
 
 
 def _allocating(main: relax.Function) -> relax.Function:

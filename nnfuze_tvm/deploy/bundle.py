@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from nnfuze_tvm.deploy import loading
+from nnfuze_tvm.deploy import loading, weights
 from nnfuze_tvm.deploy.manifest import (
     CPU_FLAGS,
     INTERFACE,
@@ -21,15 +21,18 @@ from nnfuze_tvm.deploy.manifest import (
     FileRecord,
     Manifest,
     TargetRecord,
+    WeightsRecord,
     interface,
     read_manifest,
     recorded_signature,
 )
 from nnfuze_tvm.deploy.runner import Input, Output, Runner, Stream
+from nnfuze_tvm.deploy.weights import WEIGHTS
 from nnfuze_tvm.devices import cpu, scratch
 from nnfuze_tvm.errors import BundleError, NNFuzeError
 
 LIBRARY = "lib.so"
+_NEEDED = (LIBRARY, WEIGHTS)
 
 
 def seal(directory: Path, manifest: Manifest, extra: Mapping[str, str]) -> None:
@@ -171,12 +174,17 @@ class Bundle:
         """
         directory = Path(path)
         manifest = read_manifest(directory, trust)
-        check_files(directory, manifest, but=LIBRARY)
+        check_files(directory, manifest, but=_NEEDED)
         check_cpu(directory, manifest.target)
         library = loading.load_checked(directory / LIBRARY, manifest.files[LIBRARY].sha256)
         _check_interface(directory, manifest, library)
         count = manifest.threads if threads is None else threads
-        return cls(directory, manifest, Runner(library, *recorded_signature(manifest), threads=count))
+        found = read_weights(directory, manifest)
+        tensors = found.tensors() if found else ()
+        runner = Runner(library, *recorded_signature(manifest), threads=count, tensors=tensors)
+        if found:
+            found.forget()
+        return cls(directory, manifest, runner)
 
     @property
     def tasks(self) -> list[str]:
@@ -215,18 +223,32 @@ class Bundle:
 
 
 def bytes_on_disk(directory: Path) -> int:
-    """Return the bytes of what a device needs of a bundle: the library and the manifest."""
-    return sum(file.stat().st_size for name in (LIBRARY, MANIFEST) if (file := directory / name).exists())
+    """Return the bytes of what a device needs of a bundle: the library, the weights and the manifest."""
+    return sum(file.stat().st_size for name in (*_NEEDED, MANIFEST) if (file := directory / name).exists())
 
 
-def check_files(directory: Path, manifest: Manifest, but: str = "") -> None:
-    """Check the files of a bundle, all ``but`` one, against the checksums in its manifest."""
-    if LIBRARY not in manifest.files:
-        raise BundleError(f"{directory}: the manifest lists no {LIBRARY}; compile the bundle again")
+def read_weights(directory: Path, manifest: Manifest) -> weights.Weights | None:
+    """Return the weights of a bundle, checked; None if it has no file of them."""
+    if not _has_weights(manifest):
+        return None
+    checksum = manifest.files[WEIGHTS].sha256
+    return weights.read(directory / WEIGHTS, manifest.weights, checksum, mapped=manifest.mapped)
+
+
+def _has_weights(manifest: Manifest) -> bool:
+    return manifest.weights != WeightsRecord()
+
+
+def check_files(directory: Path, manifest: Manifest, but: Sequence[str] = ()) -> None:
+    """Check the files of a bundle, all ``but`` some, against the checksums in its manifest."""
+    needed = [LIBRARY, *([WEIGHTS] if _has_weights(manifest) else [])]
+    for name in needed:
+        if name not in manifest.files:
+            raise BundleError(f"{directory}: the manifest lists no {name}; compile the bundle again")
     for name, record in manifest.files.items():
         file = directory / name
         inside = name == Path(name).name
-        if name == but or (inside and not file.exists() and name != LIBRARY):
+        if name in but or (inside and not file.exists() and name not in needed):
             continue  # a report may be deleted to save space
         if not (inside and loading.sha256(file) == record.sha256):
             raise loading.damaged(file)
@@ -241,8 +263,9 @@ def _check_interface(directory: Path, manifest: Manifest, library: tvm.runtime.M
         # ``main`` checks what it is given.
         found = None
     kernels = [(kernel.name, kernel.arguments) for kernel in manifest.kernels]
-    if found != interface(recorded_signature(manifest), kernels) and (found or kernels):
-        what = f"{MANIFEST} and {LIBRARY} differ in their inputs, outputs or kernels"
+    said = found or kernels or _has_weights(manifest)
+    if said and found != interface(recorded_signature(manifest), kernels, manifest.weights):
+        what = f"{MANIFEST} and {LIBRARY} differ in their inputs, outputs, weights or kernels"
         raise BundleError(f"{directory}: {what}; compile the bundle again")
 
 

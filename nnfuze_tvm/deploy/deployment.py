@@ -15,9 +15,9 @@ import tvm
 from tvm import relax, rpc
 
 from nnfuze_tvm.deploy import loading
-from nnfuze_tvm.deploy.bundle import LIBRARY, check_files, unfit
-from nnfuze_tvm.deploy.manifest import TargetRecord, read_manifest, recorded_signature
-from nnfuze_tvm.deploy.runner import made_up, places, sample_batches
+from nnfuze_tvm.deploy.bundle import LIBRARY, check_files, read_weights, unfit
+from nnfuze_tvm.deploy.manifest import Manifest, read_manifest, recorded_signature
+from nnfuze_tvm.deploy.runner import LOAD, made_up, places, sample_batches
 from nnfuze_tvm.devices import cpu
 from nnfuze_tvm.devices.processes import Nursery
 from nnfuze_tvm.devices.remote import tracker as trackers
@@ -61,8 +61,7 @@ class _Order:
     tracker: trackers.Place
     key: str
     directory: Path
-    sha256: str
-    target: TargetRecord
+    manifest: Manifest
     batches: list[list[np.ndarray]]
     states: list[np.ndarray]
     repeat: int
@@ -143,8 +142,7 @@ def deploy(
         place,
         key,
         directory,
-        manifest.files[LIBRARY].sha256,
-        manifest.target,
+        manifest,
         [[sample[i.name] for i in taken] for sample in samples],
         [np.zeros(state.shape, state.dtype) for state in states],
         repeat,
@@ -215,15 +213,21 @@ def _run(
     remote: rpc.RPCSession, order: _Order, start: Callable[..., None]
 ) -> tuple[list[list[np.ndarray]], list[float]]:
     found = cpu.of(remote)
-    if found is not None and (reason := unfit(order.target, found)):
+    if found is not None and (reason := unfit(order.manifest.target, found)):
         raise BundleError(f"{order.directory}: {reason}; compile it with that board's --target")
-    library = loading.read_checked(order.directory / LIBRARY, order.sha256)
-    start(f"uploading {len(library) / 1e6:.1f} MB")
+    library = loading.read_checked(order.directory / LIBRARY, order.manifest.files[LIBRARY].sha256)
+    weights = read_weights(order.directory, order.manifest)
+    arrays = weights.arrays if weights else []
+    start(f"uploading {(len(library) + sum(array.nbytes for array in arrays)) / 1e6:.1f} MB")
     trackers.use_threads(remote, order.threads)
     remote.upload(library, LIBRARY)
-    start("loading the library")
     device = remote.cpu()
+    tensors = [tvm.runtime.tensor(array, device) for array in arrays]
+    start("loading the library")
     machine = relax.VirtualMachine(remote.load_module(LIBRARY), device)
+    if tensors:
+        machine.set_input(LOAD, *tensors)
+        machine.invoke_stateful(LOAD)
 
     zeros = [tvm.runtime.tensor(array, device) for array in order.states]
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import _ctypes
 import hashlib
 import itertools
-import mmap
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -22,9 +20,6 @@ _BLOCK = 1 << 18
 # TVM's own `load_module` keeps whatever it loaded until the process ends.
 _load = tvm.get_global_func("ffi.Module.load_from_file.so")
 _copies = itertools.count()
-
-# Where a library holds its constants; TVM has copied them once it is loaded.
-_CONSTANTS = "__tvm_ffi__library_bin"
 
 
 def load(path: str | os.PathLike[str]) -> tvm.runtime.Module:
@@ -49,11 +44,9 @@ def load_checked(path: Path, sha256: str) -> tvm.runtime.Module:
         if _copy(path, file) != sha256:
             raise damaged(path)
         try:
-            library = _load(name, "so")
-            _forget_constants(file, name)
+            return _load(name, "so")
         except Exception as error:  # the loader's errors have no common type
             raise BundleError(f"{path}: can't be loaded ({reason(error)})") from None
-    return library
 
 
 def read_checked(path: Path, sha256: str) -> bytearray:
@@ -67,7 +60,7 @@ def read_checked(path: Path, sha256: str) -> bytearray:
     try:
         data = bytearray(read_file(path))
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
     if hashlib.sha256(data).hexdigest() != sha256:
         raise damaged(path)
     return data
@@ -90,7 +83,8 @@ def reason(error: BaseException) -> str:
     return last_line(error)
 
 
-def _unreadable(path: Path, error: OSError) -> BundleError:
+def unreadable(path: Path, error: OSError) -> BundleError:
+    """Return the error of a file that the system doesn't let us read."""
     return BundleError(f"{path}: can't be read ({error.strerror}); copy the bundle again")
 
 
@@ -105,7 +99,7 @@ def _copy(path: Path, to: int | None) -> str:
                 while to is not None and rest:
                     rest = rest[os.write(to, rest) :]
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
     return digest.hexdigest()
 
 
@@ -132,43 +126,3 @@ def _in_memory(name: str) -> int | None:
     with suppress(OSError):
         return os.memfd_create(name, os.MFD_CLOEXEC)
     return None
-
-
-def _forget_constants(file: int, name: str) -> None:
-    """Give back the memory of a copy's constants, which the system can't drop and read anew as it can a file's."""
-    if not hasattr(mmap, "MADV_REMOVE"):
-        return
-    handle = _ctypes.dlopen(name, 0)
-    try:
-        address = _ctypes.dlsym(handle, _CONSTANTS)
-        first = _offset(file, address)
-        with open(file, "rb", closefd=False, buffering=0) as copy:
-            copy.seek(first)
-            size = 8 + int.from_bytes(copy.read(8), "little")
-        begin = -(-first // mmap.PAGESIZE) * mmap.PAGESIZE
-        end = (first + size) // mmap.PAGESIZE * mmap.PAGESIZE
-        if begin < end <= os.fstat(file).st_size:
-            with mmap.mmap(file, end - begin, offset=begin) as constants:
-                constants.madvise(mmap.MADV_REMOVE)
-    except (OSError, LookupError):
-        pass  # no constants, or a system that keeps them
-    finally:
-        _ctypes.dlclose(handle)
-
-
-def _offset(file: int, address: int) -> int:
-    """Return where in a file the byte is that is mapped at an address.
-
-    Raises
-    ------
-    LookupError
-        If that isn't in the file.
-    """
-    inode = str(os.fstat(file).st_ino)
-    with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
-        for line in maps:
-            span, _, offset, _, owner, *_ = line.split()
-            first, last = (int(bound, 16) for bound in span.split("-"))
-            if owner == inode and first <= address < last:
-                return address - first + int(offset, 16)
-    raise LookupError(address)

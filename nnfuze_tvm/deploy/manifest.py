@@ -23,7 +23,7 @@ from nnfuze_tvm.errors import BundleError, first_line
 from nnfuze_tvm.reading.files import parse_json, read_file
 from nnfuze_tvm.reading.limits import MOST_THREADS
 
-FORMAT = 3
+FORMAT = 4
 MANIFEST = "manifest.json"
 
 # The function of a library that returns its `interface`.
@@ -115,6 +115,21 @@ class FileRecord(_Record):
     bytes: int
 
 
+class WeightsRecord(_Record):
+    """What is in the file of weights, one behind the other: shape and dtype of each array.
+
+    Attributes
+    ----------
+    kept : list
+        What kernels read as it is.
+    spread : list
+        What the library makes larger weights of when it is loaded.
+    """
+
+    kept: list[tuple[Shape, Dtype]] = Field(default_factory=list)
+    spread: list[tuple[Shape, Dtype]] = Field(default_factory=list)
+
+
 class QuantizationRecord(TypedDict, total=False):
     """How many layers are integers, which are not, and how ranges were found."""
 
@@ -139,13 +154,14 @@ class Metrics(TypedDict, total=False):
     __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
     macs: float
     parameters: float
+    weight_memory: float
     peak_memory: float
     latency: float
     tasks: dict[str, QualityRecord]
 
 
 class Manifest(_Record):
-    """Everything a bundle says about itself."""
+    """Everything a bundle says about itself; ``mapped``: its weights are used where they lie, in their file."""
 
     format: int = FORMAT
     tasks: list[str]
@@ -156,6 +172,8 @@ class Manifest(_Record):
     threads: Annotated[int, Field(ge=1, le=MOST_THREADS)] = 1
     quantization: QuantizationRecord = Field(default_factory=QuantizationRecord)
     kernels: list[KernelRecord] = Field(default_factory=list)
+    weights: WeightsRecord = Field(default_factory=WeightsRecord)
+    mapped: bool = False
     hardware: HardwareRecord | None = None
     metrics: Metrics = Field(default_factory=Metrics)
     versions: dict[str, str] = Field(default_factory=dict)
@@ -294,7 +312,11 @@ def recorded_signature(manifest: Manifest) -> Signature:
     return Signature(inputs, outputs, states)
 
 
-def interface(taken: Signature, kernels: Iterable[tuple[str, Sequence[tuple[Sequence[int], str]]]]) -> str:
+def interface(
+    taken: Signature,
+    kernels: Iterable[tuple[str, Sequence[tuple[Sequence[int], str]]]],
+    weights: WeightsRecord | None = None,
+) -> str:
     """Return a checksum of what a network and its kernels take and give, which its library holds, too.
 
     Parameters
@@ -303,11 +325,14 @@ def interface(taken: Signature, kernels: Iterable[tuple[str, Sequence[tuple[Sequ
         The network's.
     kernels : iterable of (str, sequence of (shape, dtype))
         Name and arguments of each kernel.
+    weights : WeightsRecord, optional
+        What is in the network's file of weights, if it has one.
     """
     records = signature_records(*taken)
     states, outputs, inputs = ([r.model_dump() for r in records[name]] for name in ("states", "outputs", "inputs"))
     found = [[name, [[list(shape), dtype] for shape, dtype in arguments]] for name, arguments in kernels]
-    return _digest({"inputs": inputs, "outputs": outputs, "states": states, "kernels": found})
+    own = (weights or WeightsRecord()).model_dump(mode="json")
+    return _digest({"inputs": inputs, "outputs": outputs, "states": states, "kernels": found, "weights": own})
 
 
 def _digest(fields: dict) -> str:

@@ -20,6 +20,9 @@ from nnfuze_tvm.errors import InputError
 from nnfuze_tvm.graph import ir
 from nnfuze_tvm.graph.samples import in_a_row
 
+# The function of a library without weights that is given them; see `apart`.
+LOAD = "nnfuze_weights"
+
 # What an array's own indexing calls after it has asked for the length: half the time.
 _item = tvm.get_global_func("ffi.ArrayGetItem")
 
@@ -124,6 +127,8 @@ class Runner:
         The signature of ``main``.
     threads : int
         How many threads a call may use.
+    tensors : sequence of tvm.runtime.Tensor
+        The weights of a library that has none inside; see `apart`.
 
     Notes
     -----
@@ -139,6 +144,7 @@ class Runner:
         outputs: Sequence[Output],
         states: Sequence[Input] = (),
         threads: int = 1,
+        tensors: Sequence[tvm.runtime.Tensor] = (),
     ) -> None:
         if threads < 1:
             raise InputError(f"threads: {threads} given; use 1 or more")
@@ -149,6 +155,8 @@ class Runner:
         self.tasks = list(dict.fromkeys(o.task for o in outputs))
         self.threads = threads
         self._vm = relax.VirtualMachine(self.library, tvm.cpu())
+        if tensors:
+            self._vm[LOAD](*tensors)
         self._main = self._vm["main"]
         self._buffers = [tvm.runtime.empty(i.shape, i.dtype) for i in self.inputs]
         views = [np.from_dlpack(buffer) for buffer in self._buffers]

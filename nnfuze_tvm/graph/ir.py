@@ -16,6 +16,8 @@ SHARED_INPUTS_ATTR = "nnfuze.shared_inputs"
 FLOAT_LAYERS_ATTR = "nnfuze.float_layers"
 STATES_ATTR = "nnfuze.states"
 OWN_STATES_ATTR = "nnfuze.own_states"
+SOURCES_ATTR = "nnfuze.sources"
+SMALL_WEIGHTS_ATTR = "nnfuze.small_weights"
 
 # What stands between the layers' names in the name of a Var that holds the result of several of them.
 JOINED = "+"
@@ -79,6 +81,38 @@ def float_layers(mod: tvm.IRModule) -> dict[str, str]:
 def with_float_layers(mod: tvm.IRModule, reasons: Mapping[str, str]) -> tvm.IRModule:
     """Return ``mod`` with a note of the layers that can't be integer ones, and why."""
     return mod.with_attr(FLOAT_LAYERS_ATTR, [f"{name}: {reason}" for name, reason in reasons.items()])
+
+
+def small_weights(mod: tvm.IRModule) -> bool:
+    """Return whether no pass shall make weights larger than they are, however fast that would be."""
+    return mod.attrs is not None and SMALL_WEIGHTS_ATTR in mod.attrs
+
+
+def with_small_weights(mod: tvm.IRModule) -> tvm.IRModule:
+    """Return ``mod`` with a note that its weights shall stay as small as they are."""
+    return mod.with_attr(SMALL_WEIGHTS_ATTR, True)
+
+
+def sources(mod: tvm.IRModule) -> dict[int, tvm.runtime.Tensor]:
+    """Return what is stored of constants that are computed from smaller ones: by the address of their values.
+
+    All axes but the first are those of the constant, and every number of it is computed from those of the source that
+    have the same place on them: what brings the one into another order does so with the other.
+    """
+    attrs = mod.attrs
+    pairs = attrs.get(SOURCES_ATTR, []) if attrs is not None else []
+    return {address(made): source for made, source in pairs}
+
+
+def with_sources(mod: tvm.IRModule, pairs: Iterable[tuple[tvm.runtime.Tensor, tvm.runtime.Tensor]]) -> tvm.IRModule:
+    """Return ``mod`` with a note of further constants and what they are computed from; see `sources`."""
+    known = mod.attrs.get(SOURCES_ATTR, []) if mod.attrs is not None else []
+    return mod.with_attr(SOURCES_ATTR, [*known, *([made, source] for made, source in pairs)])
+
+
+def address(tensor: tvm.runtime.Tensor) -> int:
+    """Return where the numbers of a tensor are."""
+    return int(tensor.data_ptr())
 
 
 def derive(mod: tvm.IRModule, new: str, origin: str) -> tvm.IRModule:

@@ -16,11 +16,13 @@ from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
 
 from nnfuze_tvm.analysis import measure, metrics
-from nnfuze_tvm.deploy import build, loading
-from nnfuze_tvm.deploy.bundle import unfit
+from nnfuze_tvm.deploy import build, loading, weights
+from nnfuze_tvm.deploy.apart import Apart, take_apart
+from nnfuze_tvm.deploy.bundle import LIBRARY, unfit
 from nnfuze_tvm.deploy.manifest import describe_target, interface
-from nnfuze_tvm.deploy.runner import Output, Runner, Signature, signature
+from nnfuze_tvm.deploy.runner import LOAD, Output, Runner, Signature, signature
 from nnfuze_tvm.devices import targets
+from nnfuze_tvm.devices.remote.timing import Network
 from nnfuze_tvm.devices.toolchain import export_library
 from nnfuze_tvm.errors import InputError
 from nnfuze_tvm.graph import ir
@@ -44,6 +46,8 @@ class Built:
         The lowered networks.
     libraries : list of Path
         Their libraries, for the target.
+    weights : list of Apart
+        Their weights, which the libraries don't hold.
     signatures : list of Signature
         What each network takes and gives.
     wiring : Wiring, optional
@@ -55,6 +59,7 @@ class Built:
     record: Stage
     lowered: list[tvm.IRModule]
     libraries: list[Path]
+    weights: list[Apart]
     signatures: list[Signature]
     wiring: Wiring | None = None
     runners: list[Runner] = field(default_factory=list)
@@ -73,10 +78,10 @@ class Built:
         given = {**sample, **wiring.zeros()}
         return lambda: wiring.step(runs, given)
 
-    def networks(self, sample: Arrays) -> list[tuple[Path, list[np.ndarray]]]:
+    def networks(self, sample: Arrays) -> list[Network]:
         """Return each network's library with its inputs, in order, from a sample; zeros for what networks feed."""
         found = []
-        for path, taken in zip(self.libraries, self.signatures, strict=True):
+        for path, apart, taken in zip(self.libraries, self.weights, self.signatures, strict=True):
             names = {i.name: i.name for i in taken.inputs}
             if self.wiring is not None:
                 task = taken.outputs[0].task
@@ -85,7 +90,7 @@ class Built:
                 sample[names[i.name]] if names.get(i.name) in sample else np.zeros(i.shape, i.dtype)
                 for i in [*taken.inputs, *taken.states]
             ]
-            found.append((path, arrays))
+            found.append(Network(path, arrays, {LOAD: apart.arrays} if apart.arrays else {}))
         return found
 
     def answers(self, batches: Sequence[Arrays]) -> list[np.ndarray]:
@@ -123,7 +128,7 @@ class Builder:
         modules: Sequence[tvm.IRModule],
         wiring: Wiring | None = None,
         database: ms.Database | None = None,
-        library: Path | None = None,
+        bundle: Path | None = None,
     ) -> Built:
         """Lower, build, link and (where this CPU can run it) load a stage of one or several networks.
 
@@ -137,38 +142,40 @@ class Builder:
             How they hang together if they are several, one per task.
         database : tvm.s_tir.meta_schedule.Database, optional
             Tuning records.
-        library : Path, optional
-            Where the library of the only network goes.
+        bundle : Path, optional
+            The directory where the library and the weights of the only network go.
         """
         lowered = [build.lower(mod, self.target, database) for mod in modules]
         signatures = [signature(mod) for mod in modules]
         paths = []
         sizes = [metrics.size(module) for module in lowered]
         peak = sum(map(metrics.peak_memory, lowered))
-        reason = memory.too_large(peak + sum(size.bytes for size in sizes)) if self.here else ""
+        parts = [take_apart(module) for module in lowered]
+        reason = memory.too_large(peak + sum(part.resident for part in parts)) if self.here else ""
         if reason:
             raise InputError(f"{', '.join(ir.tasks(modules[0]))}: running it {reason}; use smaller shapes")
         for n, module in enumerate(lowered):
             path = self.directory / f"{name}-{n}.so"
-            _require_space(self.directory, sizes[n].bytes)
-            # What a bundle's manifest says of its kernels is believed if its library says so, too.
-            kernels = metrics.kernels(module) if library is not None else []
-            said = interface(signatures[n], [(k.name, k.arguments) for k in kernels]) if kernels else ""
-            export_library(build.generate(module, self.target, said), path, self.target)
-            if library is not None:
-                shutil.copyfile(path, library)
-                path = library
+            _require_space(self.directory)
+            # What a bundle's manifest says of its kernels and weights is believed if its library says so, too.
+            kernels = metrics.kernels(module) if bundle is not None else []
+            said = interface(signatures[n], [(k.name, k.arguments) for k in kernels], parts[n].record)
+            export_library(build.generate(parts[n].mod, self.target, said if bundle else ""), path, self.target)
+            if bundle is not None:
+                path = Path(shutil.copyfile(path, bundle / LIBRARY))
+                weights.write(bundle / weights.WEIGHTS, parts[n].arrays)
             paths.append(path)
         record = describe(name, modules)
         record.peak_memory = peak
-        record.bytes = sum(path.stat().st_size for path in paths)
+        record.bytes = sum(path.stat().st_size for path in paths) + sum(weights.size(part.record) for part in parts)
+        record.weight_memory = sum(part.resident for part in parts)
         record.parameters = sum(size.parameters for size in sizes)
         record.parameter_bytes = sum(size.bytes for size in sizes)
-        built = Built(record, lowered, paths, signatures, wiring)
+        built = Built(record, lowered, paths, parts, signatures, wiring)
         if self.here:
             built.runners = [
-                Runner(loading.load(path), *io, threads=self.threads)
-                for path, io in zip(paths, signatures, strict=True)
+                Runner(loading.load(path), *io, threads=self.threads, tensors=part.tensors())
+                for path, io, part in zip(paths, signatures, parts, strict=True)
             ]
         return built
 
@@ -181,13 +188,13 @@ def build_stages(
     builder: Builder,
     graphs: Graphs,
     database: ms.Database | None,
-    library: Path,
+    bundle: Path,
     *,
     compare: bool,
     trace: AbstractContextManager[object],
     announce: Announce,
 ) -> list[Built]:
-    """Build the stages; the last one's library is the bundle's.
+    """Build the stages; what the last one needs is the bundle's.
 
     Parameters
     ----------
@@ -197,8 +204,8 @@ def build_stages(
         The stages' graphs.
     database : tvm.s_tir.meta_schedule.Database, optional
         Tuning records: with them the last stage, ``tuned``, is the last graph built with them.
-    library : Path
-        Where the last stage's library goes.
+    bundle : Path
+        The directory where the last stage's library and weights go.
     compare : bool
         Whether to build all stages, not only the last.
     trace : context manager
@@ -222,7 +229,7 @@ def build_stages(
             built.append(builder.build(stage, [graph]))
     announce(f"building: {name}")
     with trace:
-        built.append(builder.build(name, [mod], database=records, library=library))
+        built.append(builder.build(name, [mod], database=records, bundle=bundle))
     return built
 
 
@@ -243,10 +250,9 @@ def answering_stages(builder: Builder, built: Sequence[Built], graphs: Graphs, *
     return [*twins, twins[-1]][: len(built)]
 
 
-def _require_space(directory: Path, constants: int) -> None:
+def _require_space(directory: Path) -> None:
     # LLVM ends the whole process when it can't write an object file, so it must not come to that.
-    needed = 3 * constants + (4 << 20)
-    if shutil.disk_usage(directory).free < needed:
+    if shutil.disk_usage(directory).free < 4 << 20:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory))
 
 

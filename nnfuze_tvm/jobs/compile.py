@@ -47,6 +47,7 @@ def compile(
         As on the command line; ``nnfuze compile --help`` has them all:
 
         - ``target`` (``host``), ``threads`` (1): the machine, see `devices.targets.resolve`;
+        - ``optimize``: ``speed``, or ``memory``: weights stay as small as they are and are used where they lie;
         - ``calibration``, ``evaluation``: ``.npz`` files with samples ``[N, …]`` by input, the evaluation's perhaps
           with labels ``[N]`` by task;
         - ``quantize``, ``prune``, …: the options of the compression methods; ``policy``, a file that says them layer

@@ -75,7 +75,8 @@ class Graphs:
             for var, func in self.loaded.functions.items()
             if not isinstance(func, relax.Function) or var.name_hint == task
         }
-        return _run(pipeline.merge_phases(), ir.with_task_outputs(tvm.IRModule(functions), outputs))
+        own = ir.with_task_outputs(tvm.IRModule(functions), outputs)
+        return _run(pipeline.merge_phases(), ir.with_small_weights(own) if ir.small_weights(self.loaded) else own)
 
 
 def make_graphs(request: NetworkRequest, announce: Announce = silent, *, portable: bool = False) -> Graphs:
@@ -100,6 +101,8 @@ def make_graphs(request: NetworkRequest, announce: Announce = silent, *, portabl
         from nnfuze_tvm.jobs.finetuning import FineTuning
     announce("loading the networks")
     loaded = load(request.models, shared_inputs=request.shared_inputs, shapes=request.shapes or None)
+    if request.optimize == "memory":
+        loaded = ir.with_small_weights(loaded)
     announce("merging")
     links = (request.shared_inputs, request.chains, request.states)
     wiring = wire(loaded, *links)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
@@ -35,6 +35,8 @@ class NetworkRequest(BaseModel):
         Input shapes, by name or ``task:name``.
     target : str
         See `devices.targets.resolve`.
+    optimize : str
+        ``speed``, or ``memory``: weights stay as small as they are, and the bundle's are used where they lie.
     threads : int
         Threads per inference.
     calibration : str, optional
@@ -67,6 +69,7 @@ class NetworkRequest(BaseModel):
     states: list[str] = Field(default_factory=list)
     shapes: dict[str, list[int]] = Field(default_factory=dict)
     target: str = "host"
+    optimize: Literal["speed", "memory"] = "speed"
     threads: Annotated[int, Field(ge=1, le=MOST_THREADS)] = 1
     calibration: str | None = None
     policy: str | None = None

@@ -15,11 +15,12 @@ from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
 
 from nnfuze_tvm.analysis import metrics
-from nnfuze_tvm.deploy.bundle import LIBRARY, seal, staged
+from nnfuze_tvm.deploy.bundle import seal, staged
 from nnfuze_tvm.deploy.manifest import (
     KernelRecord,
     Manifest,
     Metrics,
+    WeightsRecord,
     describe_hardware,
     describe_target,
     package_versions,
@@ -78,8 +79,9 @@ def write_bundle(
     database = _tuning_records(request, graphs.last, target, announce, bars)
     with staged(output, force=force) as directory, temporary.folder() as scratch:
         builder = Builder(target, request.threads, Path(scratch))
-        library = directory / LIBRARY
-        built = build_stages(builder, graphs, database, library, compare=request.compare, trace=dump, announce=announce)
+        built = build_stages(
+            builder, graphs, database, directory, compare=request.compare, trace=dump, announce=announce
+        )
         report = Report(
             tasks=graphs.tasks,
             target=request.target,
@@ -108,7 +110,7 @@ def write_bundle(
         elif builder.here:
             measure_stages.time_here(report, built, peer, sample, kernels)
         announce("writing the bundle")
-        manifest = _manifest(report, graphs, target, request, kernels)
+        manifest = _manifest(report, graphs, target, request, kernels, built[-1].weights[0].record)
         files = {"report.json": report.to_json(), "report.html": render_html(report)}
         if report.budget is not None:
             files["policy.json"] = json.dumps(report.budget.policy, indent=2) + "\n"
@@ -154,6 +156,7 @@ def _manifest(
     target: Target,
     request: CompileRequest,
     kernels: Sequence[metrics.LoweredKernel],
+    weights: WeightsRecord,
 ) -> Manifest:
     return Manifest(
         **signature_records(*signature(graphs.last)),
@@ -177,6 +180,8 @@ def _manifest(
             )
             for k in kernels
         ],
+        weights=weights,
+        mapped=request.optimize == "memory",
         hardware=describe_hardware(target),
         metrics=cast(Metrics, report.final.model_dump(mode="json", exclude={"name", "reference"}, exclude_none=True)),
         versions=report.versions,

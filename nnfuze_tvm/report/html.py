@@ -142,7 +142,7 @@ def _cards(report: Report) -> str:
 
 def _stages(report: Report) -> str:
     outputs = list(dict.fromkeys(name for stage in report.stages for name in stage.tasks))
-    heads = ["stage", "latency", "MACs", "parameters", "on disk", "peak memory", "zero weights"]
+    heads = ["stage", "latency", "MACs", "parameters", "on disk", "weights in memory", "peak memory", "zero weights"]
     rows = []
     for stage in report.stages:
         kind = "reference" if stage.reference else "final" if stage is report.final else ""
@@ -162,6 +162,7 @@ def _cells(stage: Stage) -> list[str]:
         text.count(stage.macs),
         text.count(stage.parameters) + stored,
         text.size(stage.bytes),
+        text.size(stage.weight_memory),
         text.size(stage.peak_memory),
         text.percent(stage.sparsity),
     ]

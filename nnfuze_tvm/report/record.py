@@ -38,6 +38,8 @@ class Stage(Record):
         Multiply-accumulates of one inference, elements of all constants.
     parameter_bytes, bytes : int
         Bytes of the constants, bytes on disk.
+    weight_memory : int
+        Bytes of the constants as kernels read them.
     peak_memory : int
         Planned bytes of activations.
     sparsity : float
@@ -54,6 +56,7 @@ class Stage(Record):
     parameters: int | None = None
     parameter_bytes: int | None = None
     bytes: int | None = None
+    weight_memory: int | None = None
     peak_memory: int | None = None
     sparsity: float | None = None
     tasks: dict[str, TaskQuality] = Field(default_factory=dict)

@@ -27,6 +27,7 @@ def render_table(report: Report) -> Table:
         "MACs": lambda s: text.count(s.macs),
         "parameters": lambda s: text.count(s.parameters),
         "on disk": lambda s: text.size(s.bytes),
+        "weights in memory": lambda s: text.size(s.weight_memory),
         "peak memory": lambda s: text.size(s.peak_memory),
         "zero weights": lambda s: text.percent(s.sparsity),
     }
@@ -97,6 +98,7 @@ def render_manifest(fields: Mapping[str, Any], *, kernels: bool) -> list[Table]:
     facts.add_row("on disk", text.size(fields["bytes"]))
     facts.add_row("MACs", text.count(metrics.get("macs")))
     facts.add_row("parameters", text.count(metrics.get("parameters")))
+    facts.add_row("weights in memory", text.size(metrics.get("weight_memory")))
     facts.add_row("peak memory", text.size(metrics.get("peak_memory")))
     facts.add_row("latency", text.seconds(metrics.get("latency")))
     for name, value in metrics.get("tasks", {}).items():

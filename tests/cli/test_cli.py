@@ -129,6 +129,7 @@ def test_compile_reports_every_stage(compiled: Path) -> None:
         "manifest.json",
         "report.html",
         "report.json",
+        "weights.bin",
     ]
     report = Report.model_validate_json((compiled / "report.json").read_text())
     assert [s.name for s in report.own] == ["separate", "merged", "pruned", "int8"]
@@ -152,7 +153,9 @@ def test_compile_reports_every_stage(compiled: Path) -> None:
     shared = [layer for layer in report.layers if len(layer.tasks) == 2]
     assert [layer.name for layer in shared] == ["one/conv"]
     assert report.float_layers == []
-    assert report.final.bytes == (compiled / "lib.so").stat().st_size
+    assert report.final.bytes == sum((compiled / name).stat().st_size for name in ("lib.so", "weights.bin"))
+    assert report.final.weight_memory is not None
+    assert report.final.weight_memory <= 1.02 * (compiled / "weights.bin").stat().st_size
 
 
 def test_onnx_runtime_is_shown_beside(compiled: Path) -> None:

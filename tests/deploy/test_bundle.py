@@ -22,12 +22,15 @@ from nnfuze_tvm.deploy.manifest import (
     InputRecord,
     Manifest,
     TargetRecord,
+    WeightsRecord,
     describe_hardware,
     describe_target,
     package_versions,
+    recorded_signature,
     signature_records,
 )
-from nnfuze_tvm.deploy.runner import Runner, signature
+from nnfuze_tvm.deploy.runner import Runner, made_up, signature
+from nnfuze_tvm.deploy.weights import WEIGHTS
 from nnfuze_tvm.devices.hardware import Hardware
 from nnfuze_tvm.devices.targets import resolve
 from nnfuze_tvm.errors import BundleError, InputError
@@ -279,7 +282,7 @@ def test_manifest_schema(copy: Path) -> None:
     fields = json.loads((copy / "manifest.json").read_text())
     assert len(fields["files"]["lib.so"]["sha256"]) == 64
     (copy / "manifest.json").write_text(json.dumps({**fields, "format": 99}))
-    with pytest.raises(BundleError, match="format 99, this version reads 3"):
+    with pytest.raises(BundleError, match="format 99, this version reads 4"):
         Bundle.load(copy)
     for text, message in [("[]", "not a bundle's manifest"), ("{", "can't be read"), ("\xff", "can't be read")]:
         (copy / "manifest.json").write_text(text, encoding="latin-1")
@@ -324,6 +327,10 @@ WRONG = {
     },
     "kernels' arguments": lambda r: {"kernels": [k.model_copy(update={"arguments": []}) for k in r.kernels]},
     "no kernels": lambda _: {"kernels": []},
+    "no weights": lambda _: {"weights": WeightsRecord()},
+    "weights of another type": lambda r: {
+        "weights": WeightsRecord(kept=[(shape, "uint8") for shape, _ in r.weights.kept], spread=r.weights.spread)
+    },
 }
 
 
@@ -339,15 +346,50 @@ def test_manifests_that_another_library_would_fit(tiny: Path, tmp_path: Path, ch
     Bundle.load(copy)
     rewrite(copy, **WRONG[change](bundle.read_manifest(copy)))
     with pytest.raises(
-        BundleError, match=r"manifest\.json and lib\.so differ in their inputs, outputs or kernels|dtype"
+        BundleError, match=r"manifest\.json and lib\.so differ in their inputs, outputs, weights or kernels|dtype"
     ):
         Bundle.load(copy)
+
+
+def test_weights_that_are_not_the_network_s(tiny: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tiny, tmp_path / "copy"))
+    whole = (copy / WEIGHTS).read_bytes()
+    flipped = bytes([whole[0] ^ 1, *whole[1:]])
+    for data in (flipped, whole[:-1], whole + b"x", b""):
+        (copy / WEIGHTS).write_bytes(data)
+        with pytest.raises(BundleError, match=f"{WEIGHTS}: damaged"):
+            Bundle.load(copy)
+    (copy / WEIGHTS).unlink()
+    with pytest.raises(BundleError, match=f"{WEIGHTS}: can't be read"):
+        Bundle.load(copy)
+    files = bundle.read_manifest(copy).files
+    rewrite(copy, files={name: record for name, record in files.items() if name != WEIGHTS})
+    with pytest.raises(BundleError, match=f"lists no {WEIGHTS}; compile the bundle again"):
+        Bundle.load(copy)
+
+
+def test_weights_stay_what_was_checked(tiny: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tiny, tmp_path / "copy"))
+    loaded = Bundle.load(copy)
+    sample = made_up(loaded.inputs)
+    before = loaded.run(sample)
+    with open(copy / WEIGHTS, "r+b") as file:
+        file.write(bytes(1000))
+    assert (loaded.run(sample)["one"] == before["one"]).all()
+
+
+def test_a_library_without_weights_says_so(tiny: Path) -> None:
+    library = bundle.loading.load(tiny / "lib.so")
+    manifest = bundle.read_manifest(tiny)
+    runner = Runner(library, *recorded_signature(manifest))
+    with pytest.raises(ValueError, match="has no weights yet"):
+        runner.run(made_up(runner.inputs))
 
 
 def test_kernels_that_the_library_says_nothing_of(written: Path, tiny: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(written, tmp_path / "copy"))
     rewrite(copy, kernels=bundle.read_manifest(tiny).kernels)
-    with pytest.raises(BundleError, match="differ in their inputs, outputs or kernels"):
+    with pytest.raises(BundleError, match="differ in their inputs, outputs, weights or kernels"):
         Bundle.load(copy)
 
 

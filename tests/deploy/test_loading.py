@@ -82,22 +82,14 @@ def test_no_library_is_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def shared_bytes() -> int:
-    """Return what of memory that has no file is mapped and there."""
-    gc.collect()
-    (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("RssShmem"))
-    return int(line.split()[1]) * 1024
-
-
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's list of what is mapped")
-def test_libraries_are_unloaded_and_constants_kept_once(libraries: list[Path], tmp_path: Path) -> None:
+def test_libraries_are_unloaded(libraries: list[Path], tmp_path: Path) -> None:
     path = tmp_path / "lib.so"
     shutil.copy(libraries[0], path)
     checksum = loading.sha256(path)
-    before, files, shared = mapped(), len(os.listdir("/proc/self/fd")), shared_bytes()
+    before, files = mapped(), len(os.listdir("/proc/self/fd"))
     kept = loading.load_checked(path, checksum)
     assert mapped() > before
-    assert shared_bytes() - shared < 4 * WEIGHTS / 2
     assert result_of(kept) == result_of(kept) == 1
     for _ in range(20):
         assert result_of(loading.load_checked(path, checksum)) == 1

@@ -8,7 +8,18 @@ from typing import Annotated
 import typer
 
 from nnfuze_tvm.cli.console import out, progress
-from nnfuze_tvm.cli.options import AsJson, Boards, Calibration, Compression, DumpIR, Inputs, Models, Target, Threads
+from nnfuze_tvm.cli.options import (
+    AsJson,
+    Boards,
+    Calibration,
+    Compression,
+    DumpIR,
+    Inputs,
+    Models,
+    Optimize,
+    Target,
+    Threads,
+)
 
 POSITION = 2
 EXAMPLES = """
@@ -29,6 +40,7 @@ def command(
     models: Models,
     *,
     target: Target = "host",
+    optimize: Optimize = "speed",
     calibration: Calibration = None,
     compression: Compression,
     inputs: Inputs,
@@ -52,6 +64,7 @@ def command(
             dump_ir=dump_ir,
             announce=announce,
             target=target,
+            optimize=optimize,
             calibration=calibration,
             work_dir=work_dir,
             threads=threads,

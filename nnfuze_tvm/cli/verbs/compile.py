@@ -16,6 +16,7 @@ from nnfuze_tvm.cli.options import (
     DumpIR,
     Inputs,
     Models,
+    Optimize,
     Target,
     Threads,
     WorkDir,
@@ -48,6 +49,7 @@ def command(
     *,
     output: Annotated[str, typer.Option("--output", "-o", help="Directory of the bundle.", show_default=False)],
     target: Target = "host",
+    optimize: Optimize = "speed",
     calibration: Calibration = None,
     evaluation: Annotated[
         str | None,
@@ -82,6 +84,7 @@ def command(
             announce=announce,
             progress=not as_json,
             target=target,
+            optimize=optimize,
             calibration=calibration,
             evaluation=evaluation,
             trials=trials,

@@ -15,6 +15,7 @@ from nnfuze_tvm.cli.options import (
     Calibration,
     Compression,
     Inputs,
+    Optimize,
     Target,
     Threads,
     WorkDir,
@@ -32,6 +33,7 @@ def command(
     *,
     work_dir: WorkDir = None,
     target: Target = "host",
+    optimize: Optimize = "speed",
     calibration: Calibration = None,
     compression: Compression,
     inputs: Inputs,
@@ -56,7 +58,14 @@ def command(
         fields: dict[str, Any] = {"trials": trials, **boards}
         fields = {name: value for name, value in fields.items() if value not in (None, False)}
         if models:
-            fields |= {"target": target, "calibration": calibration, "threads": threads, **compression, **inputs}
+            fields |= {
+                "target": target,
+                "optimize": optimize,
+                "calibration": calibration,
+                "threads": threads,
+                **compression,
+                **inputs,
+            }
         tune(models, work_dir=work_dir, announce=announce, progress=not as_json, **fields)
     from nnfuze_tvm.jobs import fleet, tuning
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,25 @@ from tvm import relax
 from nnfuze_tvm.devices.remote import tracker as trackers
 from nnfuze_tvm.errors import DeviceError, last_line
 
-# One network: its library, and one array per input, in order.
-Network = tuple[Path, Sequence[np.ndarray]]
+
+@dataclass(frozen=True)
+class Network:
+    """One network.
+
+    Attributes
+    ----------
+    library : Path
+        Its library.
+    inputs : sequence of numpy.ndarray
+        What its ``main`` is given, in order.
+    first : mapping
+        Functions that are called once before, with what they are given.
+    """
+
+    library: Path
+    inputs: Sequence[np.ndarray]
+    first: Mapping[str, Sequence[np.ndarray]] = field(default_factory=dict)
+
 
 _ROUNDS = 5
 
@@ -58,7 +76,7 @@ def time_on_device(
         remote, board = trackers.request(session, key)
         trackers.use_threads(remote, threads)
         timers = {
-            name: [_timer(remote, f"{name}-{n}.so", *network) for n, network in enumerate(networks)]
+            name: [_timer(remote, f"{name}-{n}.so", network) for n, network in enumerate(networks)]
             for name, networks in stages.items()
         }
         times: dict[str, list[float]] = {name: [] for name in stages}
@@ -80,11 +98,12 @@ def time_on_device(
     return times, board
 
 
-def _timer(
-    remote: tvm.rpc.RPCSession, name: str, library: Path, arrays: Sequence[np.ndarray]
-) -> tuple[relax.VirtualMachine, tvm.runtime.Device]:
-    remote.upload(str(library), name)
+def _timer(remote: tvm.rpc.RPCSession, name: str, network: Network) -> tuple[relax.VirtualMachine, tvm.runtime.Device]:
+    remote.upload(str(network.library), name)
     device = remote.cpu()
     machine = relax.VirtualMachine(remote.load_module(name), device)
-    machine.set_input("main", *(tvm.runtime.tensor(array, device) for array in arrays))
+    for function, arrays in network.first.items():
+        machine.set_input(function, *(tvm.runtime.tensor(array, device) for array in arrays))
+        machine.invoke_stateful(function)
+    machine.set_input("main", *(tvm.runtime.tensor(array, device) for array in network.inputs))
     return machine, device

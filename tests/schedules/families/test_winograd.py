@@ -17,7 +17,8 @@ from nnfuze_tvm import schedules
 from nnfuze_tvm.devices.targets import resolve
 from nnfuze_tvm.passes.lower.winograd import winograd_kernel
 from nnfuze_tvm.passes.lower.winograd.winograd import Winograd
-from nnfuze_tvm.passes.lower.winograd.winograd_kernel import Shape, transform_weights
+from nnfuze_tvm.passes.lower.winograd.winograd_kernel import Shape
+from nnfuze_tvm.passes.lower.winograd.winograd_weights import transform_weights
 from tests.helpers import few
 from tests.schedules.kernels import fused_kernels, schedule_and_run, single_function
 

@@ -8,8 +8,9 @@ from tvm.ir import Call, GenericConst
 from tvm.ir.transform import PassContext, module_pass
 
 from nnfuze_tvm.graph.dataflow import Emitter, Value, op_name, with_rewritten, with_values
-from nnfuze_tvm.graph.ir import static_shape
-from nnfuze_tvm.passes.lower.winograd.winograd_kernel import MAX_INTEGER_CHANNELS, Shape, prim_func, transform_weights
+from nnfuze_tvm.graph.ir import small_weights, static_shape, with_sources
+from nnfuze_tvm.passes.lower.winograd.winograd_kernel import MAX_INTEGER_CHANNELS, Shape, prim_func
+from nnfuze_tvm.passes.lower.winograd.winograd_weights import at_points, taps
 
 # Weights of a layer that are more than this come from memory.
 _NEAR_BYTES = 1 << 20
@@ -28,7 +29,8 @@ class Winograd:
     Takes NHWC data and constant OHWI weights, not dilated, not grouped. F(4×4) multiplies a quarter as often as a
     direct convolution, F(2×2) 4/9 as often, with 4 times and 16/9 times the weights: layers with many channels and
     small images are bound by those and stay direct. A float32 result differs from a direct convolution's by rounding,
-    about 1e-6 of its range. In float16, whose rounding F(4×4) would amplify, there is F(2×2) only.
+    about 1e-6 of its range. In float16, whose rounding F(4×4) would amplify, there is F(2×2) only. Of a module whose
+    weights shall stay small (`ir.small_weights`), nothing is rewritten.
 
     Parameters
     ----------
@@ -45,15 +47,26 @@ class Winograd:
 
     def transform_module(self, mod: tvm.IRModule, _: PassContext) -> tvm.IRModule:
         """Rewrite every Relax function of ``mod``."""
-        return with_rewritten(mod, self._rewrite)
+        if small_weights(mod):
+            return mod
+        pairs: list[tuple[tvm.runtime.Tensor, tvm.runtime.Tensor]] = []
+        rewritten = with_rewritten(mod, lambda func, builder: self._rewrite(func, builder, pairs))
+        return with_sources(rewritten, pairs) if pairs else rewritten
 
-    def _rewrite(self, func: relax.Function, builder: relax.BlockBuilder) -> relax.Function:
+    def _rewrite(
+        self,
+        func: relax.Function,
+        builder: relax.BlockBuilder,
+        pairs: list[tuple[tvm.runtime.Tensor, tvm.runtime.Tensor]],
+    ) -> relax.Function:
         def multiplied_less(value: Value, _name: str, _emitter: Emitter) -> Value | None:
             shape = _shape(value, self.integers, self.far_macs)
             if shape is None:
                 return None
             kernel = builder.add_func(prim_func(shape), f"winograd{shape.m}x{shape.m}_conv2d")
-            weights = relax.const(transform_weights(value.args[1].value.numpy(), shape.m))
+            parts = taps(value.args[1].value.numpy())
+            weights = relax.const(at_points(parts, shape.m))
+            pairs.append((weights.value, tvm.runtime.tensor(parts)))
             return relax.call_tir(kernel, [value.args[0], weights], value.ty)
 
         return with_values(func, multiplied_less)

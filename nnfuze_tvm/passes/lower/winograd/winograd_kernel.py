@@ -1,4 +1,4 @@
-"""The computation of a Winograd convolution F(m×m, 3×3) as one PrimFunc, and the transform of its weights.
+"""The computation of a Winograd convolution F(m×m, 3×3) as one PrimFunc.
 
 A tile of m×m outputs takes (m+2)² products per pair of channels instead of 9m²: the tile's data and the weights are
 evaluated at m+1 points and at infinity in both directions, multiplied point by point, and interpolated [1]_. m = 2
@@ -16,16 +16,14 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import Any
 
-import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 Values = list[Any]
 
-# The points other than 0 and infinity are ±A and ±B for m = 4 and ±1 for m = 2.
+# The points other than 0 and infinity are ±A and ±B for m = 4 and ±1 for m = 2; see `winograd_weights`.
 _A, _B = sqrt(0.5), sqrt(2.0)
-_POINTS: dict[int, tuple[float, ...]] = {2: (0.0, 1.0, -1.0), 4: (0.0, _A, -_A, _B, -_B)}
 # The most input channels that int32 sums of integers are sure to hold.
 MAX_INTEGER_CHANNELS = 512
 # More tiles than this are rounded up to a multiple.
@@ -90,27 +88,6 @@ class Shape:
         return self.tiles if self.tiles <= _ROUND else -(-self.tiles // _ROUND) * _ROUND
 
 
-def transform_weights(weights: np.ndarray, m: int) -> np.ndarray:
-    """Return OHWI 3×3 weights evaluated at the points: ``[(m+2)², O, I]`` of their dtype, int16 of int8 weights.
-
-    The latter are multiplied by 4, which makes integers of them all. That is exact: with |weight| ≤ 127 a
-    transformed weight is at most 9 · 127 < 2^15, and with |data| ≤ 128 transformed data are at most 4 · 128. The
-    products of one pair of channels that an output sums, whole or in part, are at most (4 + 4 · 6 + 4 · 9) · 127 · 4
-    · 128 < 2^31 / `MAX_INTEGER_CHANNELS`. The output is 4 times the convolution's sum, so shifting it is exact, too.
-    """
-    points = _POINTS[m]
-    rows = [np.array([1.0, p, p * p]) / np.prod([p - q for q in points if q != p]) for p in points]
-    if m == 2:
-        rows[0] = -rows[0]  # as `_data_2` has it
-    evaluate = np.stack([*rows, np.array([0.0, 0.0, 1.0])])
-    outputs, _, _, channels = weights.shape
-    taps = weights.astype("float64").transpose(1, 2, 0, 3).reshape(9, -1)
-    at_points = (np.kron(evaluate, evaluate) @ taps).reshape(-1, outputs, channels)
-    if weights.dtype == np.int8:
-        return np.rint(4 * at_points).astype("int16")
-    return at_points.astype(weights.dtype)
-
-
 def prim_func(shape: Shape) -> tirx.PrimFunc:
     """Return the PrimFunc ``(data NHWC, transformed weights, result NHWC)`` of a convolution, int32 of integers.
 
@@ -157,7 +134,7 @@ def prim_func(shape: Shape) -> tirx.PrimFunc:
                     loaded = [[T.bind(product[i * edge + j, n, t, o]) for j in range(edge)] for i in range(edge)]
                     for i, row in enumerate(_separably(sum_1d, loaded)):
                         for j, value in enumerate(row):
-                            if s.whole:  # the weights' factor, see `transform_weights`
+                            if s.whole:  # the weights' factor, see `winograd_weights`
                                 value = T.shift_right(value, tirx.const(2, result))
                             T.buffer_store(total, value, [n, t, z * m + i, z * m + j, o])
                 with _grid(s.n, s.out_height, s.out_width, s.outputs) as loops, T.sblock("winograd_crop"):

@@ -13,7 +13,8 @@ from nnfuze_tvm.graph.dataflow import bindings, op_name
 from nnfuze_tvm.graph.evaluate import library_of
 from nnfuze_tvm.graph.ir import static_shape
 from nnfuze_tvm.passes.lower.winograd.winograd import Winograd, best_tile
-from nnfuze_tvm.passes.lower.winograd.winograd_kernel import MAX_INTEGER_CHANNELS, Shape, prim_func, transform_weights
+from nnfuze_tvm.passes.lower.winograd.winograd_kernel import MAX_INTEGER_CHANNELS, Shape, prim_func
+from nnfuze_tvm.passes.lower.winograd.winograd_weights import transform_weights
 
 
 def conv_module(shape, outputs, kernel=3, dtype="float32", constant=True, **attrs):

@@ -1,0 +1,94 @@
+"""The weights of a Winograd convolution: their nine taps at the points, in NumPy and as a kernel.
+
+The taps of 3×3 weights are polynomials in both directions; `winograd_kernel` says which points they are evaluated at.
+Every number at a point is a sum over the nine taps alone, so weights that are packed tap by tap are packed at the
+points as well: a bundle holds the former, and its library makes the latter of them.
+
+Of int8 weights, all is multiplied by 4, which makes integers of them. That is exact: with |weight| ≤ 127 a transformed
+weight is at most 9 · 127 < 2^15, and with |data| ≤ 128 transformed data are at most 4 · 128. The products of one pair
+of channels that an output sums, whole or in part, are at most (4 + 4 · 6 + 4 · 9) · 127 · 4 · 128 < 2^31 /
+`MAX_INTEGER_CHANNELS`. The output is 4 times the convolution's sum, so shifting it is exact, too.
+"""
+
+from __future__ import annotations
+
+from math import sqrt
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+TAPS = 9
+
+# The dtype that sums are made in, and that of the result, by the weights'.
+_DTYPES = {"int8": ("int16", "int16"), "float16": ("float32", "float16"), "float32": ("float64", "float32")}
+_POINTS: dict[int, tuple[float, ...]] = {
+    2: (0.0, 1.0, -1.0),
+    4: (0.0, sqrt(0.5), -sqrt(0.5), sqrt(2.0), -sqrt(2.0)),
+}
+
+
+def taps(weights: np.ndarray) -> np.ndarray:
+    """Return the taps ``[9, O, I]`` of OHWI 3×3 weights."""
+    outputs, _, _, channels = weights.shape
+    return np.ascontiguousarray(weights.transpose(1, 2, 0, 3)).reshape(TAPS, outputs, channels)
+
+
+def factors(m: int, dtype: str) -> np.ndarray:
+    """Return what the taps are multiplied by, ``[(m+2)², 9]``, for weights of a dtype."""
+    points = _POINTS[m]
+    rows = [np.array([1.0, p, p * p]) / np.prod([p - q for q in points if q != p]) for p in points]
+    if m == 2:
+        rows[0] = -rows[0]  # as `winograd_kernel` has it
+    evaluate = np.stack([*rows, np.array([0.0, 0.0, 1.0])])
+    both = np.kron(evaluate, evaluate)
+    return np.rint(4 * both).astype("int16") if dtype == "int8" else both.astype(_DTYPES[dtype][0])
+
+
+def at_points(parts: np.ndarray, m: int) -> np.ndarray:
+    """Return taps ``[9, …]`` evaluated at the points: ``[(m+2)², …]`` of their dtype, int16 of int8."""
+    dtype = str(parts.dtype)
+    wide, result = _DTYPES[dtype]
+    parts, found = parts.astype(wide), []
+    for row in factors(m, dtype):
+        total = np.zeros(parts.shape[1:], wide)
+        for factor, part in zip(row, parts, strict=True):
+            if factor:
+                total += factor * part
+        found.append(total.astype(result))
+    return np.stack(found)
+
+
+def transform_weights(weights: np.ndarray, m: int) -> np.ndarray:
+    """Return OHWI 3×3 weights evaluated at the points: ``[(m+2)², O, I]`` of their dtype, int16 of int8 weights."""
+    return at_points(taps(weights), m)
+
+
+def prim_func(m: int, dtype: str) -> tirx.PrimFunc:
+    """Return the PrimFunc ``(factors, taps [9, n], result [(m+2)², n])`` of `at_points`, for any n."""
+    wide, result = _DTYPES[dtype]
+    points = (m + 2) ** 2
+    with IRBuilder() as builder:
+        with T.prim_func(is_private=True, s_tir=True):
+            T.func_name(f"winograd{m}x{m}_weights")
+            T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+            table = T.arg("table", _buffer((points, TAPS), wide))
+            size = tirx.Var("n", "int64")
+            parts = T.arg("parts", _buffer((TAPS, size), dtype))
+            out = T.arg("out", _buffer((points, size), result))
+            with T.sblock("root"), T.grid(tirx.IntImm("int64", points), size) as loops, T.sblock("at_points"):
+                p = T.axis.spatial(tirx.IntImm("int64", points), loops[0], dtype="int64")
+                x = T.axis.spatial(size, loops[1], dtype="int64")
+                T.reads(table[p, 0:TAPS], parts[0:TAPS, x])
+                T.writes(out[p, x])
+                total = tirx.const(0, wide)
+                for k in range(TAPS):
+                    total = total + table[p, k] * T.cast(parts[k, x], wide)
+                T.buffer_store(out, T.cast(total, result), [p, x])
+    return builder.get()
+
+
+def _buffer(shape: tuple[Any, ...], dtype: str) -> Any:
+    return T.Buffer([dim if isinstance(dim, tirx.Var) else tirx.IntImm("int64", dim) for dim in shape], dtype)
