@@ -8,7 +8,7 @@ from types import FrameType
 def _end(_signal: int, _frame: FrameType | None) -> None:
     # Without what an import that breaks makes others print.
     os.write(2, b"error: interrupted\n")
-    os._exit(2)
+    os._exit(130)
 
 
 def main() -> None:

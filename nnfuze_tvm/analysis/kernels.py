@@ -6,10 +6,10 @@ its bandwidth (`roofline` knows both). Each of these alone is a lower bound of t
 roofline, and names what it is bound by. The time itself is measured, the kernel alone, on warm caches; for a board that
 is not at hand there is none, and the roofline says what the catalogue's figures allow.
 
-Operations are exact: two for each multiply-accumulate of the layers, as the networks state them, also where a kernel
-gets by with fewer. So is the number of bytes in a kernel's arguments. What each level of memory delivers is an
-estimate; see `traffic`. Kernels without a layer are counted by TVM, each scalar operation as one, as if the core did
-them at its peak rate.
+Operations are exact: two for each multiply-accumulate of the layers, as the networks state them. A Winograd kernel
+multiplies less, and its bound is by what it multiplies. The number of bytes in a kernel's arguments is exact, too.
+What each level of memory delivers is an estimate; see `traffic`. Kernels without a layer are counted by TVM, each
+scalar operation as one, as if the core did them at its peak rate.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ from nnfuze_tvm.analysis import metrics, traffic
 from nnfuze_tvm.analysis.roofline import Machine
 from nnfuze_tvm.devices.hardware import Hardware
 from nnfuze_tvm.graph import ir
+from nnfuze_tvm.schedules.blocks import extents
 
 _NARROW = ("int8", "uint8")
+_WINOGRAD = "winograd"
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,13 @@ class KernelUse:
 
     @property
     def of_peak(self) -> float | None:
-        """The operations' rate, relative to the machine's peak."""
+        """The time that the kernel's multiply-adds take at the machine's peak, relative to the measured one."""
         return _ratio(self.bounds["compute"], self.seconds)
+
+    @property
+    def winograd(self) -> bool:
+        """Whether it multiplies less than its layers state."""
+        return self.rule == _WINOGRAD
 
     @property
     def rate(self) -> float | None:
@@ -251,6 +258,7 @@ def kernel_uses(
         own = [layers[name] for name in _with_aliases(kernel.layers, aliases) if name in layers]
         plain = tvm.IRModule({"main": fused[kernel.name.removesuffix("_prepacked")]})
         operations = 2 * sum(layer.macs for layer in own) / kernel.calls if own else estimate_tir_flops(plain)
+        multiplied = _winograd_operations(plain["main"]) if kernel.rule == _WINOGRAD else operations
         integer = bool(own) and any(dtype in _NARROW for _, dtype in kernel.arguments[:2])
         delivered = delivered_bytes(lowered[kernel.name], target, machine)
         found.append(
@@ -264,10 +272,16 @@ def kernel_uses(
                 operations=operations,
                 bytes=sum(prod(shape) * np.dtype(dtype).itemsize for shape, dtype in kernel.arguments),
                 seconds=times[kernel.name] if times else None,
-                bounds=bounds(machine, operations, integer, delivered),
+                bounds=bounds(machine, multiplied, integer, delivered),
             )
         )
     return tuple(found)
+
+
+def _winograd_operations(func: tirx.PrimFunc) -> float:
+    """Return two per multiply-add of a Winograd kernel's product of matrices; the transforms only add."""
+    sch = tvm.s_tir.Schedule(func)
+    return 2.0 * prod(extents(sch, sch.get_sblock("winograd_product")))
 
 
 def _with_aliases(names: Sequence[str], aliases: Mapping[str, str]) -> list[str]:

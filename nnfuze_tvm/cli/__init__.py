@@ -58,7 +58,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         with temporary:
             code, message = _run(arguments)
     except KeyboardInterrupt:
-        code, message = 2, "interrupted"
+        code, message = guard.interrupted(arguments)
     except Exception as error:
         code, message = 2, guard.OUT_OF_MEMORY
         # Where C++ finds no memory, TVM makes its own error of it.
@@ -72,7 +72,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return 0
     if interruption.came:
         # It looks like something else by then: a linker that failed, an import that broke.
-        message = "interrupted"
+        code, message = guard.interrupted(arguments)
     if message:
         _say(message)
     return code
@@ -136,7 +136,7 @@ def _run(arguments: Sequence[str]) -> tuple[int, str]:
     except typer.Exit as error:
         return (2 if error.exit_code else 0), ""
     except typer.Abort:
-        return 2, "interrupted"
+        return guard.interrupted(arguments)
     except _USAGE_ERROR as error:
         return 2, _usage(error)
     except BrokenPipeError:

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from nnfuze_tvm.errors import escaped, printable
+from nnfuze_tvm.jobs.announce import NOTE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -91,7 +92,7 @@ def progress() -> Iterator[Announce]:
 
     def announce(what: str) -> None:
         interruption.check()
-        if status is None:
+        if status is None or what.startswith(NOTE):
             print(printable(f"nnfuze: {what}"), file=sys.stderr, flush=True)
             return
         status.update(Text(printable(what)))

@@ -17,6 +17,9 @@ from nnfuze_tvm.reading import memory
 
 OUT_OF_MEMORY = "out of memory; use smaller samples or shapes, or a machine with more"
 
+# As shells have it of what Ctrl-C ended.
+INTERRUPTED = 130
+
 _PR_SET_PDEATHSIG = 1
 _ENDS = (signal.SIGINT, signal.SIGTERM)
 # Less than that is never the limit: what is free now may be little, and what is cached is given back.
@@ -64,7 +67,13 @@ def run(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> tu
         if said:
             return said[0], ""
         log.seek(0)
-        return 2, "interrupted" if came else _reason(status, log.read().decode(errors="replace"), arguments)
+        return interrupted(arguments) if came else (2, _reason(status, log.read().decode(errors="replace"), arguments))
+
+
+def interrupted(arguments: Sequence[str]) -> tuple[int, str]:
+    """Return the exit code and the line of a command that Ctrl-C or SIGTERM ended."""
+    kept = any(word.startswith(("--trials", "--work-dir")) for word in arguments)
+    return INTERRUPTED, "interrupted" + "; the same command goes on with what has been measured" * kept
 
 
 def _log() -> IO[bytes]:
@@ -100,8 +109,8 @@ def _child(command: Callable[[Sequence[str]], int], arguments: Sequence[str], lo
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDS)
         code = command(arguments)
     except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        code = 2
+        code, message = interrupted(arguments)
+        print(f"error: {message}", file=sys.stderr)
     except SystemExit as ended:
         # What rich does where who read has gone, as `head` does.
         code = 2 if ended.code else 0

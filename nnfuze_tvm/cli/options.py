@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
+import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import typer
 
 from nnfuze_tvm.cli.method_options import method_options
 from nnfuze_tvm.errors import InputError
+from nnfuze_tvm.jobs.announce import note_threads
 from nnfuze_tvm.reading.limits import LONGEST_WAIT
 
 Models = Annotated[
@@ -39,8 +41,18 @@ WorkDir = Annotated[
         "used. With --trials or --finetune, nnfuze-tuning by default."
     ),
 ]
+A_TRIAL = "each about half a second"
 Threads = Annotated[int, typer.Option(help="Threads per inference.")]
-SomeThreads = Annotated[int | None, typer.Option(help="Threads per inference; as compiled by default.")]
+
+
+def _noted(threads: int | None) -> int | None:
+    note_threads(threads or 1, lambda what: print(f"nnfuze: {what}", file=sys.stderr))
+    return threads
+
+
+SomeThreads = Annotated[
+    int | None, typer.Option(help="Threads per inference; as compiled by default.", callback=_noted)
+]
 DumpIR = Annotated[
     str | None,
     typer.Option("--dump-ir", help="Directory for the module after every pass, as text.", metavar="DIR"),
@@ -142,8 +154,17 @@ def _parse_shapes(texts: Sequence[str]) -> dict[str, list[int]]:
     return shapes
 
 
-def check_files(models: Sequence[str], inputs: Mapping[str, Any]) -> None:
+def check_files(models: Sequence[str], inputs: Mapping[str, Any], **arrays: str | None) -> None:
     """Say what is wrong with files, tasks' names and shapes before TVM is imported, which takes seconds.
+
+    Parameters
+    ----------
+    models : sequence of str
+        The networks.
+    inputs : dict
+        The options `Inputs`.
+    **arrays
+        Files of samples, if there are any, by what they are.
 
     Raises
     ------
@@ -151,7 +172,11 @@ def check_files(models: Sequence[str], inputs: Mapping[str, Any]) -> None:
         If something is.
     """
     from nnfuze_tvm.frontend import onnx_file
+    from nnfuze_tvm.reading.arrays import read_arrays
 
+    for what, path in arrays.items():
+        if path:
+            read_arrays(path, f"{what} data")
     onnx_file.checked_sources(models, None, inputs["shapes"])
 
 

@@ -92,7 +92,7 @@ def read(path: str | Path) -> onnx.ModelProto:
         raise ModelError(
             f"{path}: truncated or damaged ONNX file: export or copy it again"
             if damaged
-            else f"{path}: not an ONNX file"
+            else f"{path}: not an ONNX file, nor TensorFlow Lite's (.tflite) or PyTorch's (.pt2)"
         )
     try:
         onnx_door.check_external(model, path.parent, str(path))
@@ -293,17 +293,23 @@ def input_shapes(source: Source, shapes: Mapping[str, Sequence[int]]) -> dict[st
             continue
         given = tuple(int(dim) for dim in given)
         if len(given) != len(fixed):
-            raise InputError(f"{source.label}: input {value.name!r} has {len(fixed)} dimensions, shape {given}")
+            raise InputError(
+                f"{source.label}: input {value.name!r} is {_text(fixed)}, of {len(fixed)} dimensions; {_text(given)} "
+                f"has {len(given)}"
+            )
         # Some exporters write a zero for any size.
         if any(
             new < 0 or old not in (None, 0, new) or (new == 0 != old) for old, new in zip(fixed, given, strict=True)
         ):
-            text = "x".join(str(dim or "?") for dim in fixed)
-            raise InputError(f"{source.label}: input {value.name!r} is {text}, which can't be {given}")
+            raise InputError(f"{source.label}: input {value.name!r} is {_text(fixed)}, which can't be {_text(given)}")
         if reason := onnx_door.impossible_size(given):
             raise InputError(f"{source.label}: input {value.name!r} {reason}")
         result[value.name] = given
     return result
+
+
+def _text(shape: Sequence[int | None]) -> str:
+    return "x".join("?" if dim is None else str(dim) for dim in shape) or "a number"
 
 
 def _rank(value: onnx.ValueInfoProto) -> int:

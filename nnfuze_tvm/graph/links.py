@@ -141,7 +141,13 @@ class _Wirer:
             raise InputError(f"chain {link!r}: write it as input=task:output, or input=task:output[16]")
         if match["task"] not in self.tasks:
             raise InputError(f"chain {link}: there is no task {match['task']!r}; there are {', '.join(self.tasks)}")
-        return self._places(f"chain {link}", name, [task for task in self.tasks if task != match["task"]])
+        task, others = match["task"], [task for task in self.tasks if task != match["task"]]
+        if not self._named(name, others) and self._named(name, [task]):
+            raise InputError(
+                f"chain {link}: {name!r} is an input of {task} itself, and a chain leads to another network; what its "
+                f"output was at the call before is --state {name}={match['output']}"
+            )
+        return self._places(f"chain {link}", name, others)
 
     def _keepers(self, link: str) -> list[tuple[str, str]]:
         name, found, output = link.partition("=")
@@ -151,12 +157,15 @@ class _Wirer:
 
     def _places(self, link: str, name: str, tasks: Sequence[str]) -> list[tuple[str, str]]:
         """Return the inputs of some tasks that a name means."""
-        alike = [place for place in self.types if place[0] in tasks and place[1] == name]
-        full = [place for place in self.types if name in (f"{place[0]}.{place[1]}", f"{place[0]}:{place[1]}")]
-        if found := alike or full:
+        if found := self._named(name, tasks):
             return found
         known = ", ".join(f"{task}.{other}" for task, other in self.types if task in tasks)
         raise InputError(f"{link}: there is no input {name!r}; there are {known or 'none'}")
+
+    def _named(self, name: str, tasks: Sequence[str]) -> list[tuple[str, str]]:
+        places = [place for place in self.types if place[0] in tasks]
+        full = [place for place in places if name in (f"{place[0]}.{place[1]}", f"{place[0]}:{place[1]}")]
+        return [place for place in places if place[1] == name] or full
 
     def _result(self, link: str, task: str, name: str) -> Result:
         names = self.outputs[task]

@@ -9,11 +9,12 @@ from typing import Any
 from nnfuze_tvm.deploy.bundle import check_destination
 from nnfuze_tvm.devices import targets
 from nnfuze_tvm.devices.remote import tracker as trackers
-from nnfuze_tvm.jobs.announce import Announce, silent
-from nnfuze_tvm.jobs.data import evaluation_data, read_arrays
+from nnfuze_tvm.jobs.announce import NOTE, Announce, silent
+from nnfuze_tvm.jobs.data import EvaluationData, evaluation_data, read_arrays
 from nnfuze_tvm.jobs.dump import open_dump
 from nnfuze_tvm.jobs.graphs import make_graphs
 from nnfuze_tvm.jobs.request import CompileRequest
+from nnfuze_tvm.jobs.tune import check_device
 from nnfuze_tvm.report import Report
 
 
@@ -74,17 +75,23 @@ def compile(
         If what was built doesn't compute what the networks compute; nothing is written then, either.
     """
     request = CompileRequest.parse(models, fields)
+    target = targets.resolve(request.target)
+    if request.trials:
+        check_device(request, target)
+    arrays = read_arrays(request.evaluation, "evaluation data") if request.evaluation else {}
     destination = check_destination(output, force=force)
     if os.path.islink(output):
-        announce(f"replacing {destination}, which {output} points to")
-    target = targets.resolve(request.target)
+        announce(f"{NOTE}replacing {destination}, which {output} points to")
     dump = open_dump(dump_ir, output)
-    arrays = read_arrays(request.evaluation, "evaluation data") if request.evaluation else {}
     trackers.check_reachable(request.place, request.key, request.wait)
+    data: list[EvaluationData] = []
     with dump:
-        graphs = make_graphs(request, announce)
-    data = evaluation_data(graphs, request.evaluation, arrays)
+        graphs = make_graphs(
+            request, announce, on_merged=lambda mod: data.append(evaluation_data(mod, request.evaluation, arrays))
+        )
     # With all that schedules kernels: what can be said before is said before.
     from nnfuze_tvm.jobs.write_bundle import write_bundle
 
-    return write_bundle(request, graphs, data, target, output, force=force, dump=dump, announce=announce, bars=progress)
+    return write_bundle(
+        request, graphs, data[0], target, output, force=force, dump=dump, announce=announce, bars=progress
+    )

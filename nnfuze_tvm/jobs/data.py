@@ -16,7 +16,7 @@ from nnfuze_tvm.analysis import measure
 from nnfuze_tvm.deploy.runner import Input, sample_batches, signature
 from nnfuze_tvm.devices import scratch
 from nnfuze_tvm.errors import InputError
-from nnfuze_tvm.reading.arrays import read_npy, read_npz
+from nnfuze_tvm.reading.arrays import read_arrays, read_npy
 
 if TYPE_CHECKING:
     from nnfuze_tvm.jobs.graphs import Graphs
@@ -42,32 +42,6 @@ class EvaluationData:
     batches: list[dict[str, np.ndarray]] = field(default_factory=list)
     labels: Arrays = field(default_factory=dict)
     what: str = ""
-
-
-def read_arrays(path: str, what: str) -> dict[str, np.ndarray]:
-    """Return the arrays of an ``.npz`` file.
-
-    Parameters
-    ----------
-    path : str
-        The file.
-    what : str
-        What it holds, for messages.
-
-    Raises
-    ------
-    InputError
-        If it can't be read, isn't one, or is empty.
-    """
-    try:
-        arrays = read_npz(path)
-    except OSError as error:
-        raise InputError(f"{what} {path}: can't be read ({error.strerror or error})") from None
-    except ValueError as error:
-        raise InputError(f"{what} {path}: {error}") from None
-    if not arrays:
-        raise InputError(f"{what} {path}: holds no arrays; save arrays by input name with numpy.savez")
-    return arrays
 
 
 def evaluation_data(graphs: Graphs, path: str | None, arrays: Arrays) -> EvaluationData:

@@ -115,6 +115,8 @@ def _destination(output: str | os.PathLike[str], models: Sequence[str], force: b
     if path.is_dir() or any(path.exists() and path.samefile(model_path(model)) for model in models):
         what = "a directory" if path.is_dir() else "one of the networks"
         raise InputError(f"--output {output}: is {what}; give the name of a new file")
+    if path.suffix != ".onnx":
+        raise InputError(f"--output {output}: what is written is an ONNX file; give a name that ends in .onnx")
     if os.path.lexists(path) and not force:
         raise InputError(f"--output {output}: exists already; use --force to replace it")
     if not os.access(path.parent, os.W_OK):
@@ -132,7 +134,7 @@ def _check(graphs: Graphs, data: bytes) -> str:
     try:
         import onnxruntime  # noqa: F401
     except ImportError:
-        return "not checked: onnxruntime is not installed"
+        return "not checked: for that, pip install onnxruntime"
     try:
         return _compare(graphs, data)
     except CheckError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,14 +10,16 @@ import tvm
 from tvm import relax
 
 from nnfuze_tvm.analysis import metrics
+from nnfuze_tvm.deploy.bundle import unfit
 from nnfuze_tvm.deploy.executor import host_executor
+from nnfuze_tvm.deploy.manifest import describe_target
 from nnfuze_tvm.devices.targets import llvm_features, resolve
 from nnfuze_tvm.errors import InputError
 from nnfuze_tvm.frontend import load
 from nnfuze_tvm.graph import ir
 from nnfuze_tvm.graph.links import wire
 from nnfuze_tvm.graph.wiring import Wiring
-from nnfuze_tvm.jobs.announce import Announce, silent
+from nnfuze_tvm.jobs.announce import Announce, note_threads, silent
 from nnfuze_tvm.jobs.request import NetworkRequest
 from nnfuze_tvm.passes import pipeline
 from nnfuze_tvm.passes.compress import method
@@ -79,7 +81,13 @@ class Graphs:
         return _run(pipeline.merge_phases(), ir.with_small_weights(own) if ir.small_weights(self.loaded) else own)
 
 
-def make_graphs(request: NetworkRequest, announce: Announce = silent, *, portable: bool = False) -> Graphs:
+def make_graphs(
+    request: NetworkRequest,
+    announce: Announce = silent,
+    *,
+    portable: bool = False,
+    on_merged: Callable[[Graphs], object] = lambda _: None,
+) -> Graphs:
     """Load the networks, merge them, and compress the merged one as options and policy say.
 
     Parameters
@@ -90,12 +98,17 @@ def make_graphs(request: NetworkRequest, announce: Announce = silent, *, portabl
         Is told what is being done.
     portable : bool
         The graphs are for any machine, so the target need not have what the methods want.
+    on_merged : callable
+        Is given the graphs before anything is compressed, which may take long: it may complain.
 
     Raises
     ------
     NNFuzeError
         If anything given doesn't fit.
     """
+    policy = _policy(request)
+    if not portable and request.tracker is None and unfit(describe_target(resolve(request.target))) is None:
+        note_threads(request.threads, announce)
     if request.finetune is not None:
         # What it needs may be missing; nothing else needs that.
         from nnfuze_tvm.jobs.finetuning import FineTuning
@@ -107,11 +120,12 @@ def make_graphs(request: NetworkRequest, announce: Announce = silent, *, portabl
     links = (request.shared_inputs, request.chains, request.states)
     wiring = wire(loaded, *links)
     merged = _run(pipeline.merge_phases(*links), loaded)
-    policy = _policy(request)
     asked = _asked_for(policy, merged)
+    method.check_used(pipeline.METHODS, asked, request.options)
     samples = None
     if request.calibration is not None:
         samples = load_calibration(request.calibration, merged, host_executor)
+    on_merged(Graphs(loaded, wiring, {"merged": merged}, samples))
     features = None if portable else llvm_features(resolve(request.target))
     for one in asked:
         if samples is None:

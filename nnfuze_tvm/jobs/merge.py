@@ -23,11 +23,12 @@ from nnfuze_tvm.frontend.export import export as to_onnx
 from nnfuze_tvm.graph import dataflow, ir
 from nnfuze_tvm.graph.samples import by_inference
 from nnfuze_tvm.jobs.announce import Announce, silent
-from nnfuze_tvm.jobs.data import Arrays, read_arrays
+from nnfuze_tvm.jobs.data import Arrays
 from nnfuze_tvm.jobs.directory import JobDirectory
 from nnfuze_tvm.jobs.request import model_path
 from nnfuze_tvm.passes import pipeline
 from nnfuze_tvm.passes.compress.calibration import load_calibration
+from nnfuze_tvm.reading.arrays import read_arrays
 from nnfuze_tvm.reading.files import open_file, parse_json, read_file
 from nnfuze_tvm.reading.limits import MOST_THREADS
 from nnfuze_tvm.report.merging import Attempt, CurvePoint, MergeReport, TaskScore

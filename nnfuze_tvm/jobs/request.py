@@ -13,6 +13,7 @@ from nnfuze_tvm.devices.remote.tracker import Place
 from nnfuze_tvm.errors import InputError, printable
 from nnfuze_tvm.passes import pipeline
 from nnfuze_tvm.passes.compress import method
+from nnfuze_tvm.passes.compress.policy import LayerPolicy
 from nnfuze_tvm.reading.limits import LONGEST_WAIT, MOST_EPOCHS, MOST_THREADS, MOST_TRIALS
 
 # Where work is kept by default.
@@ -116,14 +117,24 @@ class NetworkRequest(BaseModel):
             first = error.errors()[0]
             name = str(first["loc"][0]).replace("_", "-")
             raise InputError(f"--{name} {printable(str(first['input']), 80)}: {first['msg'].lower()}") from None
+        if request.policy is None:
+            stated = method.settings(pipeline.METHODS, request.options)
+            layer = LayerPolicy(**{field: value for field, value in stated.items() if value is not None})
+            method.check_used(pipeline.METHODS, method.asked(pipeline.METHODS, [layer]), request.options)
         if not request.calibration:
             method.check_samples(pipeline.METHODS, request.options)
         if request.epochs is not None and not request.finetune:
             raise InputError(f"--epochs {request.epochs}: give the data to --finetune on, too")
         if request.tracker and not request.key:
             raise InputError(f"--tracker {request.tracker}: give the --key of the devices to use, too")
-        if request.key and not request.tracker:
-            raise InputError(f"--key {request.key}: give the --tracker where the devices are registered, too")
+        if not request.tracker:
+            given = {
+                f"--key {request.key}": request.key is not None,
+                "--secret-file": request.secret_file is not None,
+                "--insecure": request.insecure,
+            }
+            if option := next((option for option, there in given.items() if there), ""):
+                raise InputError(f"{option}: give the --tracker where the devices are registered, too")
         return request
 
     @property

@@ -13,9 +13,9 @@ from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
 
 from nnfuze_tvm.deploy import build
-from nnfuze_tvm.devices import targets
+from nnfuze_tvm.devices import targets, toolchain
 from nnfuze_tvm.devices.remote import tracker as trackers
-from nnfuze_tvm.errors import InputError
+from nnfuze_tvm.errors import DeviceError, InputError, printable
 from nnfuze_tvm.jobs import tuning
 from nnfuze_tvm.jobs.announce import Announce, silent
 from nnfuze_tvm.jobs.directory import replace
@@ -74,9 +74,26 @@ def tune(
     if request.trials < 1:
         raise InputError(f"--trials {request.trials}: tuning needs at least one trial per kernel")
     target = targets.resolve(request.target)
+    check_device(request, target)
     trackers.check_reachable(request.place, request.key, request.wait)
     graphs = make_graphs(request, announce)
     return tune_graph(graphs.last, target, request, request.work_dir, announce, progress)
+
+
+def check_device(request: TuneRequest, target: Target) -> None:
+    """Check that candidates can be measured.
+
+    Raises
+    ------
+    DeviceError
+        If there is neither a tracker nor a processor here that runs the target's code.
+    """
+    if request.tracker is None and not toolchain.runs_here(target):
+        key = request.target if request.target.isalnum() else "KEY"
+        raise DeviceError(
+            f"--target {printable(request.target, 60)}: this machine can't run its code; to tune on a board, give "
+            f"--tracker host:port --key {key}"
+        )
 
 
 def tune_graph(

@@ -36,8 +36,8 @@ def too_large(size: int) -> str:
 
 
 def readable(size: int) -> str:
-    """Return a number of bytes as people write it."""
-    for unit in ("B", "kB", "MB", "GB"):
+    """Return a number of bytes as B, KB, MB (powers of 1000, as disks and links are sold)."""
+    for unit in ("B", "KB", "MB", "GB"):
         if size < 1000:
             return f"{size:.3g} {unit}"
         size /= 1000  # type: ignore[assignment]

@@ -52,6 +52,10 @@ def render_analysis(analysis: Analysis) -> list[Table | str]:
     parts: list[Table | str] = [_figures(analysis.machine), table]
     if analysis.catalogue is not None:
         parts.insert(1, _figures(analysis.catalogue))
+    if any(kernel.winograd for kernel in analysis.kernels):
+        parts.append(
+            "Winograd convolutions: ops and rate are the layers'; compute and of peak count what is multiplied"
+        )
     if analysis.convolutions is not None:
         parts.append(f"convolutions together: {text.percent(analysis.convolutions, 0)} of the peak")
     return parts

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from nnfuze_tvm.reading.memory import readable
 from nnfuze_tvm.report.record import Report, TaskQuality
 
 NOTHING = "–"
 # So many layers are named per reason; the JSON has them all.
 _NAMED = 3
+# So much do two measurements of one network differ.
+_NOISE = 0.02
 
 
 def seconds(value: float | None) -> str:
@@ -29,8 +32,8 @@ def count(value: float | None, unit: str = "") -> str:
 
 
 def size(value: int | None) -> str:
-    """Return bytes as B, KB, MB (powers of 1000, as disks and links are sold)."""
-    return NOTHING if value is None else count(value, "B").replace("kB", "KB")
+    """Return bytes with a fitting unit."""
+    return NOTHING if value is None else readable(value)
 
 
 def rate(value: float | None) -> str:
@@ -89,6 +92,20 @@ def left_in_float(report: Report) -> str:
         groups.append(f"{', '.join(names[:_NAMED])}{more} ({reason})")
     left = sum(map(len, by_reason.values()))
     return f"{left} of {len(report.layers)} layers stay in float32: {'; '.join(groups)}" if groups else ""
+
+
+def no_gain(report: Report) -> str:
+    """Return one line about tuning that made nothing faster that can be told; empty if it did or nothing is known."""
+    *_, before, after = [None, None, *report.own]
+    if after is None or after.name != "tuned" or before is None or not before.latency or not after.latency:
+        return ""
+    if after.latency < (1 - _NOISE) * before.latency:
+        return ""
+    change = after.latency / before.latency - 1
+    return (
+        f"tuning gained nothing that can be told from noise ({seconds(after.latency)}, {seconds(before.latency)} "
+        f"before it: {change:+.0%}); each kernel has the settings that were fastest, perhaps those it had"
+    )
 
 
 def within_budget(report: Report) -> str:

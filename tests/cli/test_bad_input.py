@@ -129,7 +129,7 @@ class TestData:
         ("arrays", "message"),
         [
             ({"y": samples()}, "'y'"),
-            ({}, "'x'"),
+            ({}, "holds no arrays"),
             ({"x": samples()[:, :1]}, "[6, 1, 6, 6]"),
             ({"x": samples().astype(np.int32)}, "int32"),
             ({"x": np.full((2, 2, 6, 6), np.nan, np.float32)}, "NaN"),
@@ -176,7 +176,9 @@ class TestData:
             assert "give --calibration" in fails("compile", *models, "--quantize", value, "-o", out)
         (tmp_path / "policy.json").write_text('{"default": {"bits": 8}}')
         assert "give --calibration" in fails("compile", *models, "--policy", tmp_path / "policy.json", "-o", out)
-        assert "give --calibration" in fails("compile", *models, "--criterion", "activation", "-o", out)
+        assert "give --calibration" in fails(
+            "compile", *models, "--prune", "0.5", "--criterion", "activation", "-o", out
+        )
 
 
 class TestOptions:
@@ -190,6 +192,8 @@ class TestOptions:
             (["--max-error", "0"], "--max-error 0"),
             (["--max-error", "nan"], "--max-error nan"),
             (["--criterion", "l7"], "--criterion l7"),
+            (["--criterion", "l1"], "--criterion l1: changes nothing"),
+            (["--insecure"], "--insecure: give the --tracker"),
             (["--calibration-method", "guess"], "--calibration-method guess"),
             (["--threads", "0"], "--threads 0"),
             (["--trials", "-1"], "--trials -1"),
@@ -261,12 +265,13 @@ class TestDevices:
     ) -> None:
         work = tmp_path / "work"
         line = fails("compile", *models, "--target", "aarch64", "--trials", "2", "--work-dir", work, "-o", out)
-        assert "tracker" in line
+        assert "--target aarch64: this machine can't run its code" in line and "--key aarch64" in line
 
 
 class TestOutput:
     def test_exists(self, fails: Fails, bundle: Path, models: list[str], tmp_path: Path) -> None:
         assert "exists already; use --force" in fails("compile", *models, "-o", bundle)
+        assert "absent.npz" in fails("compile", *models, "--calibration", "absent.npz", "-o", bundle)
         (tmp_path / "thesis.txt").write_text("irreplaceable")
         assert "is not a bundle" in fails("compile", *models, "-o", tmp_path, "--force")
         assert (tmp_path / "thesis.txt").read_text() == "irreplaceable"
@@ -350,12 +355,25 @@ class TestBundles:
         assert "threads" in fails("bench", bundle, "--threads", "0")
 
 
-@pytest.mark.parametrize(("moment", "how"), [("starting", signal.SIGINT), ("building", signal.SIGTERM)])
-def test_interrupt(models: list[str], out: Path, tmp_path: Path, moment: str, how: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("moment", "how", "options", "said"),
+    [
+        (
+            "starting",
+            signal.SIGINT,
+            ["--trials=9"],
+            "interrupted; the same command goes on with what has been measured",
+        ),
+        ("building", signal.SIGTERM, [], "interrupted"),
+    ],
+)
+def test_interrupt(
+    models: list[str], out: Path, tmp_path: Path, moment: str, how: signal.Signals, options: list[str], said: str
+) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     process = subprocess.Popen(
-        [sys.executable, "-m", "nnfuze_tvm", "compile", *models, "-o", str(out)],
+        [sys.executable, "-m", "nnfuze_tvm", "compile", *models, "-o", str(out), *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -370,8 +388,8 @@ def test_interrupt(models: list[str], out: Path, tmp_path: Path, moment: str, ho
     time.sleep(0.3)
     process.send_signal(how)
     stdout, stderr = process.communicate(timeout=120)
-    assert process.returncode == 2, stderr
-    assert one_line(seen + stderr) == "interrupted"
+    assert process.returncode == 130, stderr
+    assert one_line(seen + stderr) == said
     assert stdout == ""
     assert list(scratch.iterdir()) == []
     assert not list(out.parent.glob(".nnfuze-*"))
@@ -383,7 +401,7 @@ def test_interrupt_while_text_is_being_run(tmp_path: Path) -> None:
     (tmp_path / "stopped.py").write_text("\n".join(lines))
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.getcwd()])}
     done = subprocess.run([sys.executable, "-m", "stopped"], env=env, capture_output=True, text=True, check=False)
-    assert (done.returncode, one_line(done.stderr)) == (2, "interrupted")
+    assert (done.returncode, one_line(done.stderr)) == (130, "interrupted")
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
@@ -401,4 +419,4 @@ main()
 """
     env = {**os.environ, "PYTHONPATH": os.getcwd()}
     done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False)
-    assert (done.returncode, one_line(done.stderr), done.stdout) == (2, "interrupted", "")
+    assert (done.returncode, one_line(done.stderr), done.stdout) == (130, "interrupted", "")

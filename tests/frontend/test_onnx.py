@@ -418,9 +418,9 @@ def test_no_models():
 
 def test_shapes_that_do_not_fit():
     assert "no network has an input 'video'" in error(InputError, [keyword_net()], shapes={"video": (1,)})
-    assert "can't be (1, 2, 9, 8)" in error(InputError, [keyword_net()], shapes={"audio": (1, 2, 9, 8)})
-    assert "has 4 dimensions" in error(InputError, [keyword_net()], shapes={"audio": (1, 1)})
-    assert "can't be (0, 1, 9, 8)" in error(InputError, [keyword_net()], shapes={"audio": (0, 1, 9, 8)})
+    assert "can't be 1x2x9x8" in error(InputError, [keyword_net()], shapes={"audio": (1, 2, 9, 8)})
+    assert "of 4 dimensions; 1x1 has 2" in error(InputError, [keyword_net()], shapes={"audio": (1, 1)})
+    assert "can't be 0x1x9x8" in error(InputError, [keyword_net()], shapes={"audio": (0, 1, 9, 8)})
 
 
 def test_shared_inputs_that_do_not_fit():

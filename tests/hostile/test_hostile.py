@@ -118,7 +118,7 @@ def test_signals_reach_the_child_once(tmp_path: Path) -> None:
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     os.killpg(process.pid, signal.SIGINT)
     out, errors = process.communicate(timeout=60)
-    assert (process.returncode, out, errors) == (2, "cleaned\n", "error: interrupted\n")
+    assert (process.returncode, out, errors) == (130, "cleaned\n", "error: interrupted\n")
 
 
 def test_a_child_ends_with_its_parent(tmp_path: Path) -> None:
@@ -218,10 +218,10 @@ def test_networks_larger_than_memory_are_not_run(
     monkeypatch.setattr(memory, "available", lambda: 2000)
     assert cli.run(["compile", str(tmp_path / "net.onnx"), "--no-compare", "-o", str(tmp_path / "out")]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line == "error: net: running it takes 2.16 kB of memory; 2 kB are left here; use smaller shapes"
+    assert line == "error: net: running it takes 2.16 KB of memory; 2 KB are left here; use smaller shapes"
     monkeypatch.setattr(memory, "available", lambda: 1100)
     assert cli.run(["compile", str(tmp_path / "net.onnx"), "--no-compare", "-o", str(tmp_path / "out")]) == 2
-    assert "'conv' (Conv): a result would not fit: it takes 1.15 kB" in capsys.readouterr().err
+    assert "'conv' (Conv): a result would not fit: it takes 1.15 KB" in capsys.readouterr().err
 
 
 def test_memory() -> None:

@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from nnfuze_tvm import cli
 from tests.servers import embedded
@@ -61,6 +63,18 @@ def test_json_of_a_network_for_a_board_that_is_not_at_hand(
         assert kernel["seconds"] is kernel["rate"] is kernel["of_peak"] is kernel["of_roofline"] is None
         assert kernel["least"] == kernel["bounds"][kernel["bound"]] == max(kernel["bounds"].values()) > 0
     assert found["least"] == pytest.approx(sum(k["least"] * k["calls"] for k in found["kernels"]))
+
+
+def test_what_winograd_multiplies_is_its_bound(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Tiles of 4×4: 36 multiply-adds in place of 144, and never more than the peak."""
+    weights = numpy_helper.from_array(np.random.default_rng(0).normal(size=(32, 32, 3, 3)).astype("float32"), "w")
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 32, 24, 24]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Conv", ["x", "w"], ["y"], pads=[1] * 4)], "c", [x], [y], [weights])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), tmp_path / "c.onnx")
+    assert cli.run(["analyze", str(tmp_path / "c.onnx"), "--target", "rpi4", "--json"]) == 0
+    (conv,) = (kernel for kernel in json.loads(capsys.readouterr().out)["kernels"] if kernel["convolution"])
+    assert conv["rule"] == "winograd" and conv["operations"] == 2 * 24 * 24 * 32 * 32 * 9
+    assert conv["bounds"]["compute"] == pytest.approx(conv["operations"] / 4 / 12e9)
 
 
 def test_table_for_a_board_that_is_not_at_hand(

@@ -126,6 +126,8 @@ def test_destinations(models, tmp_path):
         job.export(models, tmp_path)
     with pytest.raises(InputError, match="is one of the networks"):
         job.export(models, models[0], force=True)
+    with pytest.raises(InputError, match=r"give a name that ends in \.onnx"):
+        job.export(models, tmp_path / "out.txt")
     with pytest.raises(InputError, match="is no directory that can be written"):
         job.export(models, tmp_path / "missing" / "out.onnx")
 

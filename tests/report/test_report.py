@@ -147,6 +147,16 @@ def test_what_stayed_in_float_is_one_line() -> None:
     )
 
 
+@pytest.mark.parametrize(("before", "after", "said"), [(1e-3, 9e-4, ""), (1e-3, 9.9e-4, "-1%"), (1e-3, 1.2e-3, "+20%")])
+def test_tuning_that_gained_nothing_is_said(before: float, after: float, said: str) -> None:
+    stages = [Stage(name="ONNX Runtime", reference=True), Stage(name="int8", latency=before)]
+    tuned = Report(tasks=["a"], target="host", stages=[*stages, Stage(name="tuned", latency=after)])
+    line = text.no_gain(tuned)
+    assert said in line and bool(line) == bool(said)
+    assert text.no_gain(Report(tasks=["a"], target="host", stages=stages)) == ""
+    assert text.no_gain(Report(tasks=["a"], target="host", stages=[Stage(name="tuned", latency=after)])) == ""
+
+
 def budget(**fields: object) -> Budget:
     values = {"before": {"a:y": 0.3, "a:z": 0.01}, "after": {"a:y": 0.04, "a:z": 0.01}, "layers": {}, "policy": {}}
     return Budget.model_validate({"max_error": 0.05, "samples": 8, **values, **fields})

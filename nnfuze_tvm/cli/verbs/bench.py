@@ -32,7 +32,8 @@ def command(
 
     out().print(
         f"latency {text.seconds(result['latency'])} (p95 {text.seconds(result['latency_p95'])}), "
-        f"{text.rate(result['throughput'])}, {text.threads(result['threads'])}, {text.size(result['bytes'])} on disk",
+        f"{text.rate(result['throughput'])}, {text.threads(result['threads'])}, "
+        f"{text.size(result['bytes'])} on disk with its manifest",
         highlight=False,
     )
     out().print(render_kernels([KernelTime(**kernel) for kernel in result["kernels"]]))

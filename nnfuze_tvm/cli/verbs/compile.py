@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from nnfuze_tvm.cli.console import out, progress
 from nnfuze_tvm.cli.options import (
+    A_TRIAL,
     AsJson,
     Boards,
     Calibration,
@@ -57,22 +59,23 @@ def command(
     ] = None,
     compression: Compression,
     inputs: Inputs,
-    trials: Annotated[int, typer.Option(help="Tuning trials per kernel; 0: no tuning.")] = 0,
+    trials: Annotated[int, typer.Option(help=f"Tuning trials per kernel, {A_TRIAL}; 0: no tuning.")] = 0,
     boards: Boards,
     work_dir: WorkDir = None,
     threads: Threads = 1,
-    compare: Annotated[
-        bool, typer.Option(help="Build and measure every stage for the report, not only the last.")
-    ] = True,
-    check: Annotated[
-        bool, typer.Option(help="Compare what was built with the networks as they were given, on a few samples.")
-    ] = True,
+    no_compare: Annotated[
+        bool, typer.Option("--no-compare", help="Build and measure the last stage alone, not every one for the report.")
+    ] = False,
+    no_check: Annotated[
+        bool,
+        typer.Option("--no-check", help="Don't compare what was built with the networks as given, on a few samples."),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is already there.")] = False,
     dump_ir: DumpIR = None,
     as_json: AsJson = False,
 ) -> None:
     """Compile networks into one bundle, with a report."""
-    check_files(models, inputs)
+    check_files(models, inputs, calibration=calibration, evaluation=evaluation)
     with progress() as announce:
         from nnfuze_tvm.jobs.compile import compile
 
@@ -90,8 +93,8 @@ def command(
             trials=trials,
             work_dir=work_dir,
             threads=threads,
-            compare=compare,
-            check=check,
+            compare=not no_compare,
+            check=not no_check,
             **compression,
             **inputs,
             **boards,
@@ -100,16 +103,17 @@ def command(
 
 
 def _show(report: Report, output: str, as_json: bool) -> None:
-    from nnfuze_tvm.report import left_in_float, render_table, within_budget
+    from nnfuze_tvm.report import left_in_float, no_gain, render_table, within_budget
 
-    if note := left_in_float(report):
-        print(f"nnfuze: {note}", file=sys.stderr)
+    for note in (left_in_float(report), no_gain(report)):
+        if note:
+            print(f"nnfuze: {note}", file=sys.stderr)
     if as_json:
         print(report.to_json(), end="")
         return
     out().print(render_table(report))
     if report.budget is not None:
-        out().print(f"{within_budget(report)}; again: --policy {output}/policy.json", highlight=False)
+        out().print(f"{within_budget(report)}; again: --policy {os.path.join(output, 'policy.json')}", highlight=False)
     if report.check is not None:
         out().print(f"check: {report.check.text}", highlight=False)
-    out().print(f"bundle: {output}   report: {output}/report.html", highlight=False)
+    out().print(f"bundle: {output}   report: {os.path.join(output, 'report.html')}", highlight=False)

@@ -30,12 +30,14 @@ def command(
     calibration: Calibration = None,
     compression: Compression,
     inputs: Inputs,
-    check: Annotated[bool, typer.Option(help="Compare ONNX Runtime's answers, if it is installed, with ours.")] = True,
+    no_check: Annotated[
+        bool, typer.Option("--no-check", help="Don't compare ONNX Runtime's answers, if it is installed, with ours.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is already there.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Merge and compress networks into one ONNX file, for any engine."""
-    check_files(models, inputs)
+    check_files(models, inputs, calibration=calibration)
     with progress() as announce:
         from nnfuze_tvm.jobs.export import export
 
@@ -43,7 +45,7 @@ def command(
             models,
             output,
             force=force,
-            check=check,
+            check=not no_check,
             announce=announce,
             calibration=calibration,
             **compression,
@@ -52,7 +54,9 @@ def command(
     if as_json:
         print(json.dumps({"path": output, **asdict(written)}, indent=1))
         return
+    from nnfuze_tvm.report import text
+
     out().print(f"inputs: {', '.join(written.inputs)}   outputs: {', '.join(written.outputs)}", highlight=False)
-    size = f"{written.nodes} nodes, {written.macs / 1e6:.1f} M MACs, {written.bytes / 1e3:.0f} kB"
+    size = f"{written.nodes} nodes, {text.count(written.macs)} MACs, {text.size(written.bytes)}"
     out().print(f"{output}: {size}", highlight=False)
     out().print(f"check: {written.check}", highlight=False)

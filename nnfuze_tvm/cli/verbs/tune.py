@@ -10,6 +10,7 @@ import typer
 
 from nnfuze_tvm.cli.console import out, progress
 from nnfuze_tvm.cli.options import (
+    A_TRIAL,
     AsJson,
     Boards,
     Calibration,
@@ -37,7 +38,7 @@ def command(
     calibration: Calibration = None,
     compression: Compression,
     inputs: Inputs,
-    trials: Annotated[int | None, typer.Option(help="Tuning trials per kernel; 64 for a new job.")] = None,
+    trials: Annotated[int | None, typer.Option(help=f"Tuning trials per kernel, {A_TRIAL}; 64 for a new job.")] = None,
     boards: Boards,
     threads: Threads = 1,
     as_json: AsJson = False,
@@ -50,7 +51,7 @@ def command(
     for; one that comes (back) is used.
     """
     if models:
-        check_files(models, inputs)
+        check_files(models, inputs, calibration=calibration)
     with progress() as announce:
         from nnfuze_tvm.jobs.tune import tune
 

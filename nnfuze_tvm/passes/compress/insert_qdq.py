@@ -288,6 +288,7 @@ _MAX_ERROR = Option(
     type=Annotated[float, Field(gt=0, allow_inf_nan=False)],
     default=0.1,
     help="auto: largest error of an output on the samples, a part of its standard deviation.",
+    variant=True,
 )
 
 

@@ -91,6 +91,8 @@ class Option:
         The values that need sample inputs.
     metavar : str, optional
         How ``--help`` shows a value.
+    variant
+        Whether only the method's variant reads it.
     """
 
     name: str
@@ -100,6 +102,7 @@ class Option:
     sets: Callable[[Any], Mapping[str, Any]] | None = None
     samples: Sequence[Any] = ()
     metavar: str | None = None
+    variant: bool = False
 
 
 class Features(NamedTuple):
@@ -311,7 +314,7 @@ def options(methods: Sequence[Method]) -> dict[str, Option]:
         help=", or ".join(f"{m.name} {m.remark}".rstrip() for m in methods if m.name in chosen) + ".",
         sets=sets,
         samples=[name for name, method in names.items() if method.samples],
-        metavar=next(iter(chosen), None),
+        metavar=f"<{'|'.join(chosen)}>",
     )
     return _by_name([quantize] * bool(chosen) + [one for method in methods for one in method.options])
 
@@ -345,6 +348,33 @@ def check_samples(methods: Sequence[Method], values: Mapping[str, Any]) -> None:
         if values.get(name) in option.samples:
             flag = name.replace("_", "-")
             raise InputError(f"--{flag} {values[name]}: needs sample inputs; give --calibration samples.npz")
+
+
+def check_used(methods: Sequence[Method], asked: Sequence[Method], values: Mapping[str, Any]) -> None:
+    """Complain about the first option that was given and that no pass will read.
+
+    Parameters
+    ----------
+    methods
+        The methods.
+    asked
+        Those of them that are asked for.
+    values
+        Values of options by name.
+
+    Raises
+    ------
+    InputError
+        If there is one.
+    """
+    for owner, option in [(one, option) for one in methods for option in one.options if option.sets is None]:
+        value, flag = values.get(option.name), option.name.replace("_", "-")
+        if value in (None, option.default):
+            continue
+        if owner not in asked:
+            raise InputError(f"--{flag} {value}: changes nothing, since no layer is to be {owner.name}; leave it out")
+        if option.variant and values.get("quantize") != owner.variant:
+            raise InputError(f"--{flag} {value}: changes nothing without --quantize {owner.variant}")
 
 
 def _by_name(entries: Sequence[Any]) -> dict[str, Any]:

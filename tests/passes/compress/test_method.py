@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 import tvm
@@ -143,6 +145,24 @@ def test_options_that_need_samples(name, value):
     with pytest.raises(InputError, match=rf"^--{name} {value}: needs sample inputs; give --calibration samples.npz$"):
         method.check_samples(pipeline.METHODS, {name: value})
     method.check_samples(pipeline.METHODS, {"quantize": "fp16", "criterion": "l2", "prune": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ({"criterion": "l1"}, "--criterion l1: changes nothing, since no layer is to be pruned; leave it out"),
+        ({"quantize": "fp16", "calibration_method": "mse"}, "--calibration-method mse: .* no layer is to be int8"),
+        ({"quantize": "int8", "max_error": 0.2}, "--max-error 0.2: changes nothing without --quantize auto"),
+        ({"quantize": "int8", "max_error": 0.1, "criterion": "l2", "calibration_method": "kl"}, ""),
+        ({"quantize": "auto", "prune": 0.5, "max_error": 0.2, "criterion": "l1"}, ""),
+    ],
+)
+def test_options_that_nothing_reads(values, line):
+    default = {"quantize": None, "prune": None, **values}
+    layer = LayerPolicy(**{k: v for k, v in method.settings(pipeline.METHODS, default).items() if v is not None})
+    asked = method.asked(pipeline.METHODS, [layer])
+    with pytest.raises(InputError, match=f"^{line}") if line else contextlib.nullcontext():
+        method.check_used(pipeline.METHODS, asked, default)
 
 
 def test_what_a_method_needs():
