@@ -80,10 +80,10 @@ def evaluate(
     for binding in bindings(func):
         if binding.var in known:
             continue
-        found = _value(binding.value, known, library)
+        found = value_of(binding.value, known, library)
         known[binding.var] = found if hook is None else hook(binding.value, found)
     fields = output_fields(func)
-    values = [_value(field, known, library) for field in fields]
+    values = [value_of(field, known, library) for field in fields]
     if len(fields) == 1 and isinstance(fields[0].ty, relax.TupleType):
         (values,) = values
     return list(map(np.asarray, values))
@@ -96,7 +96,7 @@ def call_of_constants(value: Value) -> np.ndarray | None:
         return None
     if not all(_is_known(arg) for arg in value.args) or not value.args:
         return None
-    return _called(value, [_value(arg, {}, None) for arg in value.args])
+    return _called(value, [value_of(arg, {}, None) for arg in value.args])
 
 
 def _is_known(arg: Value) -> bool:
@@ -105,24 +105,24 @@ def _is_known(arg: Value) -> bool:
     return not isinstance(arg, tvm.ir.Var | Call | relax.TupleGetItem)
 
 
-def _value(value: Value, known: Mapping[Value, Any], library: tvm.runtime.Module | None) -> Any:
-    """Return an array for a tensor, a list for a tuple, numbers for scalars and shapes."""
+def value_of(value: Value, known: Mapping[Value, Any], library: tvm.runtime.Module | None) -> Any:
+    """Return what is bound, given what it reads: an array, a list for a tuple, numbers for scalars and shapes."""
     if isinstance(value, tvm.ir.Var):
         return known[value]
     if isinstance(value, GenericConst):
         return array(value)
     if isinstance(value, relax.Tuple):
-        return [_value(field, known, library) for field in value.fields]
+        return [value_of(field, known, library) for field in value.fields]
     if isinstance(value, relax.TupleGetItem):
-        return _value(value.tuple_value, known, library)[value.index]
+        return value_of(value.tuple_value, known, library)[value.index]
     if isinstance(value, relax.ShapeExpr):
         return tuple(int(dim) for dim in value.values)
     if isinstance(value, Call):
         if op_name(value) in ("call_tir", "call_tir_inplace"):
             return _kernel(value, known, library)
         if op_name(value) == "shape_of":
-            return _value(value.args[0], known, library).shape
-        return _called(value, [_value(arg, known, library) for arg in value.args])
+            return value_of(value.args[0], known, library).shape
+        return _called(value, [value_of(arg, known, library) for arg in value.args])
     return scalar(value)
 
 
@@ -144,7 +144,7 @@ def _typed(result: np.ndarray, ty: relax.TensorType) -> np.ndarray:
 def _kernel(call: Call, known: Mapping[Value, Any], library: tvm.runtime.Module | None) -> Any:
     """Run a PrimFunc on arrays."""
     assert library is not None, "a function that calls PrimFuncs needs their library"
-    given = [tvm.runtime.tensor(np.asarray(each, order="C")) for each in _value(call.args[1], known, library)]
+    given = [tvm.runtime.tensor(np.asarray(each, order="C")) for each in value_of(call.args[1], known, library)]
     types = call.ty.fields if isinstance(call.ty, relax.TupleType) else [call.ty]
     results = [tvm.runtime.empty([int(dim) for dim in ty.shape.values], str(ty.dtype)) for ty in types]
     library[call.args[0].name_hint](*given, *results)

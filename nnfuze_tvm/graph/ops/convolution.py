@@ -35,14 +35,29 @@ from nnfuze_tvm.graph.ops.operator import Example, Layer, Operator
 def evaluate(call: Call, data: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """Return the result of a convolution; integers are summed exactly."""
     attrs = call.attrs
-    layouts = (str(attrs.data_layout), str(attrs.kernel_layout), str(attrs.out_layout or attrs.data_layout))
-    data, weight = to_channels_first(data, layouts[0]), to_channels_first(weight, layouts[1])
+    weight = to_channels_first(weight, str(attrs.kernel_layout))
     kind = accumulator(data.dtype)
     data, weight = data.astype(kind), weight.astype(kind)
-    count = [size for size, letter in zip(static_shape(call), layouts[2], strict=True) if letter not in "NC"]
-    ints = [[int(each) for each in field] for field in (attrs.strides, attrs.dilation, attrs.padding)]
-    seen = windows(data, weight.shape[2:], ints[0], ints[1], ints[2][: len(count)], count, 0)
-    return from_channels_first(_products(seen, weight, int(attrs.groups)), layouts[2])
+    products = _products(_seen(call, data, weight.shape[2:]), weight, int(attrs.groups))
+    return from_channels_first(products, str(attrs.out_layout or attrs.data_layout))
+
+
+def _seen(call: Call, data: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """Return what the windows of a convolution see of its data, ``[N, C, *count, *size]``."""
+    attrs, layout = call.attrs, str(call.attrs.data_layout)
+    out_layout = str(attrs.out_layout or layout)
+    count = [size for size, letter in zip(static_shape(call), out_layout, strict=True) if letter not in "NC"]
+    strides, dilation, padding = ([int(e) for e in field] for field in (attrs.strides, attrs.dilation, attrs.padding))
+    return windows(to_channels_first(data, layout), size, strides, dilation, padding[: len(count)], count, 0)
+
+
+def rows(call: Call, data: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Return what the windows at some places of a convolution's result see."""
+    weight, kernel_layout = static_shape(call.args[1]), str(call.attrs.kernel_layout)
+    size = [weight[axis] for axis in channels_first(kernel_layout)[2:]]
+    view = np.moveaxis(_seen(call, data, size), 1, 1 + len(size))
+    picked = view[np.unravel_index(places, view.shape[: 1 + len(size)])]
+    return picked.reshape(len(places), int(call.attrs.groups), -1).swapaxes(0, 1)
 
 
 def train(torch: Any, call: Call, data: Any, weight: Any) -> Any:
@@ -236,6 +251,7 @@ def _operator(rank: int, kernels: tuple[str, ...]) -> Operator:
         train=train,
         examples=(_example(rank, 1, 1), _example(rank, 16, 1), _example(rank, 4, 2)),
         layer=layer,
+        rows=rows,
         macs=macs,
         couple=couple,
         cut=cut,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
@@ -22,6 +23,7 @@ from nnfuze_tvm.graph.evaluate import Executor
 from nnfuze_tvm.passes.compress.calibration import batches, load_calibration
 from nnfuze_tvm.passes.compress.method import Inputs, Method, Option, PolicyField
 from nnfuze_tvm.passes.compress.prune.channel_groups import ChannelGroup, CoupledFunction
+from nnfuze_tvm.passes.compress.repair import Compressed, repaired
 
 if TYPE_CHECKING:
     from nnfuze_tvm.passes.compress.policy import Policy
@@ -63,6 +65,10 @@ class PruneChannels:
         Needed by ``activation``; at most 32 batches are used.
     executor : callable
         Runs the float network for ``activation``; by default with NumPy.
+    repair : bool
+        Fit what is left to the calibration data, if there is any, see :mod:`nnfuze_tvm.passes.compress.repair`.
+    announce : callable
+        Is told how far the repair is.
 
     Raises
     ------
@@ -78,6 +84,9 @@ class PruneChannels:
         criterion: Criterion = "l1",
         calibration: Calibration | None = None,
         executor: Executor = evaluate.executor,
+        *,
+        repair: bool = True,
+        announce: Callable[[str], None] = lambda _: None,
     ) -> None:
         if criterion not in get_args(Criterion):
             raise InputError(f"pruning criterion {criterion!r}: there are l1, l2 and activation")
@@ -87,6 +96,7 @@ class PruneChannels:
         self.criterion = criterion
         self.calibration = calibration
         self.executor = executor
+        self.repair, self.announce = repair, announce
 
     def transform_module(self, mod: tvm.IRModule, _: PassContext) -> tvm.IRModule:
         """Return the module with the channels removed; the module itself if none is."""
@@ -102,13 +112,19 @@ class PruneChannels:
             if shrinking:
                 scores = self._scores(coupling, mod)
                 dropped = [worst(group.classes, scores, count) for group, count in shrinking]
-                pruned.append((gvar, remove(coupling, np.concatenate(dropped))))
+                removed = remove(coupling, np.concatenate(dropped))
+                pruned.append((gvar, self._repaired(mod, removed)))
         if not pruned:
             return mod
         mod = mod.clone()
         for gvar, func in pruned:
             mod.update_func(gvar, func)
         return mod
+
+    def _repaired(self, mod: tvm.IRModule, removed: Compressed) -> relax.Function:
+        if self.calibration is None or not self.repair:
+            return removed.after
+        return repaired(mod, removed, load_calibration(self.calibration, mod), self.announce)
 
     def _count(self, group: ChannelGroup, lineage: ir.Lineage) -> int:
         """Return how many channels of a group stay."""
@@ -192,8 +208,8 @@ def mean_magnitudes(
     return {layer.name: total / used for layer, total in zip(layers, totals, strict=True)}
 
 
-def remove(coupling: CoupledFunction, dropped: np.ndarray) -> relax.Function:
-    """Return the function without the channels of the classes ``dropped``."""
+def remove(coupling: CoupledFunction, dropped: np.ndarray) -> Compressed:
+    """Return the function without the channels of the classes ``dropped``, and what it was."""
     removal = Removal(coupling, ~np.isin(coupling.channels.roots(), dropped))
     emitter = Emitter()
     done: dict[Value, Value] = {}
@@ -221,7 +237,18 @@ def remove(coupling: CoupledFunction, dropped: np.ndarray) -> relax.Function:
         if not _agrees(removal, coupling.labels[var], done[var].ty):
             # The network would compute something else.
             raise AssertionError(f"pruned {var.name!r} has type {done[var].ty}")
-    return emitter.finish(coupling.func.params, [read(out) for out in coupling.outputs], coupling.func.attrs)
+    outputs = [read(out) for out in coupling.outputs]
+    after = emitter.finish(coupling.func.params, outputs, coupling.func.attrs)
+    same = {new.name: old for old, new in done.items() if isinstance(new, tvm.ir.Var)}
+    return Compressed(coupling.func, after, same, partial(_left, removal))
+
+
+def _left(removal: Removal, var: Value, value: np.ndarray) -> np.ndarray:
+    """Return what is left of a tensor's value."""
+    for axis, labels in enumerate(removal.coupling.tensor(var)):
+        stays = removal.stays[labels]
+        value = value if stays.all() else value.compress(stays, axis)
+    return value
 
 
 def _agrees(removal: Removal, labels: Labels | tuple, ty: tvm.ir.Type) -> bool:
@@ -242,7 +269,8 @@ _CRITERION = Option(
 
 
 def _passes(inputs: Inputs) -> list[tvm.transform.Pass]:
-    return [PruneChannels(inputs.policy, inputs.value(_CRITERION), inputs.samples, inputs.executor)]
+    criterion = inputs.value(_CRITERION)
+    return [PruneChannels(inputs.policy, criterion, inputs.samples, inputs.executor, announce=inputs.announce)]
 
 
 METHOD = Method(
