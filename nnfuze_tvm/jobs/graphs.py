@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import tvm
@@ -120,7 +121,7 @@ def make_graphs(
     links = (request.shared_inputs, request.chains, request.states)
     wiring = wire(loaded, *links)
     merged = _run(pipeline.merge_phases(*links), loaded)
-    asked = _asked_for(policy, merged)
+    asked = _asked_for(policy, merged, request.options)
     method.check_used(pipeline.METHODS, asked, request.options)
     samples = None
     if request.calibration is not None:
@@ -154,12 +155,12 @@ def _policy(request: NetworkRequest) -> Policy:
     return (Policy.load(request.policy) if request.policy else Policy()).with_default(stated)
 
 
-def _asked_for(policy: Policy, merged: tvm.IRModule) -> list[method.Method]:
-    """Return the methods that the policy asks for on any layer, in the pipeline's order."""
+def _asked_for(policy: Policy, merged: tvm.IRModule, options: Mapping[str, Any]) -> list[method.Method]:
+    """Return the methods that options, or the policy on any layer, ask for, in the pipeline's order."""
     names = [layer.name for layer in metrics.layers(merged)]
     lineage = ir.lineage(merged)
     policy.validate_layers(names, lineage)
-    return method.asked(pipeline.METHODS, [policy.for_layer(name, lineage) for name in names])
+    return method.asked(pipeline.METHODS, [policy.for_layer(name, lineage) for name in names], options)
 
 
 def _integer(policy: Policy, graph: tvm.IRModule) -> set[str]:

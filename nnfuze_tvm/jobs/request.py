@@ -120,7 +120,9 @@ class NetworkRequest(BaseModel):
         if request.policy is None:
             stated = method.settings(pipeline.METHODS, request.options)
             layer = LayerPolicy(**{field: value for field, value in stated.items() if value is not None})
-            method.check_used(pipeline.METHODS, method.asked(pipeline.METHODS, [layer]), request.options)
+            method.check_used(
+                pipeline.METHODS, method.asked(pipeline.METHODS, [layer], request.options), request.options
+            )
         if not request.calibration:
             method.check_samples(pipeline.METHODS, request.options)
         if request.epochs is not None and not request.finetune:

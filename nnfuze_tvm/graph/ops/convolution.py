@@ -35,28 +35,29 @@ from nnfuze_tvm.graph.ops.operator import Example, Layer, Operator
 def evaluate(call: Call, data: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """Return the result of a convolution; integers are summed exactly."""
     attrs = call.attrs
-    layouts = (str(attrs.data_layout), str(attrs.kernel_layout), str(attrs.out_layout or attrs.data_layout))
-    data, weight = to_channels_first(data, layouts[0]), to_channels_first(weight, layouts[1])
+    weight = to_channels_first(weight, str(attrs.kernel_layout))
     kind = accumulator(data.dtype)
-    seen = _seen(call, data.astype(kind), weight.shape[2:])
-    return from_channels_first(_products(seen, weight.astype(kind), int(attrs.groups)), layouts[2])
+    data, weight = data.astype(kind), weight.astype(kind)
+    products = _products(_seen(call, data, weight.shape[2:]), weight, int(attrs.groups))
+    return from_channels_first(products, str(attrs.out_layout or attrs.data_layout))
 
 
-def _seen(call: Call, data: np.ndarray, kernel: Sequence[int]) -> np.ndarray:
-    """Return what a convolution sees of channels-first data, ``[N, C, *count, *kernel]``."""
-    attrs, out_layout = call.attrs, str(call.attrs.out_layout or call.attrs.data_layout)
+def _seen(call: Call, data: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """Return what the windows of a convolution see of its data, ``[N, C, *count, *size]``."""
+    attrs, layout = call.attrs, str(call.attrs.data_layout)
+    out_layout = str(attrs.out_layout or layout)
     count = [size for size, letter in zip(static_shape(call), out_layout, strict=True) if letter not in "NC"]
-    ints = [[int(each) for each in field] for field in (attrs.strides, attrs.dilation, attrs.padding)]
-    return windows(data, kernel, ints[0], ints[1], ints[2][: len(count)], count, 0)
+    strides, dilation, padding = ([int(e) for e in field] for field in (attrs.strides, attrs.dilation, attrs.padding))
+    return windows(to_channels_first(data, layout), size, strides, dilation, padding[: len(count)], count, 0)
 
 
-def rows(call: Call, data: np.ndarray) -> np.ndarray:
-    """Return the windows that a convolution sees, ``[rows, groups, channels per group × kernel]``."""
-    layout, groups = str(call.attrs.kernel_layout), int(call.attrs.groups)
-    kernel = [size for size, letter in zip(static_shape(call.args[1]), layout, strict=True) if letter not in "OI"]
-    seen = _seen(call, to_channels_first(data, str(call.attrs.data_layout)), kernel)
-    seen = np.moveaxis(seen, 1, 1 + len(kernel))
-    return seen.reshape(prod(seen.shape[: 1 + len(kernel)]), groups, -1)
+def rows(call: Call, data: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Return what the windows at some places of a convolution's result see."""
+    weight, kernel_layout = static_shape(call.args[1]), str(call.attrs.kernel_layout)
+    size = [weight[axis] for axis in channels_first(kernel_layout)[2:]]
+    view = np.moveaxis(_seen(call, data, size), 1, 1 + len(size))
+    picked = view[np.unravel_index(places, view.shape[: 1 + len(size)])]
+    return picked.reshape(len(places), int(call.attrs.groups), -1).swapaxes(0, 1)
 
 
 def train(torch: Any, call: Call, data: Any, weight: Any) -> Any:
@@ -250,8 +251,8 @@ def _operator(rank: int, kernels: tuple[str, ...]) -> Operator:
         train=train,
         examples=(_example(rank, 1, 1), _example(rank, 16, 1), _example(rank, 4, 2)),
         layer=layer,
-        macs=macs,
         rows=rows,
+        macs=macs,
         couple=couple,
         cut=cut,
         quantizes=True,

@@ -38,6 +38,11 @@ def layer(call: Call) -> Layer | None:
     return Layer(len(static_shape(call.args[0])) - 1, len(static_shape(call)) - 1, _FILTERS)
 
 
+def rows(_: Call, data: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Return some of the rows that a dense layer multiplies by its weights."""
+    return data.reshape(-1, data.shape[-1])[places][None]
+
+
 def macs(call: Call) -> int:
     """Return the multiply-accumulates of a matrix product."""
     return prod(static_shape(call)) * static_shape(call.args[0])[-1]
@@ -156,8 +161,8 @@ OPERATORS = {
             Example(((2, 9, 32), (2, 32, 24)), op.matmul),
         ),
         layer=layer,
+        rows=rows,
         macs=macs,
-        rows=lambda _, data: data.reshape(-1, 1, data.shape[-1]),
         couple=couple,
         cut=cut,
         quantizes=True,

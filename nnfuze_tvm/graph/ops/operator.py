@@ -22,6 +22,10 @@ Evaluate = Callable[..., Any]
 Train = Callable[..., Any]
 """``(torch, call, *operands) -> tensor``, or a tuple of them: what `Evaluate` is, with PyTorch, which is handed in."""
 
+Rows = Callable[[Call, np.ndarray, np.ndarray], np.ndarray]
+"""``(call, data, places)`` → ``[groups, places, inputs of a group × kernel]``: what a layer's weights are multiplied by
+at some places of its result, which are counted over all axes but the channels'; in the order of `channels.Filters`."""
+
 Effect = Literal["layer", "moves", "joins", "maps", "averages", "mixes"]
 """What an operator does to values: multiplies them by weights; puts the same numbers in another place; puts those of
 several tensors side by side; computes element by element; averages; or anything else."""
@@ -125,11 +129,10 @@ class Operator:
     layer : callable, optional
         Of an operator with weights: where a call has its channels; None for a call that no pass can treat as a layer,
         because its weights are no matrix or its layout is packed.
+    rows : callable, optional
+        Of such a layer: what its weights multiply, see `Rows`.
     macs : callable, optional
         Multiply-accumulates of a call, any layout, any groups.
-    rows : callable, optional
-        ``(call, first operand)`` → what the filters of a layer are multiplied by, ``[rows, groups, inputs × kernel]``
-        with the last in the order of `Filters.unpack`.
 
     couple : callable, optional
         What it does to the labels of its operands' channels (`channels`); None where it does not understand the call.
@@ -201,8 +204,8 @@ class Operator:
     family: str = ""
     export: str | Form | None = None
     layer: Callable[[Call], Layer | None] | None = None
+    rows: Rows | None = None
     macs: Callable[[Call], int] | None = None
-    rows: Callable[[Call, np.ndarray], np.ndarray] | None = None
     couple: Callable[[Coupling, tvm.ir.Var, Call], Labels | tuple | None] | None = None
     cut: Callable[[Removal, tvm.ir.Var, Call, list[Value]], Value] | None = None
     quantizes: bool = False

@@ -6,7 +6,7 @@ the command line and the stages of a report are built from that list; nothing el
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -70,6 +70,17 @@ class PolicyField:
     combine: Callable[[Sequence[Any]], Any] = max
 
 
+class _Given:
+    """What holds every value that is given."""
+
+    def __contains__(self, value: Any) -> bool:
+        return value is not None
+
+
+GIVEN: Container[Any] = _Given()
+"""For `Option.samples`: every value needs them."""
+
+
 @dataclass(frozen=True, eq=False)
 class Option:
     """An option of the command line, and of `jobs` in Python.
@@ -87,7 +98,7 @@ class Option:
     sets : callable, optional
         From its value, if that is not None, to the policy fields whose defaults it states. An option without is an
         argument of its method's passes, in `Inputs.options`.
-    samples : sequence
+    samples : container
         The values that need sample inputs.
     metavar : str, optional
         How ``--help`` shows a value.
@@ -100,7 +111,7 @@ class Option:
     default: Any
     help: str
     sets: Callable[[Any], Mapping[str, Any]] | None = None
-    samples: Sequence[Any] = ()
+    samples: Container[Any] = ()
     metavar: str | None = None
     variant: bool = False
 
@@ -197,6 +208,8 @@ class Method:
         What the CPU must have.
     training : Training, optional
         How what it makes is trained further; None where that has nothing to mend.
+    starts : tuple of str
+        Options that ask for the method whatever a policy says.
     """
 
     name: str
@@ -211,6 +224,7 @@ class Method:
     samples: str = ""
     features: Features | None = None
     training: Training | None = Training()
+    starts: tuple[str, ...] = ()
 
     def asked_by(self, layer: LayerPolicy) -> bool:
         """Return whether what a policy says of a layer asks for this method."""
@@ -253,8 +267,10 @@ class Method:
             raise InputError(f"--target {target}: {self.features.message}")
 
 
-def asked(methods: Sequence[Method], layers: Sequence[LayerPolicy]) -> list[Method]:
-    """Return the methods that a policy asks for, in order: the stages of a compilation.
+def asked(
+    methods: Sequence[Method], layers: Sequence[LayerPolicy], options: Mapping[str, Any] | None = None
+) -> list[Method]:
+    """Return the methods that a policy or options ask for, in order: the stages of a compilation.
 
     Parameters
     ----------
@@ -262,8 +278,11 @@ def asked(methods: Sequence[Method], layers: Sequence[LayerPolicy]) -> list[Meth
         The methods, `pipeline.METHODS`.
     layers
         What the policy says of each layer of the network.
+    options
+        Values of the methods' options by name.
     """
-    return [method for method in methods if any(map(method.asked_by, layers))]
+    given = {name for name, value in (options or {}).items() if value is not None}
+    return [method for method in methods if any(map(method.asked_by, layers)) or given.intersection(method.starts)]
 
 
 def precisions(methods: Sequence[Method]) -> tuple[Precision, ...]:

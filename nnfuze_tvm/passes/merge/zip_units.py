@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from math import prod
 
 import numpy as np
 import tvm
@@ -11,6 +12,7 @@ from tvm.ir.transform import PassContext, module_pass
 
 from nnfuze_tvm.graph import dataflow, ops
 from nnfuze_tvm.graph.channels import CoupledLayer
+from nnfuze_tvm.graph.ir import static_shape
 from nnfuze_tvm.passes.compress.calibration import load_calibration
 from nnfuze_tvm.passes.merge.beginnings import Beginnings
 from nnfuze_tvm.passes.merge.matching import Matching, same_or_mean
@@ -105,10 +107,10 @@ def _layers(found: Beginnings, task: str, samples: Mapping[str, np.ndarray]) -> 
     for values in found.observe(found.functions[task], data, samples, _SAMPLES):
         for number, value in zip(observed, values, strict=True):
             rows = _rows(found, number, value, units[number].bias is not None)
-            product = np.einsum("rgi,rgj->gij", rows, rows, optimize=True)
+            product = np.einsum("gri,grj->gij", rows, rows, optimize=True)
             unit = units[number]
             unit.moments = product if unit.moments is None else unit.moments + product
-            count[number] += len(rows)
+            count[number] += rows.shape[1]
     for number, times in count.items():
         moments = units[number].moments
         assert moments is not None
@@ -121,7 +123,9 @@ def _rows(found: Beginnings, number: int, value: np.ndarray, biased: bool) -> np
     call = found.bindings[number].value
     operator = ops.of(call)
     assert operator is not None and operator.rows is not None
-    rows = operator.rows(call, value).astype("float64")
+    layer, shape = ops.layer(call), static_shape(call)
+    assert layer is not None
+    rows = operator.rows(call, value, np.arange(prod(shape) // shape[layer.result])).astype("float64")
     return np.concatenate([rows, np.ones((*rows.shape[:2], 1))], axis=2) if biased else rows
 
 

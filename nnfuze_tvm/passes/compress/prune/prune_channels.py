@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
@@ -20,15 +21,19 @@ from nnfuze_tvm.graph.channels import CoupledLayer, Labels, Removal
 from nnfuze_tvm.graph.dataflow import Emitter, Value, substitute, with_kernels_of
 from nnfuze_tvm.graph.evaluate import Executor
 from nnfuze_tvm.passes.compress.calibration import batches, load_calibration
-from nnfuze_tvm.passes.compress.method import Inputs, Method, Option, PolicyField
+from nnfuze_tvm.passes.compress.method import GIVEN, Inputs, Method, Option, PolicyField
+from nnfuze_tvm.passes.compress.prune.budget import Budget, within
 from nnfuze_tvm.passes.compress.prune.channel_groups import ChannelGroup, CoupledFunction
+from nnfuze_tvm.passes.compress.prune.elimination import Elimination, eliminations
+from nnfuze_tvm.passes.compress.repair import Compressed, repaired
 
 if TYPE_CHECKING:
     from nnfuze_tvm.passes.compress.policy import Policy
 
 Calibration = str | os.PathLike[str] | Mapping[str, np.ndarray]
-Criterion = Literal["l1", "l2", "activation"]
+Criterion = Literal["l1", "l2", "activation", "repair"]
 
+_BY_SAMPLES = ("activation", "repair")
 # The mean magnitude of an activation settles after a few samples, and here they cost whole inferences.
 _MOST_BATCHES = 32
 
@@ -47,9 +52,9 @@ class PruneChannels:
     ----------
     policy : Policy
         How much of each layer stays.
-    criterion : {"l1", "l2", "activation"}
-        How important a channel is. Scores are divided by the layer's mean before they are added up over the
-        layers of a group; among equals the first channels stay.
+    criterion : {"l1", "l2", "activation", "repair"}, optional
+        How important a channel is; by default ``repair`` with calibration data, and ``l2`` without. Scores are divided
+        by the layer's mean before they are added up over the layers of a group; among equals the first channels stay.
 
         ``l1``, ``l2``
             Norm of the filters that make the channel, after Li et al., "Pruning Filters for Efficient
@@ -59,10 +64,20 @@ class PruneChannels:
             their results change, on average over the calibration data, when it goes. It is the weight times
             activation of Wanda (Sun et al., "A Simple and Effective Pruning Approach for Large Language
             Models", ICLR 2024), per channel instead of per weight.
+        ``repair``
+            How much the layers that read the channel would lose if they were fitted anew without it; see
+            :mod:`nnfuze_tvm.passes.compress.prune.elimination`.
     calibration : path of an ``.npz`` file, mapping of input name to ``[N, ...]``, or None
-        Needed by ``activation``; at most 32 batches are used.
+        Needed by ``activation``, of which at most 32 batches are used, and ``repair``.
     executor : callable
-        Runs the float network for ``activation``; by default with NumPy.
+        Runs the float network for these; by default with NumPy.
+    budget : Budget, optional
+        What of the whole network may be left: groups of whose layers the policy states nothing then keep as many
+        channels as that allows, by what the criterion ``repair`` says is lost.
+    repair : bool
+        Fit what is left to the calibration data, if there is any, see :mod:`nnfuze_tvm.passes.compress.repair`.
+    announce : callable
+        Is told how far the repair is.
 
     Raises
     ------
@@ -75,18 +90,27 @@ class PruneChannels:
     def __init__(
         self,
         policy: Policy,
-        criterion: Criterion = "l1",
+        criterion: Criterion | None = None,
         calibration: Calibration | None = None,
         executor: Executor = evaluate.executor,
+        *,
+        budget: Budget | None = None,
+        repair: bool = True,
+        announce: Callable[[str], None] = lambda _: None,
     ) -> None:
+        if criterion is None:
+            criterion = "l2" if calibration is None else "repair"
         if criterion not in get_args(Criterion):
-            raise InputError(f"pruning criterion {criterion!r}: there are l1, l2 and activation")
-        if criterion == "activation" and calibration is None:
-            raise InputError("pruning criterion 'activation' needs calibration data")
+            raise InputError(f"pruning criterion {criterion!r}: there are l1, l2, activation and repair")
+        if criterion in _BY_SAMPLES and calibration is None:
+            raise InputError(f"pruning criterion {criterion!r} needs calibration data")
+        if budget is not None and criterion != "repair":
+            raise InputError(f"pruning criterion {criterion!r}: a budget for the whole network goes with repair only")
         self.policy = policy
         self.criterion = criterion
         self.calibration = calibration
         self.executor = executor
+        self.budget, self.repair, self.announce = budget, repair, announce
 
     def transform_module(self, mod: tvm.IRModule, _: PassContext) -> tvm.IRModule:
         """Return the module with the channels removed; the module itself if none is."""
@@ -97,18 +121,50 @@ class PruneChannels:
         self.policy.validate_layers(names, lineage)
         pruned: list[tuple[tvm.ir.GlobalVar, relax.Function]] = []
         for gvar, coupling in couplings:
-            wanted = [(group, self._count(group, lineage)) for group in coupling.groups()]
-            shrinking = [(group, count) for group, count in wanted if count < len(group.classes)]
-            if shrinking:
-                scores = self._scores(coupling, mod)
+            groups = coupling.groups()
+            counts = [self._count(group, lineage) for group in groups]
+            orders: list[Elimination] = []
+            if self.criterion == "repair" and (self.budget or any(map(_shrinks, groups, counts))):
+                self.announce("pruning: looking for channels that others can stand in for")
+                assert self.calibration is not None
+                orders = eliminations(mod, coupling, load_calibration(self.calibration, mod), self.executor)
+            if self.budget:
+                counts = self._within_budget(coupling, groups, orders, counts, lineage)
+            if any(map(_shrinks, groups, counts)):
+                scores = _ranks(orders, coupling) if orders else self._scores(coupling, mod)
+                shrinking = zip(groups, counts, strict=True)
                 dropped = [worst(group.classes, scores, count) for group, count in shrinking]
-                pruned.append((gvar, remove(coupling, np.concatenate(dropped))))
+                removed = remove(coupling, np.concatenate(dropped))
+                pruned.append((gvar, self._repaired(mod, removed)))
         if not pruned:
             return mod
         mod = mod.clone()
         for gvar, func in pruned:
             mod.update_func(gvar, func)
         return mod
+
+    def _repaired(self, mod: tvm.IRModule, removed: Compressed) -> relax.Function:
+        if self.calibration is None or not self.repair:
+            return removed.after
+        return repaired(mod, removed, load_calibration(self.calibration, mod), self.announce)
+
+    def _within_budget(
+        self,
+        coupling: CoupledFunction,
+        groups: list[ChannelGroup],
+        orders: list[Elimination],
+        most: list[int],
+        lineage: ir.Lineage,
+    ) -> list[int]:
+        """Return how many channels of each group stay, so that the budget is kept; of what is stated, as many."""
+        assert self.budget is not None
+        free = [not any(self.policy.states(name, "keep", lineage) for name in group.names) for group in groups]
+        errors = [order.errors for order in orders]
+
+        def bits(name: str) -> int:
+            return int(self.policy.for_layer(name, lineage).weights)
+
+        return within(self.budget, coupling, groups, errors, most, free, bits)
 
     def _count(self, group: ChannelGroup, lineage: ir.Lineage) -> int:
         """Return how many channels of a group stay."""
@@ -138,6 +194,18 @@ class PruneChannels:
             if mean > 0:
                 np.add.at(scores, roots[labels], values / mean)
         return scores
+
+
+def _shrinks(group: ChannelGroup, count: int) -> bool:
+    return count < len(group.classes)
+
+
+def _ranks(orders: list[Elimination], coupling: CoupledFunction) -> np.ndarray:
+    """Return for every class of channels how many of its group go before it."""
+    ranks = np.zeros(len(coupling.channels.roots()))
+    for each in orders:
+        ranks[each.order] = np.arange(len(each.order))
+    return ranks
 
 
 def worst(classes: np.ndarray, scores: np.ndarray, keep: int) -> np.ndarray:
@@ -192,8 +260,8 @@ def mean_magnitudes(
     return {layer.name: total / used for layer, total in zip(layers, totals, strict=True)}
 
 
-def remove(coupling: CoupledFunction, dropped: np.ndarray) -> relax.Function:
-    """Return the function without the channels of the classes ``dropped``."""
+def remove(coupling: CoupledFunction, dropped: np.ndarray) -> Compressed:
+    """Return the function without the channels of the classes ``dropped``, and what it was."""
     removal = Removal(coupling, ~np.isin(coupling.channels.roots(), dropped))
     emitter = Emitter()
     done: dict[Value, Value] = {}
@@ -221,7 +289,18 @@ def remove(coupling: CoupledFunction, dropped: np.ndarray) -> relax.Function:
         if not _agrees(removal, coupling.labels[var], done[var].ty):
             # The network would compute something else.
             raise AssertionError(f"pruned {var.name!r} has type {done[var].ty}")
-    return emitter.finish(coupling.func.params, [read(out) for out in coupling.outputs], coupling.func.attrs)
+    outputs = [read(out) for out in coupling.outputs]
+    after = emitter.finish(coupling.func.params, outputs, coupling.func.attrs)
+    same = {new.name: old for old, new in done.items() if isinstance(new, tvm.ir.Var)}
+    return Compressed(coupling.func, after, same, partial(_left, removal))
+
+
+def _left(removal: Removal, var: Value, value: np.ndarray) -> np.ndarray:
+    """Return what is left of a tensor's value."""
+    for axis, labels in enumerate(removal.coupling.tensor(var)):
+        stays = removal.stays[labels]
+        value = value if stays.all() else value.compress(stays, axis)
+    return value
 
 
 def _agrees(removal: Removal, labels: Labels | tuple, ty: tvm.ir.Type) -> bool:
@@ -235,14 +314,28 @@ _FRACTION = Annotated[float, Field(gt=0, le=1)]
 _CRITERION = Option(
     name="criterion",
     type=Criterion,
-    default="l2",
-    help="Which channels go first: l1, l2 or activation.",
-    samples=("activation",),
+    default=None,
+    help="Which channels go first: l1, l2, activation or repair; with samples repair, else l2.",
+    samples=_BY_SAMPLES,
+)
+_BUDGETS = tuple(
+    Option(
+        name=name,
+        type=Annotated[_FRACTION, Field(allow_inf_nan=False)],
+        default=None,
+        help=f"Fraction of the {what} that may be left; which layers shrink is found out.",
+        samples=GIVEN,
+    )
+    for name, what in (("macs", "multiply-accumulates"), ("bytes", "layers' bytes in float32"))
 )
 
 
 def _passes(inputs: Inputs) -> list[tvm.transform.Pass]:
-    return [PruneChannels(inputs.policy, inputs.value(_CRITERION), inputs.samples, inputs.executor)]
+    macs, bytes_ = map(inputs.value, _BUDGETS)
+    budget = None if macs is None and bytes_ is None else Budget(macs, bytes_)
+    criterion = inputs.value(_CRITERION)
+    make = partial(PruneChannels, budget=budget, announce=inputs.announce)
+    return [make(inputs.policy, criterion, inputs.samples, inputs.executor)]
 
 
 METHOD = Method(
@@ -267,5 +360,7 @@ METHOD = Method(
             sets=lambda keep: {"keep": keep},
         ),
         _CRITERION,
+        *_BUDGETS,
     ),
+    starts=tuple(option.name for option in _BUDGETS),
 )

@@ -155,7 +155,7 @@ def check_against_masked(mod, keep=0.5, seed=0):
     scores = rng.random(len(coupling.channels.roots()))
     dropped = [worst(g.classes, scores, max(1, round(keep * len(g.classes)))) for g in coupling.groups()]
     gone = np.concatenate([np.zeros(0, int), *dropped])
-    both = pair(masked(coupling, gone), remove(coupling, gone))
+    both = pair(masked(coupling, gone), remove(coupling, gone).after)
     relax.analysis.well_formed(both)
     x = rng.standard_normal(ir.static_shape(func.params[0])).astype("float32")
     compare(both, x, atol=1e-4)

@@ -1,0 +1,388 @@
+"""Repair without training: what is left of a network's weights learns to give what the layers gave before.
+
+Layer by layer, in the order in which they are computed, least squares on samples fits weights and bias to the output
+that the layer has in the whole network, by the input that it has in the compressed one, so that errors do not pile up
+(after He et al., "Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017). A layer in front of a
+residual add is fitted to the sum, and makes up for what the other branch has lost.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax, tirx
+from tvm.ir import Call, GenericConst, Var
+
+from nnfuze_tvm.graph import ops
+from nnfuze_tvm.graph.constants import array, constant
+from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, op_name, operands, output_fields, substitute
+from nnfuze_tvm.graph.evaluate import library_of, value_of
+from nnfuze_tvm.graph.ir import static_shape
+from nnfuze_tvm.passes.compress.calibration import batches
+from nnfuze_tvm.passes.compress.error import output_error
+from nnfuze_tvm.passes.compress.least_squares import Seen, fit
+
+# So many inferences are looked at, fewer where they would be more multiply-accumulates in all; one of four judges.
+_MOST, _MACS, _HELD = 512, 4e11, 4
+# A layer is fitted to so many rows for each weight of a channel, and to so many more; and to fewer where these would
+# be too many numbers.
+_ROWS, _MORE_ROWS, _NUMBERS = 6, 1024, 1 << 26
+# An output may become worse by so much by chance.
+_SLACK = 1.02
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A function from which something was taken away, and the one that it was.
+
+    Attributes
+    ----------
+    before, after : relax.Function
+        Straight-line functions of the same parameters and outputs.
+    same : mapping of str to Var
+        By the names of Vars of ``after``: the Var of ``before`` that held the same, as far as there is one.
+    left : callable
+        From a Var of ``before`` and its value to what is left of the value in ``after``.
+    """
+
+    before: relax.Function
+    after: relax.Function
+    same: Mapping[str, Var]
+    left: Callable[[Var, np.ndarray], np.ndarray]
+
+
+def repaired(
+    mod: tvm.IRModule,
+    compressed: Compressed,
+    samples: Mapping[str, np.ndarray],
+    announce: Callable[[str], None] = lambda _: None,
+) -> relax.Function:
+    """Return the compressed function with weights and biases fitted to samples.
+
+    It is the function as it was where there are fewer than four inferences, and where an output is worse then on
+    inferences that nothing was fitted to.
+
+    Parameters
+    ----------
+    mod : tvm.IRModule
+        The module of the function before.
+    compressed : Compressed
+        The function, and what it was.
+    samples : mapping
+        Checked samples, see :func:`nnfuze_tvm.passes.compress.calibration.load_calibration`.
+    announce : callable
+        Is told how far the repair is.
+    """
+    inputs = _inputs(compressed.before, samples)
+    if len(inputs) < _HELD:
+        return compressed.after
+    kernels = {var.name_hint: f for var, f in mod.functions_items() if isinstance(f, tirx.PrimFunc)}
+    repair = _Repair(compressed, inputs, library_of(kernels))
+    for number, name in enumerate(repair.steps(), 1):
+        announce(f"repairing: {name} ({number} of {len(repair.sites)})")
+    new = _with_constants(compressed.after, repair.changes)
+    return new if repair.helps() else compressed.after
+
+
+def _inputs(func: relax.Function, samples: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """Return inferences, evenly spread over those that there are."""
+    found = list(batches(samples, func.params))
+    count = max(_HELD, min(len(found), _MOST, int(_MACS / (2 * max(1, sum(_macs(b.value) for b in bindings(func)))))))
+    return [found[n * len(found) // count] for n in range(count)] if count < len(found) else found
+
+
+def _macs(value: Value) -> int:
+    operator = ops.of(value)
+    return operator.macs(value) if operator is not None and operator.macs is not None else 0
+
+
+class _Values:
+    """The values of Vars on several inputs, each for as long as something reads it."""
+
+    def __init__(
+        self, func: relax.Function, inputs: Sequence[Mapping[str, np.ndarray]], library: tvm.runtime.Module | None
+    ) -> None:
+        self.library = library
+        self.readers = Counter(leaf for b in bindings(func) for leaf in operands(b.value))
+        self.known: list[dict[Value, Any]] = [{p: arrays[p.name] for p in func.params} for arrays in inputs]
+        self.outputs = output_fields(func)
+        self.readers.update(leaf for out in self.outputs for leaf in operands(out))
+
+    def compute(self, var: Var, value: Value) -> None:
+        """Compute what is bound to a Var."""
+        for known in self.known:
+            known[var] = value_of(value, known, self.library)
+        for leaf in operands(value):
+            self.release(leaf)
+
+    def release(self, value: Value) -> None:
+        """Forget a value that has one reader less, if that was the last one."""
+        self.readers[value] -= 1
+        if not self.readers[value]:
+            for known in self.known:
+                known.pop(value, None)
+
+    def results(self, chosen: slice) -> list[list[np.ndarray]]:
+        """Return each output's arrays on some of the inputs."""
+        known = self.known[chosen]
+        return [[np.asarray(value_of(out, values, None)) for values in known] for out in self.outputs]
+
+
+@dataclass(frozen=True)
+class _Site:
+    """A layer that is fitted.
+
+    Attributes
+    ----------
+    layer : Var
+        Its result.
+    call : Call
+        Its call.
+    end : Var
+        Its result with its bias.
+    bias : tuple, optional
+        The place of the bias among the operands of that sum, and the bias.
+    total, other : Var and Value, optional
+        The sum of that and another tensor, and the other tensor.
+    """
+
+    layer: Var
+    call: Call
+    end: Var
+    bias: tuple[int, GenericConst] | None = None
+    total: Var | None = None
+    other: Value | None = None
+
+
+class _Repair:
+    """Walks both functions, and fits layer by layer.
+
+    Attributes
+    ----------
+    sites : dict of Var to _Site
+        The layers that can be fitted.
+    changes : dict
+        The operands that become other constants, by the Var of what reads them and their places there.
+    """
+
+    def __init__(
+        self,
+        compressed: Compressed,
+        inputs: Sequence[Mapping[str, np.ndarray]],
+        library: tvm.runtime.Module | None,
+    ) -> None:
+        self.compressed = compressed
+        self.before, self.after, self.plain = (
+            _Values(compressed.before, inputs, library),
+            _Values(compressed.after, inputs, library),
+            _Values(compressed.after, inputs[_HELD - 1 :: _HELD], library),
+        )
+        self.sites = _sites(compressed)
+        self.changes: dict[Var, dict[int, GenericConst]] = {}
+        self.before.readers.update(target for site in self.sites.values() for target in self._targets(site))
+        self.rng = np.random.default_rng(0)
+
+    def _targets(self, site: _Site) -> list[Var]:
+        """Return what a layer may be fitted to: its own result before, and the sum that it goes into."""
+        return [self.compressed.same[var.name] for var in (site.end, site.total) if var is not None]
+
+    def steps(self) -> Iterator[str]:
+        """Fit everything, and tell the name of each layer before."""
+        made = iter(bindings(self.compressed.before))
+        done: set[Value] = set(self.compressed.before.params)
+        for binding in _ordered(self.compressed.after, self.sites):
+            var, site = binding.var, self.sites.get(binding.var)
+            if site is not None:
+                yield var.name
+                targets = self._targets(site)
+                while not done.issuperset(targets):
+                    step = next(made)
+                    self.before.compute(step.var, step.value)
+                    done.add(step.var)
+                self._fit(site)
+                for target in targets:
+                    self.before.release(target)
+            self.after.compute(var, _changed(binding.value, self.changes.get(var, {})))
+        for step in made:
+            self.before.compute(step.var, step.value)
+        for step in bindings(self.compressed.after):
+            self.plain.compute(step.var, step.value)
+
+    def helps(self) -> bool:
+        """Tell whether no output is worse than without, and some are better, where nothing was fitted."""
+        held = slice(_HELD - 1, None, _HELD)
+        exact = self.before.results(held)
+        without, fitted = (
+            np.array([output_error(own, wanted) for own, wanted in zip(results, exact, strict=True)])
+            for results in (self.plain.results(slice(None)), self.after.results(held))
+        )
+        return bool((fitted <= _SLACK * without).all() and np.square(fitted).sum() < np.square(without).sum())
+
+    def _fit(self, site: _Site) -> None:
+        layer = ops.layer(site.call)
+        assert layer is not None
+        old = array(site.call.args[1])
+        filters = layer.filters.unpack(old)
+        weight = filters.reshape(*filters.shape[:2], -1)
+        bias = np.zeros((len(weight), 1, weight.shape[1]), old.dtype)
+        if site.bias is not None:
+            bias = array(site.bias[1]).reshape(bias.shape)
+        found = fit(*self._seen(site, layer, weight.shape), weight, bias, has_bias=site.bias is not None)
+        if found is None:
+            return
+        self.changes[site.layer] = {1: constant(layer.filters.pack(found[0].reshape(filters.shape)), old.dtype)}
+        if site.bias is not None:
+            place, given = site.bias
+            self.changes[site.end] = {place: constant(found[1].reshape(static_shape(given)), old.dtype)}
+
+    def _seen(self, site: _Site, layer: ops.Layer, shape: tuple[int, ...]) -> tuple[Seen, Seen]:
+        """Return what to fit a layer to, and what to judge by; ``shape`` is that of its weights in groups."""
+        groups, outputs, size = shape
+        operator = ops.of(site.call)
+        assert operator is not None and operator.rows is not None
+        known = self.after.known[0]
+        # What makes up for another branch must know what that gives.
+        whole = site.total is not None and (site.other in known or not isinstance(site.other, Var))
+        target = self._targets(site)[-1 if whole else 0]
+        everywhere = math.prod(static_shape(site.layer)) // (groups * outputs)
+        most = min(_ROWS * size + _MORE_ROWS, _NUMBERS // (groups * size))
+        each = max(1, min(everywhere, -(-most // len(self.after.known))))
+        parts: tuple[list[Seen], list[Seen]] = ([], [])
+        for number, (known, exact) in enumerate(zip(self.after.known, self.before.known, strict=True)):
+            wanted = self.compressed.left(target, exact[target])
+            if whole:
+                wanted = wanted - value_of(site.other, known, None)
+            places = np.sort(self.rng.permutation(everywhere)[:each])
+            sums = np.moveaxis(wanted, layer.result, -1).reshape(everywhere, groups, outputs)[places]
+            rows = operator.rows(site.call, known[site.call.args[0]], places)
+            parts[number % _HELD == _HELD - 1].append(Seen(rows, sums.swapaxes(0, 1)))
+        fitted, judged = (
+            Seen(np.concatenate([p.rows for p in part], 1), np.concatenate([p.wanted for p in part], 1))
+            for part in parts
+        )
+        return fitted, judged
+
+
+def _sites(compressed: Compressed) -> dict[Var, _Site]:
+    """Return the layers that can be fitted: of real numbers, with weights that nothing else reads."""
+    func, same = compressed.after, compressed.same
+    made = {b.var: b.value for b in bindings(func)}
+    readers: dict[Value, list[Var]] = {out: [] for out in output_fields(func)}
+    for var, value in made.items():
+        for leaf in operands(value):
+            readers.setdefault(leaf, []).append(var)
+    returned = {leaf for out in output_fields(func) for leaf in operands(out)}
+    layers = {
+        var: value
+        for var, value in made.items()
+        if var.name in same
+        and (operator := ops.of(value)) is not None
+        and operator.rows is not None
+        and ops.layer(value) is not None
+        and str(value.ty.dtype) == str(value.args[1].ty.dtype) == str(value.args[0].ty.dtype) == "float32"
+    }
+    uses = Counter(_content(call.args[1]) for call in layers.values())
+
+    def sum_behind(var: Var) -> tuple[Var, int] | None:
+        """Return the sum that alone reads a Var, and the place of the other operand."""
+        after = readers.get(var, [])
+        if len(after) != 1 or var in returned or op_name(made[after[0]]) != "add" or after[0].name not in same:
+            return None
+        args = made[after[0]].args
+        return None if args[0].same_as(args[1]) else (after[0], 0 if args[1].same_as(var) else 1)
+
+    def site(var: Var, call: Call) -> _Site:
+        found = _Site(var, call, var)
+        behind = sum_behind(var)
+        if behind is not None and _is_bias(made[behind[0]].args[behind[1]], var, call):
+            found = _Site(var, call, behind[0], (behind[1], made[behind[0]].args[behind[1]]))
+            behind = sum_behind(behind[0])
+        if behind is None or static_shape(made[behind[0]].args[behind[1]]) != static_shape(var):
+            return found
+        return _Site(var, call, found.end, found.bias, behind[0], made[behind[0]].args[behind[1]])
+
+    found = {var: site(var, call) for var, call in layers.items() if uses[_content(call.args[1])] == 1}
+    ends = {each.end: each for each in found.values()}
+    return {var: _alone(each, ends) for var, each in found.items()}
+
+
+def _alone(site: _Site, ends: Mapping[Var, _Site]) -> _Site:
+    """Return a site that makes up for nothing where the other operand is a layer with more weights, which does."""
+    other = ends.get(site.other)
+    if other is None or _size(other) < _size(site) or (_size(other) == _size(site) and site.end.name < other.end.name):
+        return site
+    return _Site(site.layer, site.call, site.end, site.bias)
+
+
+def _size(site: _Site) -> int:
+    return math.prod(static_shape(site.call.args[1]))
+
+
+def _content(weight: GenericConst) -> tuple[tuple[int, ...], int]:
+    return static_shape(weight), hash(array(weight).tobytes())
+
+
+def _is_bias(value: Value, var: Var, call: Call) -> bool:
+    """Tell whether an operand is one constant per channel of a layer's result."""
+    layer = ops.layer(call)
+    assert layer is not None
+    shape = static_shape(var)
+    wanted = [size if axis == layer.result else 1 for axis, size in enumerate(shape)]
+    return (
+        isinstance(value, GenericConst) and [1] * (len(shape) - array(value).ndim) + list(array(value).shape) == wanted
+    )
+
+
+def _ordered(func: relax.Function, sites: Mapping[Var, _Site]) -> Iterator[relax.VarBinding]:
+    """Return what a function binds, a layer if possible after the tensor that is added to it."""
+    order = bindings(func)
+    place = {b.var: n for n, b in enumerate(order)}
+    reads = [{leaf for leaf in operands(b.value) if leaf in place} for b in order]
+    readers: dict[Value, list[int]] = {}
+    for n, leaves in enumerate(reads):
+        for leaf in leaves:
+            readers.setdefault(leaf, []).append(n)
+    others = {site.other: place[site.layer] for site in sites.values() if site.other in place}
+    waits = set(others.values())
+    missing = [len(leaves) for leaves in reads]
+    ready = [(n in waits, n) for n, count in enumerate(missing) if not count]
+    heapq.heapify(ready)
+    done = set[int]()
+    while ready:
+        _, n = heapq.heappop(ready)
+        if n in done:
+            continue
+        done.add(n)
+        yield order[n]
+        for reader in readers.get(order[n].var, []):
+            missing[reader] -= 1
+            if not missing[reader]:
+                heapq.heappush(ready, (reader in waits, reader))
+        freed = others.get(order[n].var)
+        if freed is not None:
+            waits.discard(freed)
+            if not missing[freed]:
+                heapq.heappush(ready, (False, freed))
+
+
+def _changed(value: Value, constants: Mapping[int, GenericConst]) -> Value:
+    """Return a call with other constants at some places."""
+    if not constants:
+        return value
+    args = [constants.get(n, arg) for n, arg in enumerate(value.args)]
+    return Call(value.op, args, value.attrs, value.ty_args, value.span, value.ty)
+
+
+def _with_constants(func: relax.Function, changes: Mapping[Var, Mapping[int, GenericConst]]) -> relax.Function:
+    emitter, values = Emitter(), dict[Value, Value]()
+    for binding in bindings(func):
+        value = substitute(_changed(binding.value, changes.get(binding.var, {})), values)
+        values[binding.var] = emitter.emit(value, binding.var.name)
+    return emitter.finish(func.params, [substitute(out, values) for out in output_fields(func)], func.attrs)
