@@ -24,7 +24,7 @@ from nnfuze_tvm.graph import dataflow, ir
 from nnfuze_tvm.graph.samples import by_inference
 from nnfuze_tvm.jobs.announce import Announce, silent
 from nnfuze_tvm.jobs.data import Arrays, read_arrays
-from nnfuze_tvm.jobs.directory import JobDirectory
+from nnfuze_tvm.jobs.directory import JobDirectory, replace
 from nnfuze_tvm.jobs.request import model_path
 from nnfuze_tvm.passes import pipeline
 from nnfuze_tvm.passes.compress.calibration import load_calibration
@@ -218,7 +218,7 @@ def _merge(
     files = {f"{task}.onnx": _file(found.module, task) for task in ir.tasks(found.module)}
     files["report.json"], files["report.html"] = report.to_json().encode(), render_merge_html(report).encode()
     for name, content in files.items():
-        _replace(path / name, content)
+        replace(path / name, content)
     return report
 
 
@@ -259,7 +259,7 @@ class _Diary(Watch):
         if now or time.monotonic() - self._kept > _KEPT:
             written = io.BytesIO()
             torch.save({**search.state(), "seconds": self.seconds}, written)
-            _replace(self._path, written.getvalue())
+            replace(self._path, written.getvalue())
             self._kept = time.monotonic()
 
     def began(self, candidate: Candidate) -> None:
@@ -286,19 +286,6 @@ class _Diary(Watch):
 
 def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file so that it is always either the old or the new one."""
-    temporary = path.with_name(f".{path.name}.new")
-    try:
-        with open(temporary, "wb") as out:
-            out.write(content)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"{path}: can't be written ({error.strerror or error})") from None
 
 
 def _file(mod: tvm.IRModule, task: str) -> bytes:
