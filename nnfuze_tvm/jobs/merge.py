@@ -186,8 +186,9 @@ def _data(mod: tvm.IRModule, options: Options) -> tuple[Arrays, Evaluation]:
                 f"task {task}: networks that share a trunk must have the same inputs, by name, shape and type; "
                 f"it has {', '.join(own)}, and all together have {', '.join(known)}"
             )
-        # What can't be learnt is said before anything is written.
+        # What can't be learnt or written is said before anything is.
         Network(func)
+        _file(mod, task)
     shapes = {one.name: one.shape for one in inputs}
     samples = load_calibration(read_arrays(options.data, "data"), merged)
     given = {name: by_inference(values, shapes[name]) for name, values in samples.items()}
@@ -215,7 +216,7 @@ def _merge(
     found = share(mod, samples, options.budget, schedule, diary, evaluation)
     announce("writing")
     report = _report(mod, samples, options, found, diary)
-    files = {f"{task}.onnx": _file(found.module, task) for task in ir.tasks(found.module)}
+    files = {f"{task.replace(os.sep, '_')}.onnx": _file(found.module, task) for task in ir.tasks(found.module)}
     files["report.json"], files["report.html"] = report.to_json().encode(), render_merge_html(report).encode()
     for name, content in files.items():
         replace(path / name, content)
