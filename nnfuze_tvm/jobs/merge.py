@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import math
 import os
 import time
@@ -39,6 +40,9 @@ from nnfuze_tvm.training.merging import Search, Shared, Watch, share
 from nnfuze_tvm.training.network import Network, torch
 from nnfuze_tvm.training.stitches import Candidate
 from nnfuze_tvm.training.trials import Trial
+
+_LOG = logging.getLogger(__name__)
+_LOG.setLevel(logging.INFO)
 
 # Seconds between two times that the state is kept, and that it is said how far it is.
 _KEPT, _SAID = 30.0, 5.0
@@ -180,25 +184,27 @@ def _data(mod: tvm.IRModule, options: Options) -> tuple[Arrays, Evaluation]:
     if states:
         raise InputError(f"input {states[0].name}: networks with states can't learn to share a trunk")
     for task, func in functions.items():
-        own, known = ([one.name for one in ones] for ones in (func.params, inputs))
-        if {*own} != {*known}:
+        names, known = ([one.name for one in ones] for ones in (func.params, inputs))
+        if {*names} != {*known}:
             raise InputError(
                 f"task {task}: networks that share a trunk must have the same inputs, by name, shape and type; "
-                f"it has {', '.join(own)}, and all together have {', '.join(known)}"
+                f"it has {', '.join(names)}, and all together have {', '.join(known)}"
             )
         # What can't be learnt or written is said before anything is.
         Network(func)
         _file(mod, task)
     shapes = {one.name: one.shape for one in inputs}
-    samples = load_calibration(read_arrays(options.data, "data"), merged)
+    samples = load_calibration(read_arrays(options.data, "data"), merged, what=f"data {options.data}")
     given = {name: by_inference(values, shapes[name]) for name, values in samples.items()}
     if (count := len(next(iter(given.values())))) < 8:
         raise InputError(f"--data {options.data}: {count} samples are too few to learn from")
     if options.evaluation is None:
         return given, Evaluation()
     arrays = read_arrays(options.evaluation, "evaluation data")
-    shown = load_calibration({name: arrays[name] for name in arrays if name not in functions}, merged)
+    own = {name: values for name, values in arrays.items() if name not in functions}
+    shown = load_calibration(own, merged, what=f"evaluation data {options.evaluation}")
     labels = measure.labels_of(arrays, outputs, len(next(iter(shown.values()))))
+    labels = {task: classes for task, classes in labels.items() if (classes >= 0).any()}
     return given, Evaluation({name: by_inference(values, shapes[name]) for name, values in shown.items()}, labels)
 
 
@@ -233,10 +239,14 @@ class _Diary(Watch):
     """
 
     def __init__(self, path: Path, announce: Announce) -> None:
-        self._path, self._announce = path, announce
+        self._path, self._tell = path, announce
         self._earlier, self._began = 0.0, time.monotonic()
         self._kept = self._said = self._began
         self._trial: tuple[str, float, int] = ("", self._began, 0)
+
+    def _announce(self, text: str) -> None:
+        self._tell(text)
+        _LOG.info(text)
 
     @property
     def seconds(self) -> float:

@@ -76,6 +76,7 @@ def test_networks_come_out_that_share_a_trunk(given, tmp_path, capsys, monkeypat
     assert report.scores["two"].accuracy == pytest.approx(100 * np.mean(found == samples["two"]))
     page = (output / "report.html").read_text()
     assert "budget 60 points" in page and "<svg" in page and page.count("polyline") == len(report.attempts)
+    assert "kept" in (output / "logs" / "merge.log").read_text()
     # A merge that is done is shown again, as it is.
     content = [file.read_bytes() for file in files]
     assert cli.run(["merge", "-o", str(output), "--json"]) == 0
@@ -142,7 +143,8 @@ _RUN = "from nnfuze_tvm import cli; import sys; sys.exit(cli.run(sys.argv[1:]))"
         ({"data": None}, "--data: give an .npz file"),
         ({"data": "nothing.npz"}, "nothing.npz: can't be read"),
         ({"data": "few.npz"}, "4 samples are too few"),
-        ({"data": "other.npz"}, "array 'sound' is no input"),
+        ({"data": "other.npz"}, "data .*other.npz: array 'sound' is no input"),
+        ({"evaluation": "other.npz"}, "evaluation data .*other.npz: array 'sound' is no input"),
         ({"evaluation": "wrong.npz"}, "label 4 of 'two'; it has 4 classes"),
         ({"budget": -1.0}, "--budget -1: give points"),
         ({"budget": float("nan")}, "--budget nan: give points"),

@@ -26,6 +26,7 @@ def load_calibration(
     source: str | os.PathLike[str] | Mapping[str, np.ndarray],
     mod: tvm.IRModule,
     executor: Executor = evaluate.executor,
+    what: str = "calibration data",
 ) -> dict[str, np.ndarray]:
     """Return checked calibration samples for the inputs of a network.
 
@@ -39,6 +40,8 @@ def load_calibration(
     executor : callable
         Runs the network where it has states and the samples don't give them: then they follow each other, and a state
         is what the sample before left.
+    what : str
+        What a mapping is called in messages.
 
     Raises
     ------
@@ -47,7 +50,7 @@ def load_calibration(
         finite, or of another number of samples than the others.
     """
     if isinstance(source, Mapping):
-        label, arrays = "calibration data", {str(k): np.asarray(v) for k, v in source.items()}
+        label, arrays = what, {str(k): np.asarray(v) for k, v in source.items()}
     else:
         label, arrays = str(source), _read(Path(source))
     params = {p.name: p for _, func in _relax_functions(mod) for p in func.params}
