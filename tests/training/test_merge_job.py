@@ -118,15 +118,20 @@ def test_a_merge_that_was_ended_goes_on_to_the_same_files(given, tmp_path, monke
 @pytest.mark.slow
 def test_a_merge_that_was_killed_goes_on_to_the_same_files(given, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    options = ["--data", str(given / "data.npz"), "--budget", "25", "--epochs", "200"]
-    command = [sys.executable, "-c", f"from nnfuze_tvm.jobs import merge; merge._KEPT = 0.2; {_RUN}", "merge"]
+    options = ["--data", str(given / "data.npz"), "--budget", "5", "--epochs", "2"]
+    command = [
+        sys.executable,
+        "-c",
+        f"from nnfuze_tvm.jobs import merge; merge._KEPT, merge._LEAST = 0, 60; {_RUN}",
+        "merge",
+    ]
     subprocess.run([*command, *models(given), *options, "-o", str(whole)], check=True)
     rng, arguments = np.random.default_rng(), [*models(given), *options]
-    for _ in range(3):
+    for _ in range(2):
         running = subprocess.Popen([*command, *arguments, "-o", str(killed)])
         while running.poll() is None and not (killed / "state.pt").exists():
             time.sleep(0.1)
-        time.sleep(rng.uniform(0, 3))
+        time.sleep(rng.uniform(0, 1))
         running.kill()
         running.wait()
     subprocess.run([*command, "-o", str(killed)], check=True)
