@@ -116,11 +116,11 @@ class JobDirectory:
         replace(path, json.dumps(facts, indent=1) + "\n")
 
 
-def replace(path: Path, text: str) -> None:
+def replace(path: Path, content: str | bytes) -> None:
     """Write a file so that it is always either the old or the new one."""
     temporary = path.with_name(f".{path.name}.new")
-    with open(temporary, "w", encoding="utf-8") as out:
-        out.write(text)
+    with open(temporary, "wb") as out:
+        out.write(content.encode() if isinstance(content, str) else content)
         out.flush()
         os.fsync(out.fileno())
     os.replace(temporary, path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import math
 import os
 import time
@@ -24,7 +25,7 @@ from nnfuze_tvm.graph import dataflow, ir
 from nnfuze_tvm.graph.samples import by_inference
 from nnfuze_tvm.jobs.announce import Announce, silent
 from nnfuze_tvm.jobs.data import Arrays
-from nnfuze_tvm.jobs.directory import JobDirectory
+from nnfuze_tvm.jobs.directory import JobDirectory, replace
 from nnfuze_tvm.jobs.request import model_path
 from nnfuze_tvm.passes import pipeline
 from nnfuze_tvm.passes.compress.calibration import load_calibration
@@ -40,6 +41,9 @@ from nnfuze_tvm.training.merging import Search, Shared, Watch, share
 from nnfuze_tvm.training.network import Network, torch
 from nnfuze_tvm.training.stitches import Candidate
 from nnfuze_tvm.training.trials import Trial
+
+_LOG = logging.getLogger(__name__)
+_LOG.setLevel(logging.INFO)
 
 # Seconds between two times that the state is kept, and that it is said how far it is.
 _KEPT, _SAID = 30.0, 5.0
@@ -181,24 +185,27 @@ def _data(mod: tvm.IRModule, options: Options) -> tuple[Arrays, Evaluation]:
     if states:
         raise InputError(f"input {states[0].name}: networks with states can't learn to share a trunk")
     for task, func in functions.items():
-        own, known = ([one.name for one in ones] for ones in (func.params, inputs))
-        if {*own} != {*known}:
+        names, known = ([one.name for one in ones] for ones in (func.params, inputs))
+        if {*names} != {*known}:
             raise InputError(
                 f"task {task}: networks that share a trunk must have the same inputs, by name, shape and type; "
-                f"it has {', '.join(own)}, and all together have {', '.join(known)}"
+                f"it has {', '.join(names)}, and all together have {', '.join(known)}"
             )
-        # What can't be learnt is said before anything is written.
+        # What can't be learnt or written is said before anything is.
         Network(func)
+        _file(mod, task)
     shapes = {one.name: one.shape for one in inputs}
-    samples = load_calibration(read_arrays(options.data, "data"), merged)
+    samples = load_calibration(read_arrays(options.data, "data"), merged, what=f"data {options.data}")
     given = {name: by_inference(values, shapes[name]) for name, values in samples.items()}
     if (count := len(next(iter(given.values())))) < 8:
         raise InputError(f"--data {options.data}: {count} samples are too few to learn from")
     if options.evaluation is None:
         return given, Evaluation()
     arrays = read_arrays(options.evaluation, "evaluation data")
-    shown = load_calibration({name: arrays[name] for name in arrays if name not in functions}, merged)
+    own = {name: values for name, values in arrays.items() if name not in functions}
+    shown = load_calibration(own, merged, what=f"evaluation data {options.evaluation}")
     labels = measure.labels_of(arrays, outputs, len(next(iter(shown.values()))))
+    labels = {task: classes for task, classes in labels.items() if (classes >= 0).any()}
     return given, Evaluation({name: by_inference(values, shapes[name]) for name, values in shown.items()}, labels)
 
 
@@ -216,10 +223,10 @@ def _merge(
     found = share(mod, samples, options.budget, schedule, diary, evaluation)
     announce("writing")
     report = _report(mod, samples, options, found, diary)
-    files = {f"{task}.onnx": _file(found.module, task) for task in ir.tasks(found.module)}
+    files = {f"{task.replace(os.sep, '_')}.onnx": _file(found.module, task) for task in ir.tasks(found.module)}
     files["report.json"], files["report.html"] = report.to_json().encode(), render_merge_html(report).encode()
     for name, content in files.items():
-        _replace(path / name, content)
+        replace(path / name, content)
     return report
 
 
@@ -233,10 +240,14 @@ class _Diary(Watch):
     """
 
     def __init__(self, path: Path, announce: Announce) -> None:
-        self._path, self._announce = path, announce
+        self._path, self._tell = path, announce
         self._earlier, self._began = 0.0, time.monotonic()
         self._kept = self._said = self._began
         self._trial: tuple[str, float, int] = ("", self._began, 0)
+
+    def _announce(self, text: str) -> None:
+        self._tell(text)
+        _LOG.info(text)
 
     @property
     def seconds(self) -> float:
@@ -260,7 +271,7 @@ class _Diary(Watch):
         if now or time.monotonic() - self._kept > _KEPT:
             written = io.BytesIO()
             torch.save({**search.state(), "seconds": self.seconds}, written)
-            _replace(self._path, written.getvalue())
+            replace(self._path, written.getvalue())
             self._kept = time.monotonic()
 
     def began(self, candidate: Candidate) -> None:
@@ -287,19 +298,6 @@ class _Diary(Watch):
 
 def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file so that it is always either the old or the new one."""
-    temporary = path.with_name(f".{path.name}.new")
-    try:
-        with open(temporary, "wb") as out:
-            out.write(content)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"{path}: can't be written ({error.strerror or error})") from None
 
 
 def _file(mod: tvm.IRModule, task: str) -> bytes:

@@ -186,7 +186,8 @@ class Search:
         }
 
     def _restore(self, state: Mapping[str, Any]) -> None:
-        self._functions = _parsed(state["functions"])
+        found = _parsed(state["functions"])
+        self._functions = {task: found[task] for task in self._originals}
         for pair, text in state["warm"].items():
             donor, task = json.loads(pair)
             self._warm[donor, task] = _parsed(text)

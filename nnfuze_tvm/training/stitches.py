@@ -48,12 +48,21 @@ def candidates(
     """Return for each cut of a task the cut of a donor whose features explain its own best."""
     given = {name: values[:_FITTED] for name, values in samples.items()}
     donors = [(cut, beginning(donor_func, cut)) for cut in _spread(cuts(donor_func))]
+    # What a donor computes is the same for all cuts of one size.
+    known: dict[tuple[int, tuple[int, ...]], np.ndarray] = {}
+
+    def begun(own: Cut, first: relax.Function, cut: Cut) -> np.ndarray:
+        key = own.place, cut.shape[2:]
+        if key not in known:
+            known[key] = answers(Network(resized(first, cut)), given)[0]
+        return known[key]
+
     result = []
     for cut in _spread(cuts(func)):
         wanted = answers(Network(beginning(func, cut)), given)[0]
         found = [
-            Candidate(donor, own, task, cut, _fitted(answers(Network(resized(begun, cut)), given)[0], wanted, cut)[1])
-            for own, begun in donors
+            Candidate(donor, own, task, cut, _fitted(begun(own, first, cut), wanted, cut)[1])
+            for own, first in donors
             if fits(own, cut)
         ]
         if found:

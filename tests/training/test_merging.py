@@ -220,13 +220,13 @@ def test_a_search_that_was_ended_goes_on_as_if_it_was_not():
     whole = share(*args, Diary(), *rest)
     assert len({trial.kept for trial in whole.tried}) == 2
     diary, ended = Diary(), 0
-    for ends in [1, 2, 5, 12, 13, 14, 27, -1]:
+    for ends in [1, 5, 13, 14, -1]:
         diary = Diary(ends, diary.kept)
         try:
             again = share(*args, diary, *rest)
         except KeyboardInterrupt:
             ended += 1
-    assert ended >= 5 and again == type(again)(again.module, whole.tried, whole.originals)
+    assert ended == 4 and again == type(again)(again.module, whole.tried, whole.originals)
     for task in "abc":
         tvm.ir.assert_structural_equal(again.module[task], whole.module[task], map_free_vars=True)
 
