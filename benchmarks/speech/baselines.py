@@ -1,11 +1,12 @@
 """What two networks that were trained apart can share without training: one table of all ways that there are.
 
     python -m benchmarks.speech.baselines
-    python -m benchmarks.speech.baselines --merged build/merged --every 4
+    python -m benchmarks.speech.baselines --merged build/merged
 
-The networks of examples/speech/independent, samples of calibration.npz, accuracy on evaluation.npz; everything is
-computed with NumPy. A folder of `nnfuze merge` is one more line. Shared is the part of one network's multiplications
-that is not done twice any more; bytes are those of weights in float32, of codebooks those of codes and codebooks.
+The networks of examples/speech/independent, samples of calibration.npz; the accuracy on evaluation.npz is that of the
+merged graph in ONNX Runtime. A folder of `nnfuze merge` is one more line. Shared is the part of one network's
+multiplications that is not done twice any more; bytes are those of weights in float32, of codebooks those of codes and
+codebooks.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from pathlib import Path
 
 import numpy as np
 import tvm
+from onnxruntime import InferenceSession
 from rich.table import Table
 
 import nnfuze_tvm
-from benchmarks.arguments import at_least, output_console, parser_of
+from benchmarks.arguments import output_console, parser_of
 from nnfuze_tvm.analysis import metrics
+from nnfuze_tvm.frontend.export import export
 from nnfuze_tvm.graph import dataflow, evaluate
 from nnfuze_tvm.graph.cuts import Cut, Stitch, beginning, cuts, graft
 from nnfuze_tvm.passes import MergeTasks, ShareCodebooks, ShareTrunk, ZipFeatures, ZipUnits
@@ -95,9 +98,7 @@ def stitched(
 ) -> tvm.IRModule:
     """Return the networks with one on the other's beginning, by a 1×1 convolution of ridge regression."""
     given, wanted = (
-        np.concatenate(
-            [np.moveaxis(values[0], 1, -1).reshape(-1, values[0].shape[1]) for values in _run(func, samples)]
-        )
+        np.concatenate([np.moveaxis(each, 1, -1).reshape(-1, each.shape[1]) for each in _features(func, samples)])
         for func in (beginning(mod[donor], own), beginning(mod[task], cut))
     )
     given, wanted = given.astype("float64"), wanted.astype("float64")
@@ -111,10 +112,9 @@ def stitched(
     return dataflow.with_functions(mod, {**functions, mod.get_global_var(task): grafted})
 
 
-def _run(func: tvm.relax.Function, samples: Mapping[str, np.ndarray]) -> Iterator[list[np.ndarray]]:
-    audio = samples["audio"]
-    for at in range(0, len(audio) - BATCH + 1, BATCH):
-        yield evaluate.evaluate(func, {"audio": audio[at : at + BATCH]})
+def _features(func: tvm.relax.Function, samples: Mapping[str, np.ndarray]) -> Iterator[np.ndarray]:
+    for at in range(0, len(samples["audio"]) - BATCH + 1, BATCH):
+        yield evaluate.evaluate(func, {"audio": samples["audio"][at : at + BATCH]})[0]
 
 
 def measured(row: Row, whole: int, data: Mapping[str, np.ndarray]) -> list[str]:
@@ -122,7 +122,10 @@ def measured(row: Row, whole: int, data: Mapping[str, np.ndarray]) -> list[str]:
     merged = _after(row.mod, MergeTasks(), ShareTrunk())
     macs = sum(layer.macs for layer in metrics.layers(merged))
     size = stored_bytes(merged, row.vector) if row.vector else metrics.size(merged).bytes
-    answers = [np.concatenate(each) for each in zip(*_run(merged["main"], data), strict=True)]
+    session = InferenceSession(export(merged).SerializeToString(), providers=["CPUExecutionProvider"])
+    audio = data["audio"]
+    parts = [session.run(TASKS, {"audio": audio[at : at + BATCH]}) for at in range(0, len(audio) - BATCH + 1, BATCH)]
+    answers = [np.concatenate(each) for each in zip(*parts, strict=True)]
     right = []
     for task, scores in zip(TASKS, answers, strict=True):
         labels = data[task][: len(scores)]
@@ -135,7 +138,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _parse(arguments)
     mod = networks(SPEECH / "independent")
     samples, data = dict(np.load(SPEECH / "calibration.npz")), dict(np.load(SPEECH / "evaluation.npz"))
-    data = {name: values[:: args.every] for name, values in data.items()}
     whole = sum(layer.macs for layer in metrics.layers(mod))
     table = Table("method", "trunk up to", "shared", "bytes", *TASKS)
     trained = (Row(folder.name, "", networks(folder)) for folder in args.merged)
@@ -149,9 +151,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = parser_of("benchmarks.speech.baselines", __doc__)
     parser.add_argument("--merged", type=Path, nargs="*", default=[], metavar="FOLDER", help="what `nnfuze merge` made")
-    parser.add_argument(
-        "--every", type=at_least(1), default=1, metavar="N", help="use every Nth clip of the evaluation"
-    )
     return parser.parse_args(arguments)
 
 
