@@ -16,7 +16,7 @@ from tvm import relax
 from tvm.ir import Call, GenericConst
 
 from nnfuze_tvm.errors import InputError
-from nnfuze_tvm.graph import dataflow, evaluate, ops
+from nnfuze_tvm.graph import dataflow, evaluate, ir, ops
 from nnfuze_tvm.graph.constants import array, constant
 from nnfuze_tvm.graph.cuts import Cut, cuts
 from nnfuze_tvm.graph.dataflow import Value
@@ -61,6 +61,10 @@ class Beginnings:
         self.functions = {task: _folded(func) for task, func in functions if isinstance(func, relax.Function)}
         if len(self.functions) < 2:
             raise InputError("networks that are to share a trunk: there must be two of them at least")
+        if ir.own_states(mod):
+            raise InputError(f"networks that are to share a trunk must have no states: {', '.join(ir.own_states(mod))}")
+        told = mod.attrs is not None and ir.SHARED_INPUTS_ATTR in mod.attrs
+        self._shared = {str(name) for name in mod.attrs[ir.SHARED_INPUTS_ATTR]} if told else None
         self.count = 1 + self._cut(upto).place
         first, *others = self.functions
         self.coupling = CoupledFunction(self._beginning(first), open_end=True)
@@ -69,13 +73,12 @@ class Beginnings:
             self._check(first, task)
 
     def _cut(self, upto: str) -> Cut:
-        known: list[str] = []
-        for func in self.functions.values():
-            for cut in cuts(func):
-                if cut.name == upto:
-                    return cut
-                known.append(cut.name)
-        raise InputError(f"layer {upto!r}: no trunk can end behind it; behind these it can: {', '.join(known)}")
+        known = [cuts(func) for func in self.functions.values()]
+        for cut in (cut for found in known for cut in found):
+            if cut.name == upto:
+                return cut
+        names = ", ".join(cut.name for cut in known[0]) or "none"
+        raise InputError(f"layer {upto!r}: no trunk can end behind it; layers where one can: {names}")
 
     def _beginning(self, task: str) -> relax.Function:
         """Return a task's network up to the cut, which is the last output; others stand in front of it."""
@@ -89,7 +92,8 @@ class Beginnings:
         own, func = self.coupling.func, self.functions[task]
         same: dict[Value, Value] = {}
         for param, other in zip(own.params, func.params, strict=False):
-            if param.name != other.name or not tvm_ffi.structural_equal(param.ty, other.ty):
+            alone = self._shared is not None and param.name not in self._shared
+            if alone or param.name != other.name or not tvm_ffi.structural_equal(param.ty, other.ty):
                 raise InputError(f"tasks {first} and {task}: networks that share a trunk must have the same inputs")
             same[other] = param
         theirs = dataflow.bindings(func)

@@ -75,7 +75,7 @@ def test_the_common_unit_loses_least():
 def test_what_can_not_be_zipped_is_refused():
     own = weights(0)
     mod = module(a=own, b=weights(1))
-    with pytest.raises(InputError, match=r"layer 'a/narrow': no trunk can end behind it; .*a/wide"):
+    with pytest.raises(InputError, match=r"layer 'a/narrow': no trunk can end behind it; .* a/stem, a/wide"):
         ZipUnits(SAMPLES, "a/narrow")(mod)
     with pytest.raises(InputError, match="two of them"):
         ZipUnits(SAMPLES, "a/wide")(module(a=own))
@@ -86,3 +86,7 @@ def test_what_can_not_be_zipped_is_refused():
         ZipUnits(SAMPLES, "a/wide")(module(a=own, b=other))
     with pytest.raises(InputError, match="must have the same inputs"):
         ZipUnits(SAMPLES, "a/wide")(module(a=own, b=weights(1), other_inputs=("b",)))
+    with pytest.raises(InputError, match="must have the same inputs"):
+        ZipUnits(SAMPLES, "a/wide")(mod.with_attr(ir.SHARED_INPUTS_ATTR, ["sound"]))
+    with pytest.raises(InputError, match=r"must have no states: a\.h"):
+        ZipUnits(SAMPLES, "a/wide")(mod.with_attr(ir.OWN_STATES_ATTR, ["a.h"]))
