@@ -12,7 +12,6 @@ from tvm import relax
 from nnfuze_tvm.analysis import metrics
 from nnfuze_tvm.deploy.executor import host_executor
 from nnfuze_tvm.devices.targets import llvm_features, resolve
-from nnfuze_tvm.errors import InputError
 from nnfuze_tvm.frontend import load
 from nnfuze_tvm.graph import ir
 from nnfuze_tvm.graph.links import wire
@@ -95,9 +94,6 @@ def make_graphs(request: NetworkRequest, announce: Announce = silent, *, portabl
     NNFuzeError
         If anything given doesn't fit.
     """
-    if request.finetune is not None:
-        # What it needs may be missing; nothing else needs that.
-        from nnfuze_tvm.jobs.finetuning import FineTuning
     announce("loading the networks")
     loaded = load(request.models, shared_inputs=request.shared_inputs, shapes=request.shapes or None)
     announce("merging")
@@ -115,11 +111,12 @@ def make_graphs(request: NetworkRequest, announce: Announce = silent, *, portabl
             one.check_samples(str(request.policy))
         if features is not None:
             one.check_features(features, request.target)
-    trained = None if request.finetune is None else FineTuning(merged, request, announce)
-    if trained is not None and not asked:
-        raise InputError(
-            f"--finetune {request.finetune}: nothing is compressed; give --prune, --quantize or a --policy"
-        )
+    trained = None
+    if request.finetune is not None:
+        # What it needs may be missing; nothing else needs that.
+        from nnfuze_tvm.jobs.finetuning import FineTuning
+
+        trained = FineTuning(merged, asked, request, announce)
     stages = {"merged": merged}
     inputs = method.Inputs(policy, samples, request.options, host_executor, announce)
     for one in asked:

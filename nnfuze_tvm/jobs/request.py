@@ -13,7 +13,7 @@ from nnfuze_tvm.devices.remote.tracker import Place
 from nnfuze_tvm.errors import InputError, printable
 from nnfuze_tvm.passes import pipeline
 from nnfuze_tvm.passes.compress import method
-from nnfuze_tvm.reading.limits import LONGEST_WAIT, MOST_EPOCHS, MOST_THREADS, MOST_TRIALS
+from nnfuze_tvm.reading.limits import LONGEST_WAIT, MOST_THREADS, MOST_TRIALS
 
 # Where work is kept by default.
 WORK_DIR = "nnfuze-tuning"
@@ -72,7 +72,7 @@ class NetworkRequest(BaseModel):
     policy: str | None = None
     options: dict[str, Any]
     finetune: str | None = None
-    epochs: Annotated[int, Field(ge=1, le=MOST_EPOCHS)] | None = None
+    epochs: Annotated[int, Field(ge=1, le=100_000)] | None = None
     tracker: str | None = None
     key: str | None = None
     secret_file: str | None = None

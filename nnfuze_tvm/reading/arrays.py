@@ -12,6 +12,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from nnfuze_tvm.errors import InputError
 from nnfuze_tvm.reading import memory
 from nnfuze_tvm.reading.files import open_file
 
@@ -72,6 +73,32 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
                     said = error if type(error) is ValueError else "damaged"
                     raise ValueError(f"array {name!r}: {said}") from None
             return arrays
+
+
+def read_arrays(path: str, what: str) -> dict[str, np.ndarray]:
+    """Return the arrays of an ``.npz`` file.
+
+    Parameters
+    ----------
+    path : str
+        The file.
+    what : str
+        What it holds, for messages.
+
+    Raises
+    ------
+    InputError
+        If it can't be read, isn't one, or is empty.
+    """
+    try:
+        arrays = read_npz(path)
+    except OSError as error:
+        raise InputError(f"{what} {path}: can't be read ({error.strerror or error})") from None
+    except ValueError as error:
+        raise InputError(f"{what} {path}: {error}") from None
+    if not arrays:
+        raise InputError(f"{what} {path}: holds no arrays; save arrays by input name with numpy.savez")
+    return arrays
 
 
 def _check_members(members: list[zipfile.ZipInfo], size: int) -> None:

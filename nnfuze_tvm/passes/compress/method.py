@@ -190,10 +190,10 @@ class Method:
         Of a method that has a precision: another value for ``--quantize``, which its passes find in `Inputs.options`.
     samples
         What of a policy needs sample inputs, such as ``8 bits``; empty if the passes do without.
-    features : Features, optional
-        What the CPU must have.
     training : Training, optional
         How what it makes is trained further; None where that has nothing to mend.
+    features : Features, optional
+        What the CPU must have.
     """
 
     name: str
@@ -206,8 +206,8 @@ class Method:
     remark: str = ""
     variant: str = ""
     samples: str = ""
-    features: Features | None = None
     training: Training | None = Training()
+    features: Features | None = None
 
     def asked_by(self, layer: LayerPolicy) -> bool:
         """Return whether what a policy says of a layer asks for this method."""
