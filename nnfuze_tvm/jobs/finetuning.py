@@ -149,7 +149,7 @@ def _as_kept(path: Path, mod: tvm.IRModule, training: Training) -> tvm.IRModule:
     """Return a network with the parameters of a file."""
     try:
         arrays = read_npz(path)
-        if not all(values.dtype == np.float32 and np.isfinite(values).all() for values in arrays.values()):
+        if not all(values.dtype.kind == "f" and np.isfinite(values).all() for values in arrays.values()):
             raise ValueError("parameters that are no finite numbers")
         return with_parameters(mod, arrays, training)
     except (OSError, ValueError) as error:
