@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -16,10 +16,8 @@ from nnfuze_tvm.analysis import measure
 from nnfuze_tvm.deploy.runner import Input, sample_batches, signature
 from nnfuze_tvm.devices import scratch
 from nnfuze_tvm.errors import InputError
+from nnfuze_tvm.jobs.graphs import Graphs
 from nnfuze_tvm.reading.arrays import read_arrays, read_npy
-
-if TYPE_CHECKING:
-    from nnfuze_tvm.jobs.graphs import Graphs
 
 Arrays = Mapping[str, np.ndarray]
 Answers = Mapping[str, Any]
@@ -63,7 +61,7 @@ def evaluation_data(graphs: Graphs, path: str | None, arrays: Arrays) -> Evaluat
     """
     inputs, outputs, _ = signature(graphs.last)
     if path:
-        check_names(arrays, [*(i.name for i in inputs), *graphs.tasks], f"evaluation data {path}")
+        _check_names(arrays, [*(i.name for i in inputs), *graphs.tasks], path)
         batches = sample_batches(arrays, inputs)
         labels = measure.labels_of(arrays, outputs, max(len(arrays[i.name]) for i in inputs))
         kind = "labelled samples" if labels else "samples without labels"
@@ -79,30 +77,15 @@ def _batch_size(inputs: Sequence[Input]) -> int:
     return inputs[0].shape[0] if inputs and inputs[0].shape else 1
 
 
-def check_names(arrays: Arrays, known: Sequence[str], what: str) -> None:
-    """Complain about arrays that belong to nothing, and about values that aren't numbers.
-
-    Parameters
-    ----------
-    arrays : mapping of str to numpy.ndarray
-        Samples by input, perhaps labels by task.
-    known : sequence of str
-        The inputs and tasks.
-    what : str
-        What holds them, for messages.
-
-    Raises
-    ------
-    InputError
-        If there are such.
-    """
+def _check_names(arrays: Arrays, known: Sequence[str], path: str) -> None:
+    """Complain about arrays that belong to nothing, and about values that aren't numbers."""
     for name, array in arrays.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
-            raise InputError(f"{what}: {name!r} is neither an input nor a task{hint}")
+            raise InputError(f"evaluation data {path}: {name!r} is neither an input nor a task{hint}")
         if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-            raise InputError(f"{what}: {name!r} holds NaN or infinite values")
+            raise InputError(f"evaluation data {path}: {name!r} holds NaN or infinite values")
 
 
 def read_inputs(texts: Sequence[str]) -> dict[str, np.ndarray]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -21,7 +21,6 @@ from nnfuze_tvm.devices import scratch
 from nnfuze_tvm.errors import InputError
 from nnfuze_tvm.graph import ir
 from nnfuze_tvm.jobs.announce import Announce
-from nnfuze_tvm.jobs.data import Arrays, check_names
 from nnfuze_tvm.jobs.directory import JobDirectory
 from nnfuze_tvm.jobs.request import WORK_DIR, NetworkRequest
 from nnfuze_tvm.passes.compress.calibration import load_calibration
@@ -44,6 +43,8 @@ class FineTuning:
     ----------
     original : tvm.IRModule
         The network, merged and not compressed.
+    methods : sequence of Method
+        Those that compress it.
     request : NetworkRequest
         What was asked for: the data, how often each sample is seen, and the directory that keeps what was learnt.
     announce : callable
@@ -52,13 +53,18 @@ class FineTuning:
     Raises
     ------
     InputError
-        If the data don't fit the network.
+        If there are none, or the data don't fit the network.
     """
 
-    def __init__(self, original: tvm.IRModule, request: NetworkRequest, announce: Announce) -> None:
-        assert request.finetune is not None
+    def __init__(
+        self, original: tvm.IRModule, methods: Sequence[Method], request: NetworkRequest, announce: Announce
+    ) -> None:
+        path = request.finetune
+        assert path is not None
+        if not methods:
+            raise InputError(f"--finetune {path}: nothing is compressed; give --prune, --quantize or a --policy")
         self._original, self._announce = original, announce
-        self._samples, self._labels = _data(original, request.finetune)
+        self._samples, self._labels = _data(original, path)
         self._schedule = Schedule() if request.epochs is None else Schedule(epochs=request.epochs)
         self._kept = Path(request.work_dir or WORK_DIR) / "finetuned"
 
@@ -94,22 +100,21 @@ class FineTuning:
         return digest.hexdigest()[:32]
 
 
-def _data(original: tvm.IRModule, path: str) -> tuple[dict[str, np.ndarray], Arrays]:
+def _data(original: tvm.IRModule, path: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Return samples as the network takes them, ``[N, *shape]`` by input, and labels ``[N, batch]`` by task."""
     what = f"fine-tuning data {path}"
     arrays = read_arrays(path, "fine-tuning data")
     inputs, outputs, _ = signature(original)
     names = [param.name for param in original["main"].params]
-    check_names(arrays, [*names, *ir.tasks(original)], what)
-    samples = {name: values for name, values in arrays.items() if name in names}
-    count = max((len(samples[i.name]) for i in inputs if i.name in samples), default=0)
-    others = {name: values for name, values in arrays.items() if name not in names}
-    labels = measure.labels_of(others, outputs, count, what)
+    given = {name: values for name, values in arrays.items() if name in ir.tasks(original) and name not in names}
+    samples = {name: values for name, values in arrays.items() if name not in given}
+    checked = load_calibration(samples, original, host_executor, what)
+    count = max(len(checked[i.name]) for i in inputs)
+    labels = measure.labels_of(given, outputs, count, what)
     for task in labels:
         first = next((o for o in outputs if o.task == task and o.dtype.startswith("float")), None)
         if first is None or first.classes is None:
             raise InputError(f"{what}: has labels of {task!r}, whose first output of floats is no row of scores")
-    checked = load_calibration(samples, original, host_executor, what)
     shapes = {param.name: ir.static_shape(param) for param in original["main"].params}
     taken = {name: values.reshape(-1, *shapes[name]) for name, values in checked.items()}
     steps = len(next(iter(taken.values())))
@@ -145,7 +150,7 @@ def _as_kept(path: Path, mod: tvm.IRModule, training: Training) -> tvm.IRModule:
     """Return a network with the parameters of a file."""
     try:
         arrays = read_npz(path)
-        if not all(values.dtype == np.float32 and np.isfinite(values).all() for values in arrays.values()):
+        if not all(values.dtype.kind == "f" and np.isfinite(values).all() for values in arrays.values()):
             raise ValueError("parameters that are no finite numbers")
         return with_parameters(mod, arrays, training)
     except (OSError, ValueError) as error:

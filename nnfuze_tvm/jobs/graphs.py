@@ -15,7 +15,6 @@ from nnfuze_tvm.deploy.bundle import unfit
 from nnfuze_tvm.deploy.executor import host_executor
 from nnfuze_tvm.deploy.manifest import describe_target
 from nnfuze_tvm.devices.targets import llvm_features, resolve
-from nnfuze_tvm.errors import InputError
 from nnfuze_tvm.frontend import load
 from nnfuze_tvm.graph import ir
 from nnfuze_tvm.graph.links import wire
@@ -110,9 +109,6 @@ def make_graphs(
     policy = _policy(request)
     if not portable and request.tracker is None and unfit(describe_target(resolve(request.target))) is None:
         note_threads(request.threads, announce)
-    if request.finetune is not None:
-        # What it needs may be missing; nothing else needs that.
-        from nnfuze_tvm.jobs.finetuning import FineTuning
     announce("loading the networks")
     loaded = load(request.models, shared_inputs=request.shared_inputs, shapes=request.shapes or None)
     if request.optimize == "memory":
@@ -133,11 +129,12 @@ def make_graphs(
             one.check_samples(str(request.policy))
         if features is not None:
             one.check_features(features, request.target)
-    trained = None if request.finetune is None else FineTuning(merged, request, announce)
-    if trained is not None and not asked:
-        raise InputError(
-            f"--finetune {request.finetune}: nothing is compressed; give --prune, --quantize or a --policy"
-        )
+    trained = None
+    if request.finetune is not None:
+        # What it needs may be missing; nothing else needs that.
+        from nnfuze_tvm.jobs.finetuning import FineTuning
+
+        trained = FineTuning(merged, asked, request, announce)
     stages = {"merged": merged}
     inputs = method.Inputs(policy, samples, request.options, host_executor, announce)
     for one in asked:

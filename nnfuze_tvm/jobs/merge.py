@@ -31,7 +31,7 @@ from nnfuze_tvm.passes import pipeline
 from nnfuze_tvm.passes.compress.calibration import load_calibration
 from nnfuze_tvm.reading.arrays import read_arrays
 from nnfuze_tvm.reading.files import open_file, parse_json, read_file
-from nnfuze_tvm.reading.limits import MOST_THREADS
+from nnfuze_tvm.reading.limits import MOST_EPOCHS, MOST_THREADS
 from nnfuze_tvm.report.merging import Attempt, CurvePoint, MergeReport, TaskScore
 from nnfuze_tvm.report.merging_html import render_merge_html
 from nnfuze_tvm.report.record import LayerUse
@@ -50,7 +50,6 @@ _KEPT, _SAID = 30.0, 5.0
 # What may not change between a merge and its going on.
 _FIXED = ("networks", "data", "evaluation", "budget", "epochs", "seed", "threads", "torch")
 _STATE, _JOB = "state.pt", "job.json"
-_MOST_EPOCHS = 10_000
 _BLOCK = 1 << 20
 # So many steps a trial has at least, however few samples there are, and how fast is learnt at first.
 _LEAST, _RATE = 1000, 3e-3
@@ -76,7 +75,7 @@ class Options:
             raise InputError(f"nnfuze merge: {len(self.models)} network given; there is something to share from two on")
         if not 0 <= self.budget <= 100:
             raise InputError(f"--budget {self.budget:g}: give points in percent, from 0 to 100")
-        for name, value, most in (("epochs", self.epochs, _MOST_EPOCHS), ("threads", self.threads, MOST_THREADS)):
+        for name, value, most in (("epochs", self.epochs, MOST_EPOCHS), ("threads", self.threads, MOST_THREADS)):
             if not 1 <= value <= most:
                 raise InputError(f"--{name} {value}: give a number from 1 to {most}")
         if self.seed < 0:

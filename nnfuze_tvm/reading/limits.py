@@ -8,5 +8,5 @@ MOST_THREADS = 4096
 MOST_TRIALS = 1_000_000
 """Tuning trials per kernel."""
 
-MOST_EPOCHS = 100_000
+MOST_EPOCHS = 10_000
 """How often a training sees a sample."""

@@ -119,8 +119,11 @@ def _bytes(values: Sequence[dataflow.Value]) -> int:
 
 
 def _in_numbers(func: relax.Function) -> relax.Function:
-    """Return a function with the outputs that are floats: others teach nothing."""
-    return dataflow.returning(func, [field for field in dataflow.output_fields(func) if _is_float(field)])
+    """Return a function with the outputs that are floats, under the same names: others teach nothing."""
+    emitter, values = dataflow.Emitter(), dict[dataflow.Value, dataflow.Value]()
+    emitter.copy(dataflow.bindings(func), values)
+    fields = [values.get(field, field) for field in dataflow.output_fields(func) if _is_float(field)]
+    return emitter.finish(func.params, fields, func.attrs)
 
 
 def _is_float(value: dataflow.Value) -> bool:

@@ -224,7 +224,7 @@ def test_what_was_kept_and_is_damaged_is_said(pair, data, tmp_path):
     ("arrays", "message"),
     [
         ({}, "fine-tuning data .*no arrays"),
-        ({"y": images(4)}, "'y' is neither an input nor a task"),
+        ({"y": images(4)}, "array 'y' is no input of the network"),
         ({"x": images(4)[:, :1]}, "array 'x' has shape"),
         ({"x": images(4), "one": np.zeros(3, "int64")}, "3 labels of 'one' for 4 samples"),
         ({"x": images(4), "one": np.full(4, 3)}, "label 3 of 'one'; it has 3 classes"),

@@ -204,12 +204,12 @@ class Method:
         Of a method that has a precision: another value for ``--quantize``, which its passes find in `Inputs.options`.
     samples
         What of a policy needs sample inputs, such as ``8 bits``; empty if the passes do without.
-    features : Features, optional
-        What the CPU must have.
     training : Training, optional
         How what it makes is trained further; None where that has nothing to mend.
     starts : tuple of str
         Options that ask for the method whatever a policy says.
+    features : Features, optional
+        What the CPU must have.
     """
 
     name: str
@@ -222,9 +222,9 @@ class Method:
     remark: str = ""
     variant: str = ""
     samples: str = ""
-    features: Features | None = None
     training: Training | None = Training()
     starts: tuple[str, ...] = ()
+    features: Features | None = None
 
     def asked_by(self, layer: LayerPolicy) -> bool:
         """Return whether what a policy says of a layer asks for this method."""
