@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import tvm
 from tvm import relax
@@ -12,6 +11,7 @@ from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
 
 from nnfuze_tvm.deploy import apart
+from nnfuze_tvm.deploy.keep_tensors import KeepTensors
 from nnfuze_tvm.deploy.manifest import INTERFACE
 from nnfuze_tvm.deploy.runner import LOAD
 from nnfuze_tvm.devices.hardware import Hardware
@@ -102,12 +102,17 @@ def generate(lowered: tvm.IRModule, target: Target, interface: str = "") -> rela
         lowered = builder.get()
     lowered = dataflow.with_main(lowered, _allocating(lowered["main"]))
     kernels = tvm.transform.Sequential(pipeline.last_passes())(lowered)
-    pipelines: dict[str, Any] = {}
+    to_calls, to_code = [relax.get_pipeline("default_build"), KeepTensors()], "default"
     if LOAD in {var.name_hint for var in kernels.get_global_vars()}:
-        ordered = tvm.transform.Sequential([relax.get_pipeline("default_build"), apart.LoadFirst()])
-        pipelines = {"relax_pipeline": ordered, "tir_pipeline": apart.PIPELINE}
+        to_calls, to_code = [*to_calls, apart.LoadFirst()], apart.PIPELINE
     with target, tvm.transform.PassContext(config={"tirx.disable_assert": True}):
-        return relax.build(kernels, target=target, exec_mode="compiled", **pipelines)
+        return relax.build(
+            kernels,
+            target=target,
+            relax_pipeline=tvm.transform.Sequential(to_calls),
+            tir_pipeline=to_code,
+            exec_mode="compiled",
+        )
 
 
 def _allocating(main: relax.Function) -> relax.Function:

@@ -7,6 +7,7 @@ import math
 import mmap
 import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -109,17 +110,18 @@ def read(path: Path, record: WeightsRecord, sha256: str, *, mapped: bool = False
 
 
 def _digest(memory: mmap.mmap, fill: Callable[[memoryview], int] | None) -> str:
+    """Return the checksum of memory; what ``fill`` puts there block by block is looked at while the next one comes."""
     digest = hashlib.sha256()
-    with memoryview(memory) as view:
+    view = memoryview(memory)
+    with ThreadPoolExecutor(1) as thread:
         done = 0
         while done < len(view):
             block = view[done : done + _BLOCK]
             count = len(block) if fill is None else fill(block)
             if not count:
                 break  # it became shorter meanwhile
-            digest.update(block[:count])
+            thread.submit(digest.update, block[:count])
             done += count
-            block.release()
     return digest.hexdigest()
 
 

@@ -98,7 +98,7 @@ def render_manifest(fields: Mapping[str, Any], *, kernels: bool) -> list[Table]:
     facts.add_row("on disk, with this manifest", text.size(fields["bytes"]))
     facts.add_row("MACs", text.count(metrics.get("macs")))
     facts.add_row("parameters", text.count(metrics.get("parameters")))
-    facts.add_row("weights in memory", text.size(metrics.get("weight_memory")))
+    facts.add_row("in memory", text.size(metrics.get("weight_memory")))
     facts.add_row("peak memory", text.size(metrics.get("peak_memory")))
     facts.add_row("latency", text.seconds(metrics.get("latency")))
     for name, value in metrics.get("tasks", {}).items():

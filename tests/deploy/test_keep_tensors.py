@@ -1,0 +1,48 @@
+"""Tensors at one place are one object; what a network computes stays."""
+
+from __future__ import annotations
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from nnfuze_tvm.deploy.keep_tensors import KeepTensors
+from nnfuze_tvm.graph.dataflow import bindings, op_name
+
+LAYERS = 6
+
+
+def network() -> tvm.IRModule:
+    """Return products in a row, of which the first and the last two are outputs."""
+    x = relax.Var("x", relax.TensorType((4, 4), "float32"))
+    weights = relax.const(np.random.default_rng(0).standard_normal((4, 4)).astype("float32"))
+    builder = relax.BlockBuilder()
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            values = [x]
+            for _ in range(LAYERS):
+                values.append(builder.emit(relax.op.matmul(values[-1], weights)))
+            result = builder.emit_output(relax.Tuple([values[1], *values[-2:]]))
+        builder.emit_func_output(result)
+    return builder.get()
+
+
+def test_one_object_for_one_place() -> None:
+    target = tvm.target.Target("llvm")
+    data = np.random.default_rng(1).standard_normal((4, 4)).astype("float32")
+    usual = relax.get_pipeline("default_build")
+    answers, counts = [], []
+    for passes in ([usual], [usual, KeepTensors()]):
+        with target:
+            main = tvm.transform.Sequential(passes)(network())["main"]
+        counts.append([op_name(binding.value) for binding in bindings(main)])
+        pipeline = tvm.transform.Sequential(passes)
+        executable = relax.build(network(), target, relax_pipeline=pipeline, exec_mode="compiled")
+        machine = relax.VirtualMachine(executable, tvm.cpu())
+        runs = [machine["main"](tvm.runtime.tensor(data)) for _ in range(2)]
+        answers.append([field.numpy() for run in runs for field in run])
+    np.testing.assert_array_equal(*answers)
+    before, after = ([names.count(f"vm.{kind}") for kind in ("alloc_tensor", "kill_object")] for names in counts)
+    assert before[0] == LAYERS
+    assert after[0] < before[0]
+    assert after[1] == 0 < before[1]
