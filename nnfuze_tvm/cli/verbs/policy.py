@@ -11,7 +11,7 @@ import typer
 from nnfuze_tvm.cli.console import out, progress
 from nnfuze_tvm.cli.options import AsJson, Calibration, Inputs, Models, Target, check_files, spread
 
-POSITION = 6
+POSITION = 2.7
 _EXAMPLES = """
 Examples:
 
