@@ -3,6 +3,7 @@
 from nnfuze_tvm.passes.compress.equalize.equalize import Equalize
 from nnfuze_tvm.passes.compress.half_precision import HalfPrecision
 from nnfuze_tvm.passes.compress.insert_qdq import InsertQDQ
+from nnfuze_tvm.passes.compress.low_rank import LowRank
 from nnfuze_tvm.passes.compress.prune.prune_channels import PruneChannels
 from nnfuze_tvm.passes.compress.within_budget import QuantizeWithin
 from nnfuze_tvm.passes.lower.batching.batch_branches import BatchBranches
@@ -49,6 +50,7 @@ __all__ = [
     "KeepCrops",
     "KeepSpreads",
     "LateReshapes",
+    "LowRank",
     "MergeTasks",
     "PruneChannels",
     "QuantizeWithin",

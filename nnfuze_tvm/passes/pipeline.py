@@ -50,6 +50,7 @@ METHODS: tuple[Method, ...] = tuple(
     import_module(f"nnfuze_tvm.passes.compress.{name}").METHOD
     for name in (
         "prune.prune_channels",
+        "low_rank",
         "insert_qdq",
         "half_precision",
     )

@@ -112,7 +112,7 @@ def test_a_new_verb_is_one_file(
     monkeypatch.setitem(sys.modules, "nnfuze_tvm.cli.verbs.greet", None)
     del sys.modules["nnfuze_tvm.cli.verbs.greet"]
     assert list(cli.find_verbs()) == [
-        "compile", "tune", "analyze", "merge", "export", "run", "deploy", "bench", "inspect", "devices", "ops",
+        "compile", "tune", "analyze", "merge", "export", "policy", "run", "deploy", "bench", "inspect", "devices", "ops",
         "bundle", "greet",
     ]  # fmt: skip
     assert cli.run(["-h"]) == 0

@@ -175,7 +175,7 @@ class Policy:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Policy:
-        """Read a policy file.
+        """Read a policy file: JSON, and lines that begin with ``//``, which are comments.
 
         Raises
         ------
@@ -187,7 +187,7 @@ class Policy:
         except OSError as error:
             raise PolicyError(f"{path}: can't read the policy: {error.strerror}") from None
         try:
-            document = parse_json(data, _unique_keys)
+            document = parse_json(_without_comments(data), _unique_keys)
         except UnicodeDecodeError:
             raise PolicyError(f"{path}: the policy is not UTF-8 text") from None
         except json.JSONDecodeError as error:
@@ -198,8 +198,15 @@ class Policy:
             raise PolicyError(f"{path}: not valid JSON: {error}") from None
         return cls.parse(document, str(path))
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], comments: Mapping[str, str] | None = None) -> None:
         """Write the policy, all of it or nothing.
+
+        Parameters
+        ----------
+        path : path
+            The file.
+        comments : mapping of str to str, optional
+            Lines in front of what is stated of layers, by their names.
 
         Raises
         ------
@@ -207,7 +214,7 @@ class Policy:
             If the directory can't be written.
         """
         target = Path(path)
-        text = json.dumps({"default": self.default, "layers": self.layers}, indent=2) + "\n"
+        text = self._text(comments or {})
         temporary = None
         try:
             with tempfile.NamedTemporaryFile(
@@ -224,6 +231,15 @@ class Policy:
             if temporary is not None:
                 Path(temporary).unlink(missing_ok=True)
             raise PolicyError(f"{path}: can't write the policy: {error.strerror}") from None
+
+    def _text(self, comments: Mapping[str, str]) -> str:
+        if not comments:
+            return json.dumps({"default": self.default, "layers": self.layers}, indent=2) + "\n"
+        lines = [
+            f"    // {comments[name]}\n" * (name in comments) + f"    {json.dumps(name)}: {json.dumps(entry)}"
+            for name, entry in self.layers.items()
+        ]
+        return f'{{\n  "default": {json.dumps(self.default)},\n  "layers": {{\n' + ",\n".join(lines) + "\n  }\n}\n"
 
     def for_layer(self, name: str, lineage: Lineage | None = None) -> LayerPolicy:
         """Return what happens to the layer ``name``.
@@ -295,6 +311,11 @@ class Policy:
 
 # Not None, which of a format means the usual one.
 _NOTHING = object()
+
+
+def _without_comments(data: bytes) -> bytes:
+    """Return JSON with comments made empty lines, so that the others keep their numbers."""
+    return b"\n".join(b"" if line.lstrip().startswith(b"//") else line for line in data.split(b"\n"))
 
 
 def _is_pattern(name: str) -> bool:

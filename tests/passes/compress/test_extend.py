@@ -28,9 +28,9 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(ROOT / "nnfuze_tvm", root / "nnfuze_tvm", symlinks=True)
     (root / "examples").symlink_to(ROOT / "examples")
     file, line = blocks("python")
-    (root / "nnfuze_tvm/passes/compress/low_rank.py").write_text(file, encoding="utf-8")
+    (root / "nnfuze_tvm/passes/compress/factored.py").write_text(file, encoding="utf-8")
     text = (root / PIPELINE).read_text(encoding="utf-8")
-    without = line.replace('        "low_rank",\n', "")
+    without = line.replace('        "factored",\n', "")
     assert text.count(without) == 1, "the page shows another list of methods than pipeline.py"
     (root / PIPELINE).write_text(text.replace(without, line), encoding="utf-8")
     (policy,) = blocks("json")
@@ -55,7 +55,7 @@ def test_one_file_and_one_line_compress_as_the_page_says(extended: Path) -> None
     arguments = re.sub(r" --evaluation \S+", "", command).split()[2:]
     done = python(extended, "-m", "nnfuze_tvm", *arguments, "--no-compare", "--json")
     assert done.returncode == 0, done.stderr
-    assert "lowering ranks" in done.stderr
+    assert "factoring" in done.stderr
     report = json.loads(done.stdout)
     final = report["stages"][-1]
     columns = {
@@ -78,11 +78,11 @@ from nnfuze_tvm.passes.compress import method
 from nnfuze_tvm.passes.compress.policy import Policy
 policy = Policy.load("policy.json")
 layers = [policy.for_layer(name) for name in ("keyword//trunk/block2/conv1/Conv", "keyword//head/Gemm")]
-print([one.name for one in method.asked(pipeline.METHODS, layers)], [layer.rank for layer in layers])
+print([one.name for one in method.asked(pipeline.METHODS, layers)], [layer.share for layer in layers])
 """
-    assert python(extended, "-c", script).stdout == "['low-rank', 'int8'] [0.75, 0.75]\n"
-    assert " low-rank " in PAGE
-    (extended / "bad.json").write_text('{"default": {"rank": 1.5}}', encoding="utf-8")
+    assert python(extended, "-c", script).stdout == "['factored', 'int8'] [0.75, 0.75]\n"
+    assert " factored " in PAGE
+    (extended / "bad.json").write_text('{"default": {"share": 1.5}}', encoding="utf-8")
     bad = python(
         extended,
         "-m",

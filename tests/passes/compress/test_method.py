@@ -114,21 +114,21 @@ def test_one_object_makes_four_bits_a_policy_value_an_option_and_a_stage(four_bi
 
 def test_a_method_brings_fields_and_options(monkeypatch):
     """Also a field whose values don't combine by the largest, and an option that sets it."""
-    rank = PolicyField("rank", int, 0, "rank of the weights", combine=min)
-    option = Option("rank", int, None, "Rank.", sets=lambda value: {"rank": value})
+    depth = PolicyField("depth", int, 0, "how often a layer is split", combine=min)
+    option = Option("depth", int, None, "Depth.", sets=lambda value: {"depth": value})
     one = Method(
-        "low-rank", "splitting", lambda _: [], wants=lambda layer: layer.rank > 0, fields=(rank,), options=(option,)
+        "split", "splitting", lambda _: [], wants=lambda layer: layer.depth > 0, fields=(depth,), options=(option,)
     )
     monkeypatch.setattr(pipeline, "METHODS", (one, *pipeline.METHODS))
-    policy = Policy.parse({"layers": {"a/x": {"rank": 3}, "b/x": {"rank": 2}}})
+    policy = Policy.parse({"layers": {"a/x": {"depth": 3}, "b/x": {"depth": 2}}})
     merged = lineage(ir.with_aliases(network(), {"b/x": "a/x"}))
-    assert policy.for_layer("a/x", merged).rank == 2
-    assert policy.for_layer("a/x") == LayerPolicy(rank=3)
-    assert policy.for_layer("c/x").rank == 0
-    assert [m.name for m in method.asked(pipeline.METHODS, [LayerPolicy(rank=1, keep=0.5)])] == ["low-rank", "pruned"]
-    assert method.settings(pipeline.METHODS, {"rank": 4, "prune": None}) == {"rank": 4}
-    with pytest.raises(PolicyError, match=r"'layers\.a\.rank' should be a valid integer"):
-        Policy.parse({"layers": {"a": {"rank": "full"}}})
+    assert policy.for_layer("a/x", merged).depth == 2
+    assert policy.for_layer("a/x") == LayerPolicy(depth=3)
+    assert policy.for_layer("c/x").depth == 0
+    assert [m.name for m in method.asked(pipeline.METHODS, [LayerPolicy(depth=1, keep=0.5)])] == ["split", "pruned"]
+    assert method.settings(pipeline.METHODS, {"depth": 4, "prune": None}) == {"depth": 4}
+    with pytest.raises(PolicyError, match=r"'layers\.a\.depth' should be a valid integer"):
+        Policy.parse({"layers": {"a": {"depth": "full"}}})
     monkeypatch.setattr(pipeline, "METHODS", (one, *pipeline.METHODS))
     with pytest.raises(ValueError, match="same name"):
         Policy()

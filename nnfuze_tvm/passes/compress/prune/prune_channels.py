@@ -122,7 +122,7 @@ class PruneChannels:
         pruned: list[tuple[tvm.ir.GlobalVar, relax.Function]] = []
         for gvar, coupling in couplings:
             groups = coupling.groups()
-            counts = [self._count(group, lineage) for group in groups]
+            counts = [kept_channels(self.policy, group, lineage) for group in groups]
             orders: list[Elimination] = []
             if self.criterion == "repair" and (self.budget or any(map(_shrinks, groups, counts))):
                 self.announce("pruning: looking for channels that others can stand in for")
@@ -166,15 +166,6 @@ class PruneChannels:
 
         return within(self.budget, coupling, groups, errors, most, free, bits)
 
-    def _count(self, group: ChannelGroup, lineage: ir.Lineage) -> int:
-        """Return how many channels of a group stay."""
-        asked = [
-            self.policy.for_layer(layer.name, lineage).keep
-            for layer in group.layers
-            if layer.has_own_channels or self.policy.states(layer.name, "keep", lineage)
-        ]
-        return max(1, round(max(asked) * len(group.classes)))
-
     def _scores(self, coupling: CoupledFunction, mod: tvm.IRModule) -> np.ndarray:
         """Return the importance of every class of channels, by its representative."""
         roots = coupling.channels.roots()
@@ -194,6 +185,16 @@ class PruneChannels:
             if mean > 0:
                 np.add.at(scores, roots[labels], values / mean)
         return scores
+
+
+def kept_channels(policy: Policy, group: ChannelGroup, lineage: ir.Lineage) -> int:
+    """Return how many channels of a group stay, as a policy says."""
+    asked = [
+        policy.for_layer(layer.name, lineage).keep
+        for layer in group.layers
+        if layer.has_own_channels or policy.states(layer.name, "keep", lineage)
+    ]
+    return max(1, round(max(asked) * len(group.classes)))
 
 
 def _shrinks(group: ChannelGroup, count: int) -> bool:
