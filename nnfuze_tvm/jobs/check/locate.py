@@ -118,7 +118,7 @@ def first_kernel(fused: tvm.IRModule, lowered: tvm.IRModule, target: Target, sam
     calls = {}
     pairs = []
     for binding in bindings(lowered["main"]):
-        twin = meant.get(binding.var.name) or _last_of(binding.var.name, meant)
+        twin = meant[binding.var.name] if binding.var.name in meant else _last_of(binding.var.name, meant)
         calls[binding.var] = binding.value
         if twin is not None and binding.var in needed and _is_tensor(binding.var) and _type(twin) == _type(binding.var):
             pairs.append((binding.var, twin))
