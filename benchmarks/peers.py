@@ -1,4 +1,4 @@
-"""Our bundles beside ONNX Runtime, OpenVINO and ncnn: latency of one inference, all in turns in one process.
+"""Our bundles beside ONNX Runtime, OpenVINO, ncnn and MNN: latency of one inference, all in turns in one process.
 
     python -m benchmarks.peers
     python -m benchmarks.peers --networks resnet8,resnet8+resnet8,model.onnx --precision int8 --trials 32
@@ -37,7 +37,7 @@ from nnfuze_tvm.report import text
 
 UNTUNED, TUNED = "nnfuze", "nnfuze tuned"
 PRECISIONS = ("fp32", "int8")
-DEFAULT_PEERS = ("onnxruntime", "openvino", "ncnn")
+DEFAULT_PEERS = ("onnxruntime", "openvino", "ncnn", "mnn")
 
 # TVM's own tuner, which costs more than a second per trial.
 MS = "tvm-ms"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-from benchmarks.engines import ncnn, onnxruntime, openvino, tvm
+from benchmarks.engines import mnn, ncnn, onnxruntime, openvino, tvm
 from benchmarks.engines.base import Engine
 from benchmarks.workloads import Workload
 from nnfuze_tvm.deploy.manifest import package_versions
@@ -14,11 +14,17 @@ PEERS: dict[str, Callable[[Workload, str, int], Engine]] = {
     "onnxruntime": onnxruntime.make,
     "openvino": openvino.make,
     "ncnn": ncnn.make,
+    "mnn": mnn.make,
     "tvm": tvm.make,
 }
 
 
-_PACKAGES = {"onnxruntime": ["onnxruntime"], "openvino": ["openvino", "nncf"], "ncnn": ["ncnn", "pnnx"]}
+_PACKAGES = {
+    "onnxruntime": ["onnxruntime"],
+    "openvino": ["openvino", "nncf"],
+    "ncnn": ["ncnn", "pnnx"],
+    "mnn": ["mnn"],
+}
 
 
 def versions(peers: Sequence[str]) -> dict[str, str]:

@@ -220,13 +220,16 @@ def bounds(machine: Machine, operations: float, integer: bool, delivered: Mappin
     return found
 
 
-def delivered_bytes(func: tirx.PrimFunc, target: Target, machine: Machine) -> dict[str, int]:
-    """Return an estimate of the bytes that each level of memory delivers for one call of a scheduled kernel."""
+def delivered_bytes(func: tirx.PrimFunc, target: Target, machine: Machine, moving: int = 0) -> dict[str, int]:
+    """Return an estimate of the bytes that each level of memory delivers for one call of a scheduled kernel.
+
+    Where bands move through the kernel's arguments, of which the loops do not say, these are ``moving`` bytes.
+    """
     root = traffic.loop_tree(func, target)
     found = {machine.caches[0].name: traffic.l1_bytes(root, Hardware.of(target))}
     behind = [*(level.name for level in machine.caches[1:]), "DRAM"]
     for cache, name in zip(machine.caches, behind, strict=True):
-        found[name] = traffic.missed_bytes(root, cache.bytes)
+        found[name] = max(traffic.missed_bytes(root, cache.bytes), moving - cache.bytes)
     return found
 
 
@@ -256,11 +259,13 @@ def kernel_uses(
     found = []
     for kernel in metrics.kernels(lowered):
         own = [layers[name] for name in _with_aliases(kernel.layers, aliases) if name in layers]
-        plain = tvm.IRModule({"main": fused[kernel.name.removesuffix("_prepacked")]})
-        operations = 2 * sum(layer.macs for layer in own) / kernel.calls if own else estimate_tir_flops(plain)
-        multiplied = _winograd_operations(plain["main"]) if kernel.rule == _WINOGRAD else operations
+        size = sum(prod(shape) * np.dtype(dtype).itemsize for shape, dtype in kernel.arguments)
+        parts = [str(name) for name in lowered[kernel.name].attrs.get("nnfuze.parts", [kernel.name])]
+        plain = [tvm.IRModule({"main": fused[name.removesuffix("_prepacked")]}) for name in parts]
+        operations = 2 * sum(layer.macs for layer in own) / kernel.calls if own else sum(map(estimate_tir_flops, plain))
+        multiplied = _winograd_operations(plain[0]["main"]) if kernel.rule == _WINOGRAD else operations
         integer = bool(own) and any(dtype in _NARROW for _, dtype in kernel.arguments[:2])
-        delivered = delivered_bytes(lowered[kernel.name], target, machine)
+        delivered = delivered_bytes(lowered[kernel.name], target, machine, size if len(parts) > 1 else 0)
         found.append(
             KernelUse(
                 name=kernel.name,
@@ -270,7 +275,7 @@ def kernel_uses(
                 convolution=any("conv" in layer.op for layer in own),
                 integer=integer,
                 operations=operations,
-                bytes=sum(prod(shape) * np.dtype(dtype).itemsize for shape, dtype in kernel.arguments),
+                bytes=size,
                 seconds=times[kernel.name] if times else None,
                 bounds=bounds(machine, multiplied, integer, delivered),
             )

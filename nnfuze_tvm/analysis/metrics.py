@@ -190,6 +190,8 @@ def weight_sparsity(mod: tvm.IRModule) -> float:
 def peak_memory(lowered: tvm.IRModule) -> int:
     """Return the bytes of activations that the memory plan of a lowered module allocates, outputs included.
 
+    So are the rows that a kernel of several layers keeps between them, of all its parts.
+
     Parameters
     ----------
     lowered : tvm.IRModule
@@ -214,7 +216,11 @@ def peak_memory(lowered: tvm.IRModule) -> int:
         elif name == "builtin.alloc_tensor":
             shape = [int(dim) for dim in binding.value.args[0].values]
             total += math.prod(shape) * np.dtype(str(binding.value.args[1].value)).itemsize
-    return total
+    return total + max((int(func.attrs.get("nnfuze.scratch", 0)) for func in _kernels(lowered)), default=0)
+
+
+def _kernels(mod: tvm.IRModule) -> list[tirx.PrimFunc]:
+    return [func for func in mod.functions.values() if isinstance(func, tirx.PrimFunc)]
 
 
 def kernels(lowered: tvm.IRModule) -> list[LoweredKernel]:

@@ -22,12 +22,12 @@ from typing import Any
 
 import tvm
 import tvm_ffi
-from tvm import s_tir, sym, tirx
+from tvm import sym, tirx
 from tvm.ir import TensorLoad
 from tvm.target import Target
 
 from nnfuze_tvm.devices.hardware import Hardware
-from nnfuze_tvm.schedules.loops import STACK_BYTES
+from nnfuze_tvm.schedules.loops import STACK_BYTES, USUAL, plain
 
 # The smallest and the largest value of an index; None where that isn't known.
 _Range = tuple[int, int] | None
@@ -72,18 +72,7 @@ class Loop:
 
 def loop_tree(func: tirx.PrimFunc, target: Target) -> Loop:
     """Return the loops of a scheduled kernel around its loads and stores of memory."""
-    phases = [
-        s_tir.transform.CanonicalizeLoop(),
-        s_tir.transform.LowerInitBlock(),
-        s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
-        s_tir.transform.ConvertBlocksToOpaque(),
-        s_tir.transform.CompactBufferAllocation(),
-        s_tir.transform.LowerMatchBuffer(),
-        s_tir.transform.StmtSimplify(),
-        s_tir.transform.LowerOpaqueBlock(),
-    ]
-    with target:
-        body = tvm.transform.Sequential(phases)(tvm.IRModule({"main": func.with_attr("target", target)}))["main"].body
+    body = plain(func, target).body
     root = Loop(None, 1, 1, "serial")
     in_registers = {node.buffer for node in _find(body, tirx.AllocBuffer) if _bytes(node.buffer) <= STACK_BYTES}
     bound = {node.var: node.value for node in _find(body, tirx.Bind)}
@@ -126,7 +115,8 @@ def _collect(
         for part in stmt.seq:
             _collect(part, into, in_registers, bound, middle)
     elif isinstance(stmt, tirx.For):
-        extent = int(stmt.extent) if isinstance(stmt.extent, tirx.IntImm) else 1
+        usual = stmt.annotations.get(USUAL, 1)
+        extent = int(stmt.extent if isinstance(stmt.extent, tirx.IntImm) else usual)
         kinds = {tirx.ForKind.UNROLLED: "unrolled", tirx.ForKind.VECTORIZED: "vectorized"}
         spans = [*_factors(stmt, extent), 1]
         for whole, span in zip([extent, *spans], spans, strict=False):

@@ -20,6 +20,7 @@ from nnfuze_tvm.graph.ir import static_shape
 from nnfuze_tvm.passes import pipeline
 from nnfuze_tvm.schedules.contraction import to_compute
 from nnfuze_tvm.schedules.fold_kernels import FoldKernels
+from nnfuze_tvm.schedules.fuse_bands import FuseBands
 from nnfuze_tvm.schedules.intrinsics import bounds, bytes_are_fast, rounding, wants_unsigned
 from nnfuze_tvm.schedules.schedule_kernels import ScheduleKernels
 
@@ -67,7 +68,13 @@ def lower(mod: tvm.IRModule, target: Target, database: ms.Database | None = None
 
 
 def schedule(fused: tvm.IRModule, target: Target, database: ms.Database | None = None) -> tvm.IRModule:
-    """Return a module of fused kernels with every kernel scheduled and its weights packed (phase 10)."""
+    """Return a module of fused kernels, scheduled, their weights packed, in bands where that pays (phase 10)."""
+    with target:
+        return pipeline.phase("bands", FuseBands(target))(ungrouped(fused, target, database))
+
+
+def ungrouped(fused: tvm.IRModule, target: Target, database: ms.Database | None = None) -> tvm.IRModule:
+    """Return a module of fused kernels with every kernel scheduled and its weights packed, each by itself."""
     with target:
         return pipeline.phase("schedule", ScheduleKernels(target, database), *packing_passes())(fused)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from tvm import s_tir
+import tvm
+from tvm import s_tir, tirx
 from tvm.s_tir.schedule import LoopRV, SBlockRV
+from tvm.target import Target
 
 from nnfuze_tvm.devices.hardware import Hardware
 
@@ -14,6 +16,9 @@ PARALLEL_MIN_OPS = 400_000
 # TVM puts buffers below 1024 bytes of scope "global" on the stack, whence LLVM takes them into registers. Larger
 # ones, and all of scope "local", cost a call of the runtime's allocator wherever they come to life.
 STACK_BYTES = 1023
+
+# What a loop of no fixed extent is annotated with: its usual extent.
+USUAL = "nnfuze.usual"
 
 
 def divisors(n: int, at_most: int) -> list[int]:
@@ -52,3 +57,19 @@ def vectorize_copy(sch: s_tir.Schedule, pad: SBlockRV, hw: Hardware) -> None:
     width = int(node.annotations.get("nnfuze.segment", sch.get(last).extent))
     _, lane = sch.split(last, [None, divisors(width, lanes)[0]])
     sch.vectorize(lane)
+
+
+def plain(func: tirx.PrimFunc, target: Target) -> tirx.PrimFunc:
+    """Return a scheduled kernel without blocks: loops around loads and stores, buffers as large as what is used."""
+    phases = [
+        s_tir.transform.CanonicalizeLoop(),
+        s_tir.transform.LowerInitBlock(),
+        s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
+        s_tir.transform.ConvertBlocksToOpaque(),
+        s_tir.transform.CompactBufferAllocation(),
+        s_tir.transform.LowerMatchBuffer(),
+        s_tir.transform.StmtSimplify(),
+        s_tir.transform.LowerOpaqueBlock(),
+    ]
+    with target:
+        return tvm.transform.Sequential(phases)(tvm.IRModule({"main": func.with_attr("target", target)}))["main"]

@@ -5,9 +5,12 @@ import pytest
 from rich.console import Console
 
 from benchmarks import peers
+from benchmarks.engines import base, mnn
 from benchmarks.engines.base import relative_error
+from benchmarks.engines.onnxruntime import reference
 from benchmarks.interleaved import Timing
 from benchmarks.peers import Result
+from benchmarks.workloads import workload
 
 
 def result(network: str, engine: str, seconds: float | None, **fields) -> Result:
@@ -113,6 +116,20 @@ def test_the_figure_holds_every_network_and_engine(tmp_path):
     drawn = file.read_text()
     for expected in ("a machine", "fp32", "int8", "onnxruntime", "openvino", "ncnn", ">a<", ">b<"):
         assert expected in drawn
+
+
+def test_mnn_answers_in_both_precisions(tmp_path):
+    pytest.importorskip("MNN")
+    work = workload("ds_cnn", tmp_path)
+    exact = reference(work)
+    assert relative_error(mnn.make(work, "fp32", 1).answers(work.evaluation), exact) < 1e-4
+    assert 1e-4 < relative_error(mnn.make(work, "int8", 1).answers(work.evaluation), exact) < 0.5
+
+
+def test_a_peer_that_is_missing_says_how_to_install_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(base, "find_spec", lambda package: None)
+    with pytest.raises(base.Unavailable, match="peers"):
+        mnn.make(workload("ds_cnn", tmp_path), "fp32", 1)
 
 
 def test_a_pair_beside_onnx_runtime(tmp_path, capsys, monkeypatch):

@@ -112,8 +112,8 @@ def test_a_new_verb_is_one_file(
     monkeypatch.setitem(sys.modules, "nnfuze_tvm.cli.verbs.greet", None)
     del sys.modules["nnfuze_tvm.cli.verbs.greet"]
     assert list(cli.find_verbs()) == [
-        "compile", "tune", "analyze", "merge", "export", "policy", "run", "deploy", "bench", "inspect", "devices", "ops",
-        "bundle", "greet",
+        "compile", "tune", "analyze", "merge", "export", "policy", "run", "deploy", "bench", "inspect", "devices",
+        "ops", "bundle", "greet",
     ]  # fmt: skip
     assert cli.run(["-h"]) == 0
     assert "Greet networks." in capsys.readouterr().out

@@ -118,7 +118,7 @@ def first_kernel(fused: tvm.IRModule, lowered: tvm.IRModule, target: Target, sam
     calls = {}
     pairs = []
     for binding in bindings(lowered["main"]):
-        twin = meant.get(binding.var.name)
+        twin = meant[binding.var.name] if binding.var.name in meant else _last_of(binding.var.name, meant)
         calls[binding.var] = binding.value
         if twin is not None and binding.var in needed and _is_tensor(binding.var) and _type(twin) == _type(binding.var):
             pairs.append((binding.var, twin))
@@ -134,6 +134,11 @@ def first_kernel(fused: tvm.IRModule, lowered: tvm.IRModule, target: Target, sam
             if distance > limit and (limit or not str(var.ty.dtype).startswith("float")):
                 return _kernel_text(lowered, calls[var], var)
     return ""
+
+
+def _last_of(name: str, meant: Mapping[str, Value]) -> Value | None:
+    """Return what a kernel of several calls ends with, by the names of its layers."""
+    return next((var for own, var in meant.items() if name.endswith(ir.JOINED + own)), None)
 
 
 def _kernel_text(lowered: tvm.IRModule, call: Value, var: Value) -> str:

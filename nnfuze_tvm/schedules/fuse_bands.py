@@ -1,0 +1,178 @@
+"""The pass that makes one kernel of several where their data then stay in the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import tvm
+from tvm import relax, tirx
+from tvm.ir.transform import PassContext, module_pass
+from tvm.target import Target
+
+from nnfuze_tvm.devices.hardware import Hardware
+from nnfuze_tvm.graph import ir
+from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, op_name, operands, output_fields, substitute, with_main
+from nnfuze_tvm.graph.ir import static_shape
+from nnfuze_tvm.schedules.bands import model
+from nnfuze_tvm.schedules.bands.progress import Bands, course
+from nnfuze_tvm.schedules.bands.stages import Kernel, kernel
+from nnfuze_tvm.schedules.bands.weave import Group, lines, weave
+
+Best = Callable[[Group, Hardware], tuple[float, Bands] | None]
+
+# Kernels in a group at most: what is looked for takes time, and the buffers between more of them leave the cache.
+_MOST = 12
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A binding of ``main``: its kernel, if that makes rows one after the other."""
+
+    binding: Any
+    kernel: Kernel | None
+
+
+@module_pass(opt_level=0, name="FuseBands")
+class FuseBands:
+    """Fuse scheduled kernels that are called one after the other into one that computes them band by band.
+
+    Whether that pays, and how high a band is, a model of the caches says (`bands.model`). The kernels stay as they were
+    scheduled, or tuned, and so does every number that they compute.
+
+    Parameters
+    ----------
+    target : tvm.target.Target
+        The CPU.
+    hw : Hardware, optional
+        Its model; by default the target's.
+    best : callable
+        What a group saves on a machine, and its bands, or None if it should not be one.
+    """
+
+    def __init__(self, target: Target, hw: Hardware | None = None, best: Best = model.best) -> None:
+        self.target = target
+        self.hw = hw or Hardware.of(target)
+        self.best = best
+
+    def transform_module(self, mod: tvm.IRModule, _: PassContext) -> tvm.IRModule:
+        """Return the module with groups of kernels fused.
+
+        The rule of such a kernel is ``bands``, its knobs are the bands' ``height``, the ``parts`` that run in parallel
+        and the number of ``kernels``; ``nnfuze.parts`` are their names, ``nnfuze.scratch`` the bytes between them.
+        """
+        steps = bindings(mod["main"])
+        used = _uses(mod["main"])
+        calls = [_Call(binding, None) for binding in steps]
+        known: dict[str, Kernel | None] = {}
+        for n, binding in enumerate(steps):
+            if self._near_far(steps, n):
+                name = binding.value.args[0].name_hint
+                if name not in known:
+                    known[name] = kernel(mod[name], self.target)
+                calls[n] = _Call(binding, known[name])
+        chosen = self._choose(calls, used)
+        return _rewritten(mod, steps, chosen) if chosen else mod
+
+    def _near_far(self, steps: Sequence[Any], number: int) -> bool:
+        """Tell whether a binding calls a kernel, and its result or one of its operands is too large for the cache."""
+        value = steps[number].value
+        if op_name(value) != "call_tir" or not isinstance(value.ty, relax.TensorType) or len(value.args) != 2:
+            return False
+        values = [steps[number].var, *(leaf for leaf in operands(value) if isinstance(leaf, relax.Var))]
+        return any(_bytes(value) > self.hw.l2_bytes // 2 for value in values)
+
+    def _choose(self, calls: Sequence[_Call], used: dict[Any, int]) -> list[tuple[int, Group, Bands]]:
+        """Return the groups that save most together: where each begins, and its bands."""
+        best: list[tuple[float, list[tuple[int, Group, Bands]]]] = [(0.0, [])]
+        for end in range(1, len(calls) + 1):
+            gain, groups = best[end - 1]
+            for begin in range(end - 2, max(-1, end - 1 - _MOST), -1):
+                part = calls[begin:end]
+                if any(call.kernel is None for call in part):
+                    break
+                group = _group(part, used)
+                found = self.best(group, self.hw) if group is not None else None
+                if group is not None and found is not None and best[begin][0] + found[0] > gain:
+                    gain, groups = best[begin][0] + found[0], [*best[begin][1], (begin, group, found[1])]
+            best.append((gain, groups))
+        return best[-1][1]
+
+
+def _bytes(value: Any) -> int:
+    """Return the bytes of a tensor, 0 if a value is none."""
+    if not isinstance(value.ty, relax.TensorType):
+        return 0
+    return prod(static_shape(value)) * max(1, tvm.DataType(str(value.ty.dtype)).bits // 8)
+
+
+def _uses(main: relax.Function) -> dict[Any, int]:
+    """Return how often each value is read; outputs of the network count, too."""
+    found: dict[Any, int] = {}
+    for value in (*(binding.value for binding in bindings(main)), *output_fields(main)):
+        for leaf in operands(value):
+            found[leaf] = found.get(leaf, 0) + 1
+    return found
+
+
+def _group(calls: Sequence[_Call], used: dict[Any, int]) -> Group | None:
+    """Return calls as a group, or None if one of their results but the last is needed elsewhere."""
+    numbers: dict[Any, int] = {}
+    arguments = []
+    inside: dict[Any, int] = {}
+    for call in calls:
+        read = list(call.binding.value.args[1].fields)
+        for leaf in operands(call.binding.value):
+            inside[leaf] = inside.get(leaf, 0) + 1
+        values = [*read, call.binding.var]
+        arguments.append(tuple(numbers.setdefault(value, len(numbers)) for value in values))
+    if any(inside.get(call.binding.var, 0) != used.get(call.binding.var, 0) for call in calls[:-1]):
+        return None
+    kernels = tuple(call.kernel for call in calls if call.kernel is not None)
+    return Group(kernels, tuple(arguments), arguments[-1][-1])
+
+
+def _rewritten(mod: tvm.IRModule, steps: Sequence[Any], chosen: Sequence[tuple[int, Group, Bands]]) -> tvm.IRModule:
+    """Return the module with groups as kernels; equal ones share one."""
+    starts = {begin: (group, bands) for begin, group, bands in chosen}
+    builder = relax.BlockBuilder(mod.clone())
+    emitter = Emitter()
+    values: dict[Value, Value] = {}
+    made: dict[Any, Any] = {}
+    n = 0
+    while n < len(steps):
+        if n not in starts:
+            values[steps[n].var] = emitter.emit(substitute(steps[n].value, values), steps[n].var.name)
+            n += 1
+            continue
+        group, bands = starts[n]
+        part = steps[n : n + len(group.kernels)]
+        names = tuple(step.value.args[0].name_hint for step in part)
+        key = (names, group.arguments, bands)
+        if key not in made:
+            made[key] = builder.add_func(_kernel(group, bands, names), "bands_" + names[-1])
+        leaves: dict[int, Any] = {}
+        for step, numbers in zip(part, group.arguments, strict=True):
+            leaves.update(dict(zip(numbers, [*step.value.args[1].fields, step.var], strict=True)))
+        given = [substitute(leaves[value], values) for value in group.given]
+        result = part[-1].var
+        call = relax.call_tir(made[key], given, relax.TensorType(static_shape(result), str(result.ty.dtype)))
+        layers = dict.fromkeys(layer for step in part for layer in ir.layers_of(step.var))
+        values[result] = emitter.emit(call, ir.JOINED.join(layers) or result.name)
+        n += len(part)
+    main = mod["main"]
+    outputs = [substitute(field, values) for field in output_fields(main)]
+    rewritten = with_main(builder.get(), emitter.finish(main.params, outputs, main.attrs))
+    return relax.transform.DeadCodeElimination()(rewritten)
+
+
+def _kernel(group: Group, bands: Bands, names: Sequence[str]) -> tirx.PrimFunc:
+    steps = group.steps()
+    kept = lines(course(steps, bands), steps)
+    scratch = model.scratch([stage for stage, _ in group.stages()], kept) * bands.parts
+    knobs = {"height": bands.height, "parts": bands.parts, "kernels": len(names)}
+    return weave(group, bands).with_attr(
+        {"nnfuze.rule": "bands", "nnfuze.knobs": knobs, "nnfuze.parts": list(names), "nnfuze.scratch": scratch}
+    )
