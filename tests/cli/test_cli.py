@@ -85,7 +85,7 @@ def test_what_is_wrong_with_files_and_shapes_is_said_quickly(models: list[str], 
     nowhere, quick = shown_without_tvm(["compile", "nowhere.onnx", "-o", "x"], tmp_path)
     assert "nowhere.onnx: no such file" in nowhere and quick
     shape, quick = shown_without_tvm(["compile", *models, "--shape", "x=1,2,3", "-o", "x"], tmp_path)
-    assert "input 'x' has 4 dimensions" in shape and quick
+    assert "input 'x' is 1x2x6x6, of 4 dimensions; 1x2x3 has 3" in shape and quick
 
 
 def test_a_method_brings_its_options(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
