@@ -16,15 +16,17 @@ from nnfuze_tvm.deploy.manifest import describe_target
 from nnfuze_tvm.devices.targets import llvm_features, resolve
 from nnfuze_tvm.frontend import load
 from nnfuze_tvm.graph import ir
+from nnfuze_tvm.graph.dataflow import bindings
 from nnfuze_tvm.graph.links import wire
 from nnfuze_tvm.graph.wiring import Wiring
-from nnfuze_tvm.jobs.announce import Announce, note_threads, silent
+from nnfuze_tvm.jobs.announce import NOTE, Announce, note_threads, silent
 from nnfuze_tvm.jobs.request import NetworkRequest
 from nnfuze_tvm.passes import pipeline
 from nnfuze_tvm.passes.compress import method
 from nnfuze_tvm.passes.compress.calibration import load_calibration
 from nnfuze_tvm.passes.compress.insert_qdq import INT8
 from nnfuze_tvm.passes.compress.policy import Policy
+from nnfuze_tvm.passes.compress.prune.prune_channels import METHOD as PRUNED
 from nnfuze_tvm.passes.compress.within_budget import Choice, choice_of
 
 
@@ -128,7 +130,10 @@ def make_graphs(
     inputs = method.Inputs(policy, samples, request.options, host_executor, announce)
     for one in asked:
         announce(one.activity)
-        stages[one.name] = pipeline.compression_phase(one, inputs)(list(stages.values())[-1])
+        before = list(stages.values())[-1]
+        stages[one.name] = pipeline.compression_phase(one, inputs)(before)
+        if one is PRUNED and (names := _kept_whole(policy, before, stages[one.name])):
+            announce(f"{NOTE}keep changes nothing of {', '.join(names)}: all channels are needed, as for outputs")
     return Graphs(loaded, wiring, stages, samples, _integer(policy, list(stages.values())[-1]))
 
 
@@ -144,6 +149,22 @@ def _asked_for(policy: Policy, merged: tvm.IRModule) -> list[method.Method]:
     lineage = ir.lineage(merged)
     policy.validate_layers(names, lineage)
     return method.asked(pipeline.METHODS, [policy.for_layer(name, lineage) for name in names])
+
+
+def _kept_whole(policy: Policy, before: tvm.IRModule, after: tvm.IRModule) -> list[str]:
+    """Return the layers that a policy asks by name to lose channels and that lose none: outputs, say."""
+    lineage = ir.lineage(before)
+    sizes = [
+        {b.var.name: ir.static_shape(b.var) for b in bindings(mod["main"]) if b.var.name in names}
+        for mod in (before, after)
+        for names in [{layer.name for layer in metrics.layers(mod)}]
+    ]
+    return [
+        name
+        for name, size in sizes[0].items()
+        if policy.states(name, "keep", lineage) and policy.for_layer(name, lineage).keep < 1
+        if size == sizes[1].get(name)
+    ]
 
 
 def _integer(policy: Policy, graph: tvm.IRModule) -> set[str]:

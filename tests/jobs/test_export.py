@@ -25,7 +25,7 @@ from nnfuze_tvm.passes.compress import method
 from nnfuze_tvm.passes.compress.policy import Policy
 from nnfuze_tvm.passes.lower.integer.realize_integer import RealizeInteger
 from tests.streaming_networks import voice_activity, wake_words
-from tests.tiny_networks import samples, save_pair
+from tests.tiny_networks import classifier, samples, save_pair
 
 SPEECH = Path(__file__).parents[2] / "examples" / "speech"
 
@@ -130,6 +130,16 @@ def test_destinations(models, tmp_path):
         job.export(models, tmp_path / "out.txt")
     with pytest.raises(InputError, match="is no directory that can be written"):
         job.export(models, tmp_path / "missing" / "out.onnx")
+
+
+def test_layers_that_can_lose_no_channel_are_named(tmp_path):
+    path, said = tmp_path / "one.onnx", []
+    onnx.save(classifier(), path)
+    (tmp_path / "policy.json").write_text('{"layers": {"one/conv": {"keep": 0.5}, "one/dense_*": {"keep": 0.5}}}')
+    fields = {"policy": str(tmp_path / "policy.json"), "check": False, "announce": said.append}
+    job.export([str(path)], tmp_path / "out.onnx", **fields)
+    (note,) = (line for line in said if line.startswith("note: "))
+    assert note.startswith("note: keep changes nothing of one/dense_scores: ")
 
 
 def test_verb(models, tmp_path, capsys):
