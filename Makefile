@@ -57,6 +57,7 @@ format: $(STAMP)
 clean:
 	rm -rf $(VENV) $(TRAIN) build *.egg-info .mypy_cache .pytest_cache .ruff_cache
 
+# Most of what is installed is never imported, so pip compiles nothing; what all processes import is compiled once.
 $(STAMP): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: sudo apt install python3 python3-venv" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -65,12 +66,13 @@ $(STAMP): pyproject.toml constraints.txt
 	  { echo "$(PYTHON) cannot make virtual environments: sudo apt install python3-venv" >&2; exit 1; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
 	@echo "Installing into $(VENV) (the first time about 330 MB to download) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@$(BIN)/python -c "import onnx.reference, onnxruntime, tvm.s_tir.meta_schedule"
 	@touch $@
 
 $(TRAIN)/.installed: $(STAMP)
 	$(BIN)/python -m venv --clear $(TRAIN)
 	@$(BIN)/python -c "import glob, sysconfig; open(glob.glob('$(TRAIN)/lib/python*/site-packages')[0] + '/beside.pth', 'w').write('import site; site.addsitedir(%r)' % sysconfig.get_paths()['purelib'])"
 	@echo "Installing PyTorch into $(TRAIN) ..."
-	@$(TRAIN)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch onnxscript
+	@$(TRAIN)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt torch onnxscript
 	@touch $@

@@ -61,11 +61,11 @@ def method_options() -> list[MethodOption]:
 
 def _declared() -> list[MethodOption]:
     from nnfuze_tvm.passes import pipeline
-    from nnfuze_tvm.passes.compress import method
+    from nnfuze_tvm.passes.compress import method_settings
 
     return [
         MethodOption(option.name, _plain(option.type), option.default, option.help, option.metavar)
-        for option in method.options(pipeline.METHODS).values()
+        for option in method_settings.options(pipeline.METHODS).values()
     ]
 
 

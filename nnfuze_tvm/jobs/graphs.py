@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tvm
@@ -17,16 +17,21 @@ from nnfuze_tvm.deploy.manifest import describe_target
 from nnfuze_tvm.devices.targets import llvm_features, resolve
 from nnfuze_tvm.frontend import load
 from nnfuze_tvm.graph import ir
+from nnfuze_tvm.graph.dataflow import bindings
 from nnfuze_tvm.graph.links import wire
 from nnfuze_tvm.graph.wiring import Wiring
-from nnfuze_tvm.jobs.announce import Announce, note_threads, silent
+from nnfuze_tvm.jobs.announce import NOTE, Announce, note_threads, silent
 from nnfuze_tvm.jobs.request import NetworkRequest
 from nnfuze_tvm.passes import pipeline
-from nnfuze_tvm.passes.compress import method
+from nnfuze_tvm.passes.compress import method, method_settings
 from nnfuze_tvm.passes.compress.calibration import load_calibration
 from nnfuze_tvm.passes.compress.insert_qdq import INT8
 from nnfuze_tvm.passes.compress.policy import Policy
+from nnfuze_tvm.passes.compress.prune.prune_channels import METHOD as PRUNED
 from nnfuze_tvm.passes.compress.within_budget import Choice, choice_of
+
+if TYPE_CHECKING:
+    from nnfuze_tvm.jobs.finetuning import FineTuning
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,7 @@ def make_graphs(
     wiring = wire(loaded, *links)
     merged = _run(pipeline.merge_phases(*links), loaded)
     asked = _asked_for(policy, merged, request.options)
-    method.check_used(pipeline.METHODS, asked, request.options)
+    method_settings.check_used(pipeline.METHODS, asked, request.options)
     samples = None
     if request.calibration is not None:
         samples = load_calibration(request.calibration, merged, host_executor)
@@ -135,20 +140,32 @@ def make_graphs(
         from nnfuze_tvm.jobs.finetuning import FineTuning
 
         trained = FineTuning(merged, asked, request, announce)
-    stages = {"merged": merged}
     inputs = method.Inputs(policy, samples, request.options, host_executor, announce)
+    stages = _compressed(merged, asked, inputs, trained)
+    return Graphs(loaded, wiring, stages, samples, _integer(policy, list(stages.values())[-1]))
+
+
+def _compressed(
+    merged: tvm.IRModule, asked: Sequence[method.Method], inputs: method.Inputs, trained: FineTuning | None
+) -> dict[str, tvm.IRModule]:
+    """Return the graph of each stage: a network as it was merged, and behind each method and its training."""
+    stages = {"merged": merged}
     for one in asked:
-        announce(one.activity)
-        compressed = pipeline.compression_phase(one, inputs)(list(stages.values())[-1])
-        stages[one.name] = compressed
+        inputs.announce(one.activity)
+        before = list(stages.values())[-1]
+        compressed = stages[one.name] = pipeline.compression_phase(one, inputs)(before)
+        if one is PRUNED and (names := _kept_whole(inputs.policy, before, compressed)):
+            inputs.announce(
+                f"{NOTE}keep changes nothing of {', '.join(names)}: all channels are needed, as for outputs"
+            )
         if trained is not None and one.training is not None:
             stages[f"{one.name}, fine-tuned"] = trained.after(compressed, one)
-    return Graphs(loaded, wiring, stages, samples, _integer(policy, list(stages.values())[-1]))
+    return stages
 
 
 def _policy(request: NetworkRequest) -> Policy:
     """Return the policy file's policy; where it says nothing of all layers, the options do."""
-    stated = method.settings(pipeline.METHODS, request.options)
+    stated = method_settings.settings(pipeline.METHODS, request.options)
     return (Policy.load(request.policy) if request.policy else Policy()).with_default(stated)
 
 
@@ -158,6 +175,22 @@ def _asked_for(policy: Policy, merged: tvm.IRModule, options: Mapping[str, Any])
     lineage = ir.lineage(merged)
     policy.validate_layers(names, lineage)
     return method.asked(pipeline.METHODS, [policy.for_layer(name, lineage) for name in names], options)
+
+
+def _kept_whole(policy: Policy, before: tvm.IRModule, after: tvm.IRModule) -> list[str]:
+    """Return the layers that a policy asks by name to lose channels and that lose none: outputs, say."""
+    lineage = ir.lineage(before)
+    sizes = [
+        {b.var.name: ir.static_shape(b.var) for b in bindings(mod["main"]) if b.var.name in names}
+        for mod in (before, after)
+        for names in [{layer.name for layer in metrics.layers(mod)}]
+    ]
+    return [
+        name
+        for name, size in sizes[0].items()
+        if policy.states(name, "keep", lineage) and policy.for_layer(name, lineage).keep < 1
+        if size == sizes[1].get(name)
+    ]
 
 
 def _integer(policy: Policy, graph: tvm.IRModule) -> set[str]:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from nnfuze_tvm.devices.remote.tracker import Place
 from nnfuze_tvm.errors import InputError, printable
 from nnfuze_tvm.passes import pipeline
-from nnfuze_tvm.passes.compress import method
+from nnfuze_tvm.passes.compress import method, method_settings
 from nnfuze_tvm.passes.compress.policy import LayerPolicy
 from nnfuze_tvm.reading.limits import LONGEST_WAIT, MOST_EPOCHS, MOST_THREADS, MOST_TRIALS
 
@@ -100,7 +100,7 @@ class NetworkRequest(BaseModel):
         InputError
             With one line that names the option and what is wrong with it, also if there is no such option.
         """
-        options = method.options(pipeline.METHODS)
+        options = method_settings.options(pipeline.METHODS)
         known = [*(name for name in cls.model_fields if name not in ("models", "options")), *options]
         for name in fields:
             if name not in known:
@@ -118,13 +118,13 @@ class NetworkRequest(BaseModel):
             name = str(first["loc"][0]).replace("_", "-")
             raise InputError(f"--{name} {printable(str(first['input']), 80)}: {first['msg'].lower()}") from None
         if request.policy is None:
-            stated = method.settings(pipeline.METHODS, request.options)
+            stated = method_settings.settings(pipeline.METHODS, request.options)
             layer = LayerPolicy(**{field: value for field, value in stated.items() if value is not None})
-            method.check_used(
+            method_settings.check_used(
                 pipeline.METHODS, method.asked(pipeline.METHODS, [layer], request.options), request.options
             )
         if not request.calibration:
-            method.check_samples(pipeline.METHODS, request.options)
+            method_settings.check_samples(pipeline.METHODS, request.options)
         if request.epochs is not None and not request.finetune:
             raise InputError(f"--epochs {request.epochs}: give the data to --finetune on, too")
         if request.tracker and not request.key:

@@ -17,8 +17,9 @@ from tests.servers import embedded
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if os.environ.get("NNFUZE_TEST_ARM") != "1":
+        here = f"{Path(__file__).parent}{os.sep}"
         for item in items:
-            if Path(__file__).parent in item.path.parents:
+            if str(item.path).startswith(here):
                 item.add_marker(pytest.mark.skip(reason="emulated boards: run `make test-arm`"))
 
 

@@ -35,8 +35,8 @@ LARGE = ["mobilenet_v1", "mobilenet_v2", "resnet50"]
 ALWAYS = {
     "pair-A": ["cortex-a76"],
     "pair-B": [],
-    "ds_cnn": ["cortex-a53"],
-    "resnet8": list(CPUS),
+    "ds_cnn": list(CPUS),
+    "resnet8": ["cortex-a53", "max"],
     "mobilenet_v1_025": [],
     "mlp_autoencoder": ["cortex-a72"],
     "transformer": ["cortex-a53", "max"],

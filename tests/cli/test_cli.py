@@ -20,7 +20,7 @@ from nnfuze_tvm.deploy.bundle import Bundle, unfit
 from nnfuze_tvm.deploy.manifest import describe_target
 from nnfuze_tvm.devices.targets import resolve
 from nnfuze_tvm.passes import pipeline
-from nnfuze_tvm.passes.compress import method
+from nnfuze_tvm.passes.compress import method, method_settings
 from nnfuze_tvm.report import Report
 from tests.servers import embedded
 from tests.tiny_networks import classifier, samples, save_pair
@@ -73,7 +73,7 @@ def test_help_has_examples_and_the_methods_options(tmp_path: Path) -> None:
     again, quick = shown_without_tvm(["compile", "-h"], tmp_path)
     assert quick and again.splitlines()[:-1] == first.splitlines()[:-1]
     assert "nnfuze compile keyword.onnx" in again
-    assert all(f"--{name.replace('_', '-')} " in again for name in method.options(pipeline.METHODS))
+    assert all(f"--{name.replace('_', '-')} " in again for name in method_settings.options(pipeline.METHODS))
     (kept,) = (tmp_path / "nnfuze" / "options").iterdir()
     kept.write_text('[{"name": "damaged"}]')
     assert shown_without_tvm(["compile", "-h"], tmp_path) == (first, False)
@@ -85,7 +85,7 @@ def test_what_is_wrong_with_files_and_shapes_is_said_quickly(models: list[str], 
     nowhere, quick = shown_without_tvm(["compile", "nowhere.onnx", "-o", "x"], tmp_path)
     assert "nowhere.onnx: no such file" in nowhere and quick
     shape, quick = shown_without_tvm(["compile", *models, "--shape", "x=1,2,3", "-o", "x"], tmp_path)
-    assert "input 'x' has 4 dimensions" in shape and quick
+    assert "input 'x' is 1x2x6x6, of 4 dimensions; 1x2x3 has 3" in shape and quick
 
 
 def test_a_method_brings_its_options(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

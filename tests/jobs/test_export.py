@@ -21,11 +21,11 @@ from nnfuze_tvm.jobs import export as job
 from nnfuze_tvm.jobs.check.differences import typical
 from nnfuze_tvm.jobs.check.originals import calls_of
 from nnfuze_tvm.passes import pipeline
-from nnfuze_tvm.passes.compress import method
+from nnfuze_tvm.passes.compress import method, method_settings
 from nnfuze_tvm.passes.compress.policy import Policy
 from nnfuze_tvm.passes.lower.integer.realize_integer import RealizeInteger
 from tests.streaming_networks import voice_activity, wake_words
-from tests.tiny_networks import samples, save_pair
+from tests.tiny_networks import classifier, samples, save_pair
 
 SPEECH = Path(__file__).parents[2] / "examples" / "speech"
 
@@ -42,7 +42,7 @@ def graph_of(pair: str) -> tuple[tvm.IRModule, dict[str, np.ndarray]]:
     mod = load([str(SPEECH / pair / f"{task}.onnx") for task in ("keyword", "speaker")])
     mod = tvm.transform.Sequential(pipeline.merge_phases())(mod)
     options = {"prune": 0.75, "quantize": "int8"}
-    policy = Policy().with_default(method.settings(pipeline.METHODS, options))
+    policy = Policy().with_default(method_settings.settings(pipeline.METHODS, options))
     for one in method.asked(pipeline.METHODS, [policy.for_layer("any")]):
         mod = pipeline.compression_phase(one, method.Inputs(policy, {"audio": audio[:2]}, options))(mod)
     return mod, {"audio": audio[2:]}
@@ -130,6 +130,16 @@ def test_destinations(models, tmp_path):
         job.export(models, tmp_path / "out.txt")
     with pytest.raises(InputError, match="is no directory that can be written"):
         job.export(models, tmp_path / "missing" / "out.onnx")
+
+
+def test_layers_that_can_lose_no_channel_are_named(tmp_path):
+    path, said = tmp_path / "one.onnx", []
+    onnx.save(classifier(), path)
+    (tmp_path / "policy.json").write_text('{"layers": {"one/conv": {"keep": 0.5}, "one/dense_*": {"keep": 0.5}}}')
+    fields = {"policy": str(tmp_path / "policy.json"), "check": False, "announce": said.append}
+    job.export([str(path)], tmp_path / "out.onnx", **fields)
+    (note,) = (line for line in said if line.startswith("note: "))
+    assert note.startswith("note: keep changes nothing of one/dense_scores: ")
 
 
 def test_verb(models, tmp_path, capsys):

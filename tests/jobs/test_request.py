@@ -12,7 +12,7 @@ from nnfuze_tvm.errors import InputError
 from nnfuze_tvm.jobs.analyze import analyze
 from nnfuze_tvm.jobs.request import CompileRequest, NetworkRequest, TuneRequest
 from nnfuze_tvm.passes import pipeline
-from nnfuze_tvm.passes.compress import method
+from nnfuze_tvm.passes.compress import method_settings
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_what_is_asked_for_survives_being_written() -> None:
     fields = request.to_fields()
     assert fields["prune"] == 0.5 and "options" not in fields
     assert CompileRequest.parse(fields.pop("models"), fields) == request
-    assert set(request.options) == set(method.options(pipeline.METHODS))
+    assert set(request.options) == set(method_settings.options(pipeline.METHODS))
 
 
 def test_the_public_face() -> None:

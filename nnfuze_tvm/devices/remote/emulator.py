@@ -238,12 +238,12 @@ def _check_tools() -> None:
 
 
 def _fill(fresh: Path, wheels: list[str], announce: Callable[[str], None]) -> None:
-    announce("downloading an aarch64 Debian (30 MB, once)")
+    announce("downloading an aarch64 Debian (30 MB, once; a minute or more)")
     packages = ",".join(_PACKAGES)
     # Nothing of it is run, so it needs neither root nor a change of root.
     recipe = ["--mode=chrootless", "--variant=extract", "--arch=arm64", f"--include={packages}", _SUITE]
     _run([TOOLS["mmdebstrap"], *recipe, str(fresh / "root")], {})
-    announce("downloading TVM's aarch64 packages (90 MB, once)")
+    announce("downloading TVM's aarch64 packages (90 MB, once; a minute or more)")
     platforms = [f"--platform=manylinux_2_{minor}_aarch64" for minor in range(_GLIBC[1], _GLIBC[0] - 1, -1)]
     only = ["--no-deps", "--only-binary=:all:", "--implementation=cp", f"--python-version={_PYTHON}", *platforms]
     target = ["--quiet", "--disable-pip-version-check", "--target", str(fresh / "site")]

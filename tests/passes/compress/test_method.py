@@ -16,7 +16,7 @@ from nnfuze_tvm.graph import evaluate, ir, lineage
 from nnfuze_tvm.graph.constants import array, constant
 from nnfuze_tvm.graph.dataflow import Emitter, bindings, op_name, output_fields, substitute, with_main
 from nnfuze_tvm.passes import pipeline
-from nnfuze_tvm.passes.compress import method
+from nnfuze_tvm.passes.compress import method, method_settings
 from nnfuze_tvm.passes.compress.method import Features, Inputs, Method, Option, PolicyField, Precision
 from nnfuze_tvm.passes.compress.policy import LayerPolicy, Policy
 
@@ -86,7 +86,7 @@ def levels(mod):
 def test_four_bits_are_refused_without_a_method():
     with pytest.raises(PolicyError, match=r"'default\.weights' 4: no method takes it; there are 8, 16 and 32"):
         Policy.parse({"default": {"weights": 4}})
-    assert "int4" not in str(method.options(pipeline.METHODS)["quantize"].type)
+    assert "int4" not in str(method_settings.options(pipeline.METHODS)["quantize"].type)
 
 
 def test_one_object_makes_four_bits_a_policy_value_an_option_and_a_stage(four_bits):
@@ -102,9 +102,9 @@ def test_one_object_makes_four_bits_a_policy_value_an_option_and_a_stage(four_bi
     np.testing.assert_allclose(rounded / scale, np.rint(exact / scale), atol=1e-5)
     np.testing.assert_array_equal(*(array(bindings(m["main"])[1].value.args[1]) for m in (mod, found["int4"])))
 
-    option = method.options(pipeline.METHODS)["quantize"]
+    option = method_settings.options(pipeline.METHODS)["quantize"]
     assert "'int4'" in str(option.type) and option.help.endswith(", or int4 for weights alone.")
-    asked = Policy().with_default(method.settings(pipeline.METHODS, {"quantize": "int4"}))
+    asked = Policy().with_default(method_settings.settings(pipeline.METHODS, {"quantize": "int4"}))
     assert asked.for_layer("t/head").precision == INT4
     with pytest.raises(PolicyError, match=r"there are .*weights 4 with activations 32 \(int\)"):
         Policy.parse({"default": {"weights": 4, "activations": 8}}).validate_layers(["t/head"])
@@ -126,7 +126,7 @@ def test_a_method_brings_fields_and_options(monkeypatch):
     assert policy.for_layer("a/x") == LayerPolicy(depth=3)
     assert policy.for_layer("c/x").depth == 0
     assert [m.name for m in method.asked(pipeline.METHODS, [LayerPolicy(depth=1, keep=0.5)])] == ["split", "pruned"]
-    assert method.settings(pipeline.METHODS, {"depth": 4, "prune": None}) == {"depth": 4}
+    assert method_settings.settings(pipeline.METHODS, {"depth": 4, "prune": None}) == {"depth": 4}
     with pytest.raises(PolicyError, match=r"'layers\.a\.depth' should be a valid integer"):
         Policy.parse({"layers": {"a": {"depth": "full"}}})
     monkeypatch.setattr(pipeline, "METHODS", (one, *pipeline.METHODS))
@@ -135,16 +135,18 @@ def test_a_method_brings_fields_and_options(monkeypatch):
 
 
 def test_what_options_say_of_the_policy():
-    settings = method.settings(pipeline.METHODS, {"quantize": "int8", "prune": 0.5, "criterion": "l1", "models": ["a"]})
+    settings = method_settings.settings(
+        pipeline.METHODS, {"quantize": "int8", "prune": 0.5, "criterion": "l1", "models": ["a"]}
+    )
     assert Policy().with_default(settings).for_layer("a") == LayerPolicy(keep=0.5, bits=8)
-    assert method.settings(pipeline.METHODS, {"quantize": None, "prune": None}) == {}
+    assert method_settings.settings(pipeline.METHODS, {"quantize": None, "prune": None}) == {}
 
 
 @pytest.mark.parametrize(("name", "value"), [("quantize", "int8"), ("criterion", "activation")])
 def test_options_that_need_samples(name, value):
     with pytest.raises(InputError, match=rf"^--{name} {value}: needs sample inputs; give --calibration samples.npz$"):
-        method.check_samples(pipeline.METHODS, {name: value})
-    method.check_samples(pipeline.METHODS, {"quantize": "fp16", "criterion": "l2", "prune": 0.5})
+        method_settings.check_samples(pipeline.METHODS, {name: value})
+    method_settings.check_samples(pipeline.METHODS, {"quantize": "fp16", "criterion": "l2", "prune": 0.5})
 
 
 @pytest.mark.parametrize(
@@ -153,16 +155,18 @@ def test_options_that_need_samples(name, value):
         ({"criterion": "l1"}, "--criterion l1: changes nothing, since no layer is to be pruned; leave it out"),
         ({"quantize": "fp16", "calibration_method": "mse"}, "--calibration-method mse: .* no layer is to be int8"),
         ({"quantize": "int8", "max_error": 0.2}, "--max-error 0.2: changes nothing without --quantize auto"),
-        ({"quantize": "int8", "max_error": 0.1, "criterion": "l2", "calibration_method": "kl"}, ""),
+        ({"quantize": "int8", "max_error": 0.1, "criterion": None, "calibration_method": "kl"}, ""),
         ({"quantize": "auto", "prune": 0.5, "max_error": 0.2, "criterion": "l1"}, ""),
     ],
 )
 def test_options_that_nothing_reads(values, line):
     default = {"quantize": None, "prune": None, **values}
-    layer = LayerPolicy(**{k: v for k, v in method.settings(pipeline.METHODS, default).items() if v is not None})
+    layer = LayerPolicy(
+        **{k: v for k, v in method_settings.settings(pipeline.METHODS, default).items() if v is not None}
+    )
     asked = method.asked(pipeline.METHODS, [layer])
     with pytest.raises(InputError, match=f"^{line}") if line else contextlib.nullcontext():
-        method.check_used(pipeline.METHODS, asked, default)
+        method_settings.check_used(pipeline.METHODS, asked, default)
 
 
 def test_what_a_method_needs():

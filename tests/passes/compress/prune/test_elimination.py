@@ -11,7 +11,7 @@ from nnfuze_tvm.analysis import metrics
 from nnfuze_tvm.errors import InputError
 from nnfuze_tvm.graph import evaluate
 from nnfuze_tvm.passes import pipeline
-from nnfuze_tvm.passes.compress import method
+from nnfuze_tvm.passes.compress import method, method_settings
 from nnfuze_tvm.passes.compress.policy import LayerPolicy, Policy
 from nnfuze_tvm.passes.compress.prune.budget import Budget
 from nnfuze_tvm.passes.compress.prune.channel_groups import CoupledFunction
@@ -109,4 +109,4 @@ def test_budgets_start_the_method_and_need_samples() -> None:
     assert method.asked(pipeline.METHODS, whole, {"macs": None}) == []
     assert [one.name for one in method.asked(pipeline.METHODS, whole, {"macs": 0.5})] == ["pruned"]
     with pytest.raises(InputError, match=r"^--bytes 0.3: needs sample inputs"):
-        method.check_samples(pipeline.METHODS, {"bytes": 0.3})
+        method_settings.check_samples(pipeline.METHODS, {"bytes": 0.3})
