@@ -121,10 +121,9 @@ def make_graphs(request: NetworkRequest, announce: Announce = silent, *, portabl
     inputs = method.Inputs(policy, samples, request.options, host_executor, announce)
     for one in asked:
         announce(one.activity)
-        compressed = pipeline.compression_phase(one, inputs)(list(stages.values())[-1])
-        stages[one.name] = compressed
+        stages[one.name] = pipeline.compression_phase(one, inputs)(list(stages.values())[-1])
         if trained is not None and one.training is not None:
-            stages[f"{one.name}, fine-tuned"] = trained.after(compressed, one)
+            stages[f"{one.name}, fine-tuned"] = trained.after(stages[one.name], one)
     return Graphs(loaded, wiring, stages, samples, _integer(policy, list(stages.values())[-1]))
 
 

@@ -41,7 +41,7 @@ def load_calibration(
         Runs the network where it has states and the samples don't give them: then they follow each other, and a state
         is what the sample before left.
     what : str
-        What a mapping is, for messages.
+        What a mapping is called in messages.
 
     Raises
     ------
