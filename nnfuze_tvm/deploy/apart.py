@@ -80,8 +80,8 @@ def take_apart(lowered: tvm.IRModule) -> Apart:
     known = ir.sources(lowered)
     for leaf in _constants(lowered["main"]):
         array = leaf.value.numpy()
-        if array.ndim == 0 or array.nbytes < _LEAST:
-            continue
+        if array.ndim == 0 or array.nbytes < _LEAST or array.dtype.kind not in "biuf":
+            continue  # of what NumPy has no dtype, neither has a manifest
         key = (array.shape, str(array.dtype), hashlib.sha256(array.tobytes()).digest())
         if key not in sources and (small := _source(known.get(ir.address(leaf.value)), array)) is not None:
             sources[key] = small

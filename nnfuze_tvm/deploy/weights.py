@@ -99,8 +99,12 @@ def read(path: Path, record: WeightsRecord, sha256: str, *, mapped: bool = False
         with open_file(path) as file:
             if os.fstat(file.fileno()).st_size != (length := size(record)):
                 raise loading.damaged(path)
-            # Pages of a copy-on-write map that nobody writes to are the file's.
-            memory = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY) if mapped else mmap.mmap(-1, length)
+            if mapped:
+                # Pages of a copy-on-write map that nobody writes to are the file's.
+                memory = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY)
+            else:
+                # What is shared with nobody can be given back.
+                memory = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             found = _digest(memory, None if mapped else file.readinto)
     except OSError as error:
         raise loading.unreadable(path, error) from None
