@@ -8,7 +8,6 @@ residual add is fitted to the sum, and makes up for what the other branch has lo
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,15 +21,17 @@ from tvm.ir import Call, GenericConst, Var
 
 from nnfuze_tvm.graph import ops
 from nnfuze_tvm.graph.constants import array, constant
-from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, op_name, operands, output_fields, substitute
+from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, operands, output_fields, substitute
 from nnfuze_tvm.graph.evaluate import library_of, value_of
 from nnfuze_tvm.graph.ir import static_shape
 from nnfuze_tvm.passes.compress.calibration import batches
 from nnfuze_tvm.passes.compress.error import output_error
 from nnfuze_tvm.passes.compress.least_squares import Seen, fit
+from nnfuze_tvm.passes.compress.sites import Site, ordered, sites_of
 
-# So many inferences are looked at, fewer where they would be more multiply-accumulates in all; one of four judges.
-_MOST, _MACS, _HELD = 512, 4e11, 4
+# So many inferences are looked at, fewer where they would be more multiply-accumulates in all, or more bytes at a time;
+# one of four judges.
+_MOST, _MACS, _BYTES, _HELD = 512, 4e11, 1 << 30, 4
 # A layer is fitted to so many rows for each weight of a channel, and to so many more; and to fewer where these would
 # be too many numbers.
 _ROWS, _MORE_ROWS, _NUMBERS = 6, 1024, 1 << 26
@@ -94,8 +95,29 @@ def repaired(
 def _inputs(func: relax.Function, samples: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
     """Return inferences, evenly spread over those that there are."""
     found = list(batches(samples, func.params))
-    count = max(_HELD, min(len(found), _MOST, int(_MACS / (2 * max(1, sum(_macs(b.value) for b in bindings(func)))))))
+    macs = sum(_macs(b.value) for b in bindings(func))
+    # The tensors of the function before and after are there at once, and those that layers are fitted to.
+    count = max(_HELD, min(len(found), _MOST, int(_MACS / max(1, 2 * macs)), _BYTES // max(1, 3 * _peak(func))))
     return [found[n * len(found) // count] for n in range(count)] if count < len(found) else found
+
+
+def _peak(func: relax.Function) -> int:
+    """Return the bytes of the values of one inference that are there at once, at most."""
+    readers = Counter(leaf for b in bindings(func) for leaf in operands(b.value))
+    readers.update(leaf for out in output_fields(func) for leaf in operands(out))
+    now = peak = 0
+    for binding in bindings(func):
+        now += _bytes(binding.var)
+        peak = max(peak, now)
+        for leaf in operands(binding.value):
+            readers[leaf] -= 1
+            if not readers[leaf] and isinstance(leaf, Var) and leaf not in set(func.params):
+                now -= _bytes(leaf)
+    return peak
+
+
+def _bytes(var: Var) -> int:
+    return 4 * math.prod(static_shape(var)) if isinstance(var.ty, relax.TensorType) else 0
 
 
 def _macs(value: Value) -> int:
@@ -135,38 +157,12 @@ class _Values:
         return [[np.asarray(value_of(out, values, None)) for values in known] for out in self.outputs]
 
 
-@dataclass(frozen=True)
-class _Site:
-    """A layer that is fitted.
-
-    Attributes
-    ----------
-    layer : Var
-        Its result.
-    call : Call
-        Its call.
-    end : Var
-        Its result with its bias.
-    bias : tuple, optional
-        The place of the bias among the operands of that sum, and the bias.
-    total, other : Var and Value, optional
-        The sum of that and another tensor, and the other tensor.
-    """
-
-    layer: Var
-    call: Call
-    end: Var
-    bias: tuple[int, GenericConst] | None = None
-    total: Var | None = None
-    other: Value | None = None
-
-
 class _Repair:
     """Walks both functions, and fits layer by layer.
 
     Attributes
     ----------
-    sites : dict of Var to _Site
+    sites : dict of Var to Site
         The layers that can be fitted.
     changes : dict
         The operands that become other constants, by the Var of what reads them and their places there.
@@ -184,12 +180,12 @@ class _Repair:
             _Values(compressed.after, inputs, library),
             _Values(compressed.after, inputs[_HELD - 1 :: _HELD], library),
         )
-        self.sites = _sites(compressed)
+        self.sites = sites_of(compressed.after, compressed.same)
         self.changes: dict[Var, dict[int, GenericConst]] = {}
         self.before.readers.update(target for site in self.sites.values() for target in self._targets(site))
         self.rng = np.random.default_rng(0)
 
-    def _targets(self, site: _Site) -> list[Var]:
+    def _targets(self, site: Site) -> list[Var]:
         """Return what a layer may be fitted to: its own result before, and the sum that it goes into."""
         return [self.compressed.same[var.name] for var in (site.end, site.total) if var is not None]
 
@@ -197,7 +193,7 @@ class _Repair:
         """Fit everything, and tell the name of each layer before."""
         made = iter(bindings(self.compressed.before))
         done: set[Value] = set(self.compressed.before.params)
-        for binding in _ordered(self.compressed.after, self.sites):
+        for binding in ordered(self.compressed.after, self.sites):
             var, site = binding.var, self.sites.get(binding.var)
             if site is not None:
                 yield var.name
@@ -225,7 +221,7 @@ class _Repair:
         )
         return bool((fitted <= _SLACK * without).all() and np.square(fitted).sum() < np.square(without).sum())
 
-    def _fit(self, site: _Site) -> None:
+    def _fit(self, site: Site) -> None:
         layer = ops.layer(site.call)
         assert layer is not None
         old = array(site.call.args[1])
@@ -242,7 +238,7 @@ class _Repair:
             place, given = site.bias
             self.changes[site.end] = {place: constant(found[1].reshape(static_shape(given)), old.dtype)}
 
-    def _seen(self, site: _Site, layer: ops.Layer, shape: tuple[int, ...]) -> tuple[Seen, Seen]:
+    def _seen(self, site: Site, layer: ops.Layer, shape: tuple[int, ...]) -> tuple[Seen, Seen]:
         """Return what to fit a layer to, and what to judge by; ``shape`` is that of its weights in groups."""
         groups, outputs, size = shape
         operator = ops.of(site.call)
@@ -268,108 +264,6 @@ class _Repair:
             for part in parts
         )
         return fitted, judged
-
-
-def _sites(compressed: Compressed) -> dict[Var, _Site]:
-    """Return the layers that can be fitted: of real numbers, with weights that nothing else reads."""
-    func, same = compressed.after, compressed.same
-    made = {b.var: b.value for b in bindings(func)}
-    readers: dict[Value, list[Var]] = {out: [] for out in output_fields(func)}
-    for var, value in made.items():
-        for leaf in operands(value):
-            readers.setdefault(leaf, []).append(var)
-    returned = {leaf for out in output_fields(func) for leaf in operands(out)}
-    layers = {
-        var: value
-        for var, value in made.items()
-        if var.name in same
-        and (operator := ops.of(value)) is not None
-        and operator.rows is not None
-        and ops.layer(value) is not None
-        and str(value.ty.dtype) == str(value.args[1].ty.dtype) == str(value.args[0].ty.dtype) == "float32"
-    }
-    uses = Counter(_content(call.args[1]) for call in layers.values())
-
-    def sum_behind(var: Var) -> tuple[Var, int] | None:
-        """Return the sum that alone reads a Var, and the place of the other operand."""
-        after = readers.get(var, [])
-        if len(after) != 1 or var in returned or op_name(made[after[0]]) != "add" or after[0].name not in same:
-            return None
-        args = made[after[0]].args
-        return None if args[0].same_as(args[1]) else (after[0], 0 if args[1].same_as(var) else 1)
-
-    def site(var: Var, call: Call) -> _Site:
-        found = _Site(var, call, var)
-        behind = sum_behind(var)
-        if behind is not None and _is_bias(made[behind[0]].args[behind[1]], var, call):
-            found = _Site(var, call, behind[0], (behind[1], made[behind[0]].args[behind[1]]))
-            behind = sum_behind(behind[0])
-        if behind is None or static_shape(made[behind[0]].args[behind[1]]) != static_shape(var):
-            return found
-        return _Site(var, call, found.end, found.bias, behind[0], made[behind[0]].args[behind[1]])
-
-    found = {var: site(var, call) for var, call in layers.items() if uses[_content(call.args[1])] == 1}
-    ends = {each.end: each for each in found.values()}
-    return {var: _alone(each, ends) for var, each in found.items()}
-
-
-def _alone(site: _Site, ends: Mapping[Var, _Site]) -> _Site:
-    """Return a site that makes up for nothing where the other operand is a layer with more weights, which does."""
-    other = ends.get(site.other)
-    if other is None or _size(other) < _size(site) or (_size(other) == _size(site) and site.end.name < other.end.name):
-        return site
-    return _Site(site.layer, site.call, site.end, site.bias)
-
-
-def _size(site: _Site) -> int:
-    return math.prod(static_shape(site.call.args[1]))
-
-
-def _content(weight: GenericConst) -> tuple[tuple[int, ...], int]:
-    return static_shape(weight), hash(array(weight).tobytes())
-
-
-def _is_bias(value: Value, var: Var, call: Call) -> bool:
-    """Tell whether an operand is one constant per channel of a layer's result."""
-    layer = ops.layer(call)
-    assert layer is not None
-    shape = static_shape(var)
-    wanted = [size if axis == layer.result else 1 for axis, size in enumerate(shape)]
-    return (
-        isinstance(value, GenericConst) and [1] * (len(shape) - array(value).ndim) + list(array(value).shape) == wanted
-    )
-
-
-def _ordered(func: relax.Function, sites: Mapping[Var, _Site]) -> Iterator[relax.VarBinding]:
-    """Return what a function binds, a layer if possible after the tensor that is added to it."""
-    order = bindings(func)
-    place = {b.var: n for n, b in enumerate(order)}
-    reads = [{leaf for leaf in operands(b.value) if leaf in place} for b in order]
-    readers: dict[Value, list[int]] = {}
-    for n, leaves in enumerate(reads):
-        for leaf in leaves:
-            readers.setdefault(leaf, []).append(n)
-    others = {site.other: place[site.layer] for site in sites.values() if site.other in place}
-    waits = set(others.values())
-    missing = [len(leaves) for leaves in reads]
-    ready = [(n in waits, n) for n, count in enumerate(missing) if not count]
-    heapq.heapify(ready)
-    done = set[int]()
-    while ready:
-        _, n = heapq.heappop(ready)
-        if n in done:
-            continue
-        done.add(n)
-        yield order[n]
-        for reader in readers.get(order[n].var, []):
-            missing[reader] -= 1
-            if not missing[reader]:
-                heapq.heappush(ready, (reader in waits, reader))
-        freed = others.get(order[n].var)
-        if freed is not None:
-            waits.discard(freed)
-            if not missing[freed]:
-                heapq.heappush(ready, (False, freed))
 
 
 def _changed(value: Value, constants: Mapping[int, GenericConst]) -> Value:

@@ -14,7 +14,7 @@ from nnfuze_tvm.passes.compress.error import output_error
 from nnfuze_tvm.passes.compress.least_squares import Seen, fit
 from nnfuze_tvm.passes.compress.policy import Policy
 from nnfuze_tvm.passes.compress.prune.prune_channels import PruneChannels
-from nnfuze_tvm.passes.compress.repair import Compressed, _ordered, _sites
+from nnfuze_tvm.passes.compress.sites import ordered, sites_of
 from tests.helpers import evaluate_module
 from tests.passes.compress.prune.test_prune_channels import Net
 
@@ -121,11 +121,11 @@ def test_a_layer_waits_for_what_is_added_to_it() -> None:
     mod = net.module(net(relax.op.add(y, net.conv(net.x, 8))))
     func = mod["main"]
     same = {b.var.name: b.var for b in bindings(func)}
-    sites = _sites(Compressed(func, func, same, lambda _, value: value))
+    sites = sites_of(func, same)
     by_name = {var.name: site for var, site in sites.items()}
     assert by_name["conv1"].total is not None
     assert by_name["conv2"].total is None
-    order = [binding.var.name for binding in _ordered(func, sites)]
+    order = [binding.var.name for binding in ordered(func, sites)]
     assert order.index("conv2") < order.index("conv1")
     assert sorted(order) == sorted(b.var.name for b in bindings(func))
 
