@@ -223,13 +223,16 @@ def bounds(machine: Machine, operations: float, integer: bool, delivered: Mappin
 def delivered_bytes(func: tirx.PrimFunc, target: Target, machine: Machine, moving: int = 0) -> dict[str, int]:
     """Return an estimate of the bytes that each level of memory delivers for one call of a scheduled kernel.
 
-    Where bands move through the kernel's arguments, of which the loops do not say, these are ``moving`` bytes.
+    Where bands move through the kernel's arguments, these are ``moving`` bytes: its loops do not say how far they get,
+    but it was made for what it keeps to stay in L2.
     """
     root = traffic.loop_tree(func, target)
     found = {machine.caches[0].name: traffic.l1_bytes(root, Hardware.of(target))}
     behind = [*(level.name for level in machine.caches[1:]), "DRAM"]
     for cache, name in zip(machine.caches, behind, strict=True):
-        found[name] = max(traffic.missed_bytes(root, cache.bytes), moving - cache.bytes)
+        found[name] = traffic.missed_bytes(root, cache.bytes) if not moving else max(0, moving - cache.bytes)
+    if moving and len(machine.caches) > 1:
+        found[machine.caches[1].name] += int(func.attrs["nnfuze.near"])
     return found
 
 

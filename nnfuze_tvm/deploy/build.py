@@ -69,18 +69,13 @@ def lower(mod: tvm.IRModule, target: Target, database: ms.Database | None = None
 
 def schedule(fused: tvm.IRModule, target: Target, database: ms.Database | None = None) -> tvm.IRModule:
     """Return a module of fused kernels, scheduled, their weights packed, in bands where that pays (phase 10)."""
+    passes = [ScheduleKernels(target, database), *packing_passes(), FuseBands(target)]
     with target:
-        return pipeline.phase("bands", FuseBands(target))(ungrouped(fused, target, database))
-
-
-def ungrouped(fused: tvm.IRModule, target: Target, database: ms.Database | None = None) -> tvm.IRModule:
-    """Return a module of fused kernels with every kernel scheduled and its weights packed, each by itself."""
-    with target:
-        return pipeline.phase("schedule", ScheduleKernels(target, database), *packing_passes())(fused)
+        return pipeline.phase("schedule", *passes)(fused)
 
 
 def packing_passes() -> list[tvm.transform.Pass]:
-    """Return the rest of phase 10: what scheduled kernels say of the layout of constants is carried out."""
+    """Return what follows in phase 10: what scheduled kernels say of the layout of constants is carried out."""
     return [
         relax.transform.SplitLayoutRewritePreproc(),
         FoldKernels(),

@@ -61,7 +61,8 @@ class FuseBands:
         """Return the module with groups of kernels fused.
 
         The rule of such a kernel is ``bands``, its knobs are the bands' ``height``, the ``parts`` that run in parallel
-        and the number of ``kernels``; ``nnfuze.parts`` are their names, ``nnfuze.scratch`` the bytes between them.
+        and the number of ``kernels``; ``nnfuze.parts`` are their names, ``nnfuze.scratch`` the bytes between them,
+        ``nnfuze.near`` those that L2 delivers in a call.
         """
         steps = bindings(mod["main"])
         used = _uses(mod["main"])
@@ -174,5 +175,11 @@ def _kernel(group: Group, bands: Bands, names: Sequence[str]) -> tirx.PrimFunc:
     scratch = model.scratch([stage for stage, _ in group.stages()], kept) * bands.parts
     knobs = {"height": bands.height, "parts": bands.parts, "kernels": len(names)}
     return weave(group, bands).with_attr(
-        {"nnfuze.rule": "bands", "nnfuze.knobs": knobs, "nnfuze.parts": list(names), "nnfuze.scratch": scratch}
+        {
+            "nnfuze.rule": "bands",
+            "nnfuze.knobs": knobs,
+            "nnfuze.parts": list(names),
+            "nnfuze.scratch": scratch,
+            "nnfuze.near": model.near(group, bands),
+        }
     )

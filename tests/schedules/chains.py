@@ -16,6 +16,7 @@ from nnfuze_tvm.passes.compress.policy import Policy
 from nnfuze_tvm.schedules.bands import model
 from nnfuze_tvm.schedules.bands.progress import Bands
 from nnfuze_tvm.schedules.fuse_bands import FuseBands
+from nnfuze_tvm.schedules.schedule_kernels import ScheduleKernels
 
 INVERTED = [
     {"kernel": 3, "stride": 2, "channels": 16},
@@ -88,4 +89,6 @@ def lowered(network, tmp_path, target, samples=None):
     if samples is not None:
         mod = InsertQDQ({"x": samples}, Policy.uniform(bits=8), executor=host_executor)(mod)
     fused = build.fuse(mod, target)
-    return fused, build.ungrouped(fused, target), mod
+    with target:
+        alone = tvm.transform.Sequential([ScheduleKernels(target), *build.packing_passes()])(fused)
+    return fused, alone, mod

@@ -45,12 +45,7 @@ def best(group: Group, hw: Hardware) -> tuple[float, Bands] | None:
     moved = sum(2 * size(far[value].params[-1]) for value in group.inner if is_far(far[value], hw))
     if not moved:
         return None
-    weights = sum(
-        size(buffer)
-        for kernel, values in zip(group.kernels, group.arguments, strict=True)
-        for buffer, value in zip(kernel.params, values, strict=True)
-        if value in group.given and not any(buffer in s.reads and s.reads[buffer].step for s in kernel.stages)
-    )
+    weights = standing(group)
     parts = hw.cores if work >= PARALLEL_MIN_OPS else 1
     found: list[tuple[float, Bands]] = []
     for tiles in _TILES:
@@ -71,6 +66,23 @@ def best(group: Group, hw: Hardware) -> tuple[float, Bands] | None:
         return None
     gain, bands = max(found, key=lambda pair: pair[0])
     return (gain, bands) if gain > _LEAST_GAIN * work else None
+
+
+def standing(group: Group) -> int:
+    """Return the bytes that every band reads again: weights, and all else that no band moves through."""
+    return sum(
+        size(buffer)
+        for kernel, values in zip(group.kernels, group.arguments, strict=True)
+        for buffer, value in zip(kernel.params, values, strict=True)
+        if value in group.given and not any(buffer in s.reads and s.reads[buffer].step for s in kernel.stages)
+    )
+
+
+def near(group: Group, bands: Bands) -> int:
+    """Return the bytes that L2 delivers, at least: what stages read of each other, and in each band the weights."""
+    stages = [stage for stage, _ in group.stages()]
+    between = scratch(stages, [int(stage.writes.shape[ROWS]) for stage in stages])
+    return between + standing(group) * bands.count(int(stages[-1].writes.shape[ROWS]))
 
 
 def fits(steps: Sequence[Step]) -> bool:
