@@ -38,7 +38,8 @@ def too_large(size: int) -> str:
 def readable(size: int) -> str:
     """Return a number of bytes as B, KB, MB (powers of 1000, as disks and links are sold)."""
     for unit in ("B", "KB", "MB", "GB"):
-        if size < 1000:
+        # What three digits would round to a thousand is one of the next unit.
+        if size < 999.5:
             return f"{size:.3g} {unit}"
         size /= 1000  # type: ignore[assignment]
     return f"{size:.3g} TB" if size < 1000 else "more than 1000 TB"

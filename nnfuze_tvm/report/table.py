@@ -95,7 +95,7 @@ def render_manifest(fields: Mapping[str, Any], *, kernels: bool) -> list[Table]:
         facts.add_row("state", f"{record['name']} {record['shape']} {record['dtype']}")
     facts.add_row("target", f"{target['triple']} {target['cpu']} ({', '.join(target['features'])})")
     facts.add_row("threads", str(fields["threads"]))
-    facts.add_row("on disk, with this manifest", text.size(fields["bytes"]))
+    facts.add_row("on disk", f"{text.size(fields['bytes'])} with the manifest")
     facts.add_row("MACs", text.count(metrics.get("macs")))
     facts.add_row("parameters", text.count(metrics.get("parameters")))
     facts.add_row("in memory", text.size(metrics.get("weight_memory")))

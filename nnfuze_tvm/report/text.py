@@ -26,7 +26,7 @@ def count(value: float | None, unit: str = "") -> str:
     if value is None:
         return NOTHING
     for factor, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= factor:
+        if value >= 0.9995 * factor:
             return f"{value / factor:.3g} {prefix}{unit}".strip()
     return f"{value:.0f} {unit}".strip()
 

@@ -126,6 +126,7 @@ def test_numbers_as_people_read_them() -> None:
     assert text.count(19_520_000) == "19.5 M"
     assert text.size(149_344) == "149 KB"
     assert text.size(12) == "12 B"
+    assert (text.size(999_700), text.count(999_700), text.count(999)) == ("1 MB", "1 M", "999")
     assert text.percent(0.9581) == "95.8 %"
     assert text.ratio(4.687) == "4.69×"
     assert text.quality(TaskQuality(error=0.01)) == "error 0.01"
