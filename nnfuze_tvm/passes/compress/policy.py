@@ -165,7 +165,7 @@ class Policy:
         return policy
 
     def with_default(self, settings: Mapping[str, Any]) -> Policy:
-        """Return a policy whose default is what ``settings`` say (`method_settings`) where this one's states nothing."""
+        """Return a policy whose default is what `method_settings` made of options where this one states nothing."""
         default = {**settings, **self._default}
         document = {
             "default": {field: value for field, value in default.items() if value is not None},
