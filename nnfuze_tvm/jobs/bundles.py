@@ -87,9 +87,10 @@ def run(bundle: Bundle, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def inspect(path: str | os.PathLike[str], trust: str | None = None) -> dict[str, Any]:
-    """Return what a bundle says about itself, without loading its code; it may be another machine's."""
+    """Return what a bundle that is whole says about itself, without loading its code; it may be another machine's."""
     directory = Path(path)
     manifest = read_manifest(directory, trust)
+    check_files(directory, manifest)
     signed = (directory / signing.SIGNATURE).is_file()
     return {**manifest.model_dump(mode="json"), "bytes": bytes_on_disk(directory), "signed": signed}
 

@@ -222,11 +222,22 @@ def _merge(
     found = share(mod, samples, options.budget, schedule, diary, evaluation)
     announce("writing")
     report = _report(mod, samples, options, found, diary)
-    files = {f"{task.replace(os.sep, '_')}.onnx": _file(found.module, task) for task in ir.tasks(found.module)}
+    files = {name: _file(found.module, task) for task, name in _names(ir.tasks(found.module)).items()}
     files["report.json"], files["report.html"] = report.to_json().encode(), render_merge_html(report).encode()
     for name, content in files.items():
         replace(path / name, content)
     return report
+
+
+def _names(tasks: Sequence[str]) -> dict[str, str]:
+    """Return the name of each task's file: no two are the same, and none is hidden."""
+    found: dict[str, str] = {}
+    for task in tasks:
+        name = task.replace(os.sep, "_").lstrip(".") or "_"
+        while f"{name}.onnx" in found.values():
+            name += "_"
+        found[task] = f"{name}.onnx"
+    return found
 
 
 class _Diary(Watch):

@@ -60,24 +60,26 @@ def test_signed_bundles_are_loaded(out: Path, keys: dict[str, str]) -> None:
         Bundle.load(out, trust=keys["other.pub"])
 
 
-@pytest.mark.parametrize("change", ["manifest", "library", "signature", "resealed"])
+@pytest.mark.parametrize("change", ["manifest", "library", "weights", "signature", "resealed"])
 def test_what_was_changed_since_is_not(
     out: Path, keys: dict[str, str], monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     bundles.sign(out, keys["own"])
-    monkeypatch.setattr(bundle.loading, "_load", lambda *_: pytest.fail("code was loaded"))
+    if change != "weights":  # the library that takes them is the one that was signed
+        monkeypatch.setattr(bundle.loading, "_load", lambda *_: pytest.fail("code was loaded"))
     if change == "manifest":
         rewrite(out, threads=2)
     elif change == "signature":
         (out / signing.SIGNATURE).write_bytes(b"\xff no signature")
     else:
-        with open(out / bundle.LIBRARY, "ab") as library:
-            library.write(b"more")
+        with open(out / (bundle.WEIGHTS if change == "weights" else bundle.LIBRARY), "ab") as file:
+            file.write(b"more")
     if change == "resealed":
         # As somebody would who has no key.
         bundle.seal(out, bundle.read_manifest(out), {})
-    with pytest.raises(BundleError, match=r"not signed with|damaged"):
-        Bundle.load(out, trust=keys["own.pub"])
+    for read in (Bundle.load, bundles.inspect):
+        with pytest.raises(BundleError, match=r"not signed with|damaged"):
+            read(out, trust=keys["own.pub"])
 
 
 def test_keys_that_are_none(out: Path, keys: dict[str, str], tmp_path: Path) -> None:
