@@ -41,7 +41,7 @@ def write_tiny_bundle(path: Path) -> Path:
     """Write the bundle of a small classifier of one task, as `jobs.compile` would; return where."""
     mod = tvm.transform.Sequential(pipeline.merge_phases())(load([classifier()], ["one"]))
     target = resolve("host")
-    lowered = build.lower(mod, target)
+    lowered = build.finished(build.lower(mod, target), target)
     found = [(k.name, [(list(shape), dtype) for shape, dtype in k.arguments]) for k in metrics.kernels(lowered)]
     kernels = [KernelRecord(name=name, calls=1, arguments=arguments) for name, arguments in found]
     manifest = Manifest(**signature_records(*signature(mod)), target=describe_target(target), kernels=kernels)

@@ -11,6 +11,8 @@ from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
 
 from nnfuze_tvm.deploy.manifest import INTERFACE
+from nnfuze_tvm.deploy.memory.arena import KERNELS, allocating_passes
+from nnfuze_tvm.deploy.memory.plan import SCRATCH, PlanMemory
 from nnfuze_tvm.devices.hardware import Hardware
 from nnfuze_tvm.graph import dataflow
 from nnfuze_tvm.graph.ir import static_shape
@@ -86,7 +88,7 @@ def generate(lowered: tvm.IRModule, target: Target, interface: str = "") -> rela
     Parameters
     ----------
     lowered : tvm.IRModule
-        The network.
+        The network, lowered or `finished`.
     target : tvm.target.Target
         The CPU.
     interface : str
@@ -97,11 +99,37 @@ def generate(lowered: tvm.IRModule, target: Target, interface: str = "") -> rela
         with builder.function(INTERFACE, []):
             builder.emit_func_output(tvm.ir.StringImm(interface))
         lowered = builder.get()
-    lowered = dataflow.with_main(lowered, _allocating(lowered["main"]))
     with target, tvm.transform.PassContext(config={"tirx.disable_assert": True}):
         return relax.build(
-            tvm.transform.Sequential(pipeline.last_passes())(lowered), target=target, exec_mode="compiled"
+            lowered if SCRATCH in (lowered["main"].attrs or {}) else finished(lowered, target),
+            target=target,
+            relax_pipeline=tvm.transform.Sequential(_calling()),
+            tir_pipeline=KERNELS,
+            exec_mode="compiled",
         )
+
+
+def finished(lowered: tvm.IRModule, target: Target) -> tvm.IRModule:
+    """Return a lowered module as it is built: kernels ask whether they are needed, and its memory is planned.
+
+    Its kernels take what those of the library take.
+    """
+    lowered = dataflow.with_main(lowered, _allocating(lowered["main"]))
+    views = relax.transform.RewriteDataflowReshape()
+    return tvm.transform.Sequential([*pipeline.last_passes(), views, PlanMemory(target)])(lowered)
+
+
+def _calling() -> list[tvm.transform.Pass]:
+    """Return TVM's way from calls of kernels to code that calls them, but for what it does about memory."""
+    transform = relax.transform
+    return [
+        *allocating_passes(),
+        transform.LowerAllocTensor(),
+        transform.LowerRuntimeBuiltin(),
+        transform.ComputePrimValue(),
+        transform.VMShapeLower(),
+        transform.AttachGlobalSymbol(),
+    ]
 
 
 def _allocating(main: relax.Function) -> relax.Function:

@@ -19,6 +19,7 @@ from nnfuze_tvm.analysis import measure, metrics
 from nnfuze_tvm.deploy import build, loading
 from nnfuze_tvm.deploy.bundle import unfit
 from nnfuze_tvm.deploy.manifest import describe_target, interface
+from nnfuze_tvm.deploy.memory.usage import usage
 from nnfuze_tvm.deploy.runner import Output, Runner, Signature, signature
 from nnfuze_tvm.devices import targets
 from nnfuze_tvm.devices.toolchain import export_library
@@ -46,6 +47,8 @@ class Built:
         Their libraries, for the target.
     signatures : list of Signature
         What each network takes and gives.
+    kernels : list of LoweredKernel
+        What the library of the only network consists of; empty if it goes nowhere.
     wiring : Wiring, optional
         How the networks hang together; None if they are one.
     runners : list of Runner
@@ -56,6 +59,7 @@ class Built:
     lowered: list[tvm.IRModule]
     libraries: list[Path]
     signatures: list[Signature]
+    kernels: list[metrics.LoweredKernel]
     wiring: Wiring | None = None
     runners: list[Runner] = field(default_factory=list)
 
@@ -144,11 +148,13 @@ class Builder:
         signatures = [signature(mod) for mod in modules]
         paths = []
         sizes = [metrics.size(module) for module in lowered]
-        peak = sum(map(metrics.peak_memory, lowered))
+        finished = [build.finished(module, self.target) for module in lowered]
+        peak = sum(usage(module).total(self.threads) for module in finished)
         reason = memory.too_large(peak + sum(size.bytes for size in sizes)) if self.here else ""
         if reason:
             raise InputError(f"{', '.join(ir.tasks(modules[0]))}: running it {reason}; use smaller shapes")
-        for n, module in enumerate(lowered):
+        kernels: list[metrics.LoweredKernel] = []
+        for n, module in enumerate(finished):
             path = self.directory / f"{name}-{n}.so"
             _require_space(self.directory, sizes[n].bytes)
             # What a bundle's manifest says of its kernels is believed if its library says so, too.
@@ -164,7 +170,7 @@ class Builder:
         record.bytes = sum(path.stat().st_size for path in paths)
         record.parameters = sum(size.parameters for size in sizes)
         record.parameter_bytes = sum(size.bytes for size in sizes)
-        built = Built(record, lowered, paths, signatures, wiring)
+        built = Built(record, lowered, paths, signatures, kernels, wiring)
         if self.here:
             built.runners = [
                 Runner(loading.load(path), *io, threads=self.threads)
