@@ -37,7 +37,7 @@ class Stage(_Record):
     parameter_bytes, bytes : int
         Bytes of the constants, bytes on disk.
     peak_memory : int
-        Planned bytes of activations.
+        Planned bytes of what kernels hand to each other, of outputs, and of what kernels use besides.
     sparsity : float
         Fraction of the layers' weights that is zero.
     tasks : dict

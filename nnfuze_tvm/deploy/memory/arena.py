@@ -22,8 +22,6 @@ KERNELS = "nnfuze.kernels"
 ATTRIBUTE = "nnfuze.arena"
 """A function that has it takes so many bytes for what its kernels hand to each other."""
 
-# What gives another name or shape to what is there.
-_VIEWS = ("reshape", "memory.view")
 # Fields of a DLTensor, as `tvm_struct_get` counts them.
 _DATA, _BYTE_OFFSET = 1, 8
 
