@@ -97,7 +97,8 @@ def _onnx_runtime_here(path: str) -> int:
     options.intra_op_num_threads = 1
     options.add_session_config_entry("session.use_env_allocators", "1")
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    feeds = {each.name: np.zeros(each.shape, "float32") for each in session.get_inputs()}
+    shapes = {each.name: [dim if isinstance(dim, int) else 1 for dim in each.shape] for each in session.get_inputs()}
+    feeds = {name: np.zeros(shape, "float32") for name, shape in shapes.items()}
     before = _allocated()
     for _ in range(2):
         session.run(None, feeds)
