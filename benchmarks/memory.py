@@ -132,7 +132,7 @@ def main() -> None:
         for name in arguments.networks:
             for precision, mod, models in graphs(name, Path(directory)):
                 lowered = build.lower(mod, target)
-                least, found = bound(lowered, target), usage(build.finished(lowered, target))
+                least, found = bound(lowered, target), usage(build.finished(lowered, target), target)
                 sizes = [found.arena, found.outputs, found.scratch, by_tvm(lowered)]
                 ratio = f"{found.total() / least.peak:.2f}{'' if least.exact else ' (bound not proven)'}"
                 texts = [f"{size / 1024:.1f}" for size in (least.peak, found.total(), *sizes)]

@@ -155,7 +155,7 @@ class Builder:
         sizes = [metrics.size(module) for module in lowered]
         parts = [take_apart(module) for module in lowered]
         finished = [build.finished(part.mod, self.target) for part in parts]
-        peak = sum(usage(module).total(self.threads) for module in finished)
+        peak = sum(usage(module, self.target).total(self.threads) for module in finished)
         reason = memory.too_large(peak + sum(part.resident for part in parts)) if self.here else ""
         if reason:
             raise InputError(f"{', '.join(ir.tasks(modules[0]))}: running it {reason}; use smaller shapes")

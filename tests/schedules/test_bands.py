@@ -77,7 +77,8 @@ def test_reports_know_groups(tmp_path):
     together = chains.grouped(alone, HOST, 2, 1)
     (group,) = groups(together)
     assert set(group.layers) >= {"chain/n1", "chain/n2", "chain/n3"}
-    assert usage(build.finished(together, HOST)).total() < usage(build.finished(alone, HOST)).total()
+    less, more = (usage(build.finished(mod, HOST), HOST).total() for mod in (together, alone))
+    assert less < more
     machine = roofline.of_board(resolve("rpi4"))
     uses = {use.name: use for use in kernel_uses(network, fused, together, HOST, machine, {})}
     assert uses[group.name].rule == "bands" and uses[group.name].operations > 0

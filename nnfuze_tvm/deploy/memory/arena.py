@@ -23,9 +23,14 @@ _DATA, _BYTE_OFFSET = 1, 8
 
 
 def allocating_passes() -> list[tvm.transform.Pass]:
-    """Return what makes allocations, and calls with what they write to, out of a graph of kernels."""
+    """Return what makes allocations, and calls with what they write to, out of a graph of kernels.
+
+    What sorts is no kernel until then. They run with a target as the current one.
+    """
     transform = relax.transform
     return [
+        relax.backend.DispatchSampling(),
+        relax.backend.DispatchSortScan(),
         transform.ToNonDataflow(),
         transform.RemovePurityChecking(),
         transform.CallTIRRewrite(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import tvm
+from tvm.target import Target
 
 from nnfuze_tvm.deploy.memory.arena import ATTRIBUTE, allocating_passes, size
 from nnfuze_tvm.deploy.memory.plan import PER_THREAD
@@ -33,8 +34,9 @@ class Usage(NamedTuple):
         return self.arena + self.outputs + threads * self.scratch
 
 
-def usage(finished: tvm.IRModule) -> Usage:
-    """Return how much memory a call of a finished module takes."""
-    main = tvm.transform.Sequential(allocating_passes())(finished)["main"]
+def usage(finished: tvm.IRModule, target: Target) -> Usage:
+    """Return how much memory a call of a finished module takes that was finished for a target."""
+    with target:
+        main = tvm.transform.Sequential(allocating_passes())(finished)["main"]
     alone = [binding.var for binding in bindings(main) if op_name(binding.value) == "builtin.alloc_tensor"]
     return Usage(int(main.attrs.get(ATTRIBUTE, 0)), sum(map(size, alone)), int(finished["main"].attrs[PER_THREAD]))
