@@ -5,11 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tvm
+from tvm import relax
 from tvm.script import tirx as T
 
+from nnfuze_tvm.deploy import build
 from nnfuze_tvm.deploy.memory import kernels
 from nnfuze_tvm.deploy.memory.overwrites import may_overwrite
 from nnfuze_tvm.deploy.memory.split import halves
+from nnfuze_tvm.deploy.memory.usage import usage
 from nnfuze_tvm.devices.targets import resolve
 
 HOST = resolve("host")
@@ -106,3 +109,23 @@ def test_a_kernel_that_copies_first_is_cut_behind_the_copy() -> None:
     assert found is not None and found.operands == ([0], [])
     assert len(found.first.params) == 2 and len(found.second.params) == 2
     assert halves(in_rows, 1) is None
+
+
+def test_what_is_sorted_lies_in_the_arena() -> None:
+    op = relax.op
+    x = relax.Var("x", relax.TensorType((4, 30), "float32"))
+    builder = relax.BlockBuilder()
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            kept = builder.emit(op.exp(x))
+            both = builder.emit(op.topk(op.negative(kept), 3, 1, "both", True, "int64"))
+            values = builder.emit(op.add(both[0], op.astype(both[1], "float32")))
+            result = builder.emit_output(relax.Tuple([op.multiply(values, op.sum(kept, [1], True))]))
+        builder.emit_func_output(result)
+    data = np.random.default_rng(0).standard_normal((4, 30)).astype("float32")
+    found = build.finished(build.lower(builder.get(), HOST), HOST)
+    answer = relax.VirtualMachine(build.generate(found, HOST), tvm.cpu())["main"](tvm.runtime.tensor(data))[0].numpy()
+    least = np.argsort(data, 1)[:, :3]
+    wanted = (least - np.exp(np.take_along_axis(data, least, 1))) * np.exp(data).sum(1, keepdims=True)
+    np.testing.assert_allclose(answer, wanted, rtol=1e-5)
+    assert usage(found, HOST).arena >= 4 * (4 * 30 + 2 * 4 * 3)
