@@ -48,14 +48,14 @@ def write_tiny_bundle(path: Path) -> Path:
     """Write the bundle of a small classifier of one task, as `jobs.compile` would; return where."""
     mod = tvm.transform.Sequential(pipeline.merge_phases())(load([classifier()], ["one"]))
     target = resolve("host")
-    lowered = build.lower(mod, target)
-    found = [(k.name, [(list(shape), dtype) for shape, dtype in k.arguments]) for k in metrics.kernels(lowered)]
+    parts = take_apart(build.lower(mod, target))
+    finished = build.finished(parts.mod, target)
+    found = [(k.name, [(list(shape), dtype) for shape, dtype in k.arguments]) for k in metrics.kernels(finished)]
     kernels = [KernelRecord(name=name, calls=1, arguments=arguments) for name, arguments in found]
-    parts = take_apart(lowered)
     record = parts.record
     own = {"target": describe_target(target), "kernels": kernels, "weights": record}
     manifest = Manifest(**signature_records(*signature(mod)), **own)
-    executable = build.generate(parts.mod, target, interface(signature(mod), found, record))
+    executable = build.generate(finished, target, interface(signature(mod), found, record))
     write_bundle(path, executable, manifest, arrays=parts.arrays)
     return path
 

@@ -144,7 +144,7 @@ class Ours:
 
     def _compile(self, cpu: str, folder: Path) -> None:
         target = Target({**BOARDS[CPUS[cpu]].target, "num-cores": 1})
-        lowered = build.lower(self.graphs.last, target)
+        lowered = build.finished(build.lower(self.graphs.last, target), target)
         executable = build.generate(lowered, target)
         # With its symbols, by which kernels are told apart; the code is the same.
         linker = replace(linker_for(target), strip=False)

@@ -1,4 +1,4 @@
-"""What a network costs, read from its graph: MACs, parameters, bytes, sparsity, planned memory, kernels."""
+"""What a network costs, read from its graph: MACs, parameters, bytes, sparsity, kernels."""
 
 from __future__ import annotations
 
@@ -187,46 +187,9 @@ def weight_sparsity(mod: tvm.IRModule) -> float:
     return zeros / elements if elements else 0.0
 
 
-def peak_memory(lowered: tvm.IRModule) -> int:
-    """Return the bytes of activations that the memory plan of a lowered module allocates, outputs included.
-
-    So are the rows that a kernel of several layers keeps between them, of all its parts.
-
-    Parameters
-    ----------
-    lowered : tvm.IRModule
-        A module whose ``main`` calls PrimFuncs only (``build.lower``).
-    """
-    from tvm.relax import transform
-
-    planned = tvm.transform.Sequential(
-        [
-            transform.RewriteDataflowReshape(),
-            transform.ToNonDataflow(),
-            transform.RemovePurityChecking(),
-            transform.CallTIRRewrite(),
-            transform.StaticPlanBlockMemory(),
-        ]
-    )(lowered)
-    total = 0
-    for binding in bindings(planned["main"]):
-        name = op_name(binding.value)
-        if name == "memory.alloc_storage":
-            total += math.prod(int(dim) for dim in binding.value.args[0].values)
-        elif name == "builtin.alloc_tensor":
-            shape = [int(dim) for dim in binding.value.args[0].values]
-            total += math.prod(shape) * np.dtype(str(binding.value.args[1].value)).itemsize
-    return total + max((int(func.attrs.get("nnfuze.scratch", 0)) for func in _kernels(lowered)), default=0)
-
-
-def _kernels(mod: tvm.IRModule) -> list[tirx.PrimFunc]:
-    return [func for func in mod.functions.values() if isinstance(func, tirx.PrimFunc)]
-
-
 def kernels(lowered: tvm.IRModule) -> list[LoweredKernel]:
-    """Return the kernels that ``main`` of a lowered module calls, in order of their first call."""
-    # Reshapes that only rename a buffer are no kernels once this has run.
-    main = relax.transform.RewriteDataflowReshape()(lowered)["main"]
+    """Return the kernels that ``main`` of a lowered or finished module calls, in order of their first call."""
+    main = lowered["main"]
     tasks = _tasks_of(main, [o.task for o in ir.task_outputs(lowered)])
     calls: Counter[str] = Counter()
     arguments: dict[str, tuple] = {}
@@ -238,7 +201,10 @@ def kernels(lowered: tvm.IRModule) -> list[LoweredKernel]:
             continue
         name = call.args[0].name_hint
         calls[name] += 1
-        arguments[name] = (*_tensors(call.args[1]), *_tensors(call))
+        made = _tensors(call)
+        if op_name(call) == "call_tir_inplace":
+            made = [each for each, over in zip(made, call.attrs.inplace_indices, strict=True) if int(over) < 0]
+        arguments[name] = (*_tensors(call.args[1]), *made)
         used_by.setdefault(name, {}).update(dict.fromkeys(tasks.get(binding.var, ())))
         layers.setdefault(name, {}).update(dict.fromkeys(ir.layers_of(binding.var)))
     return [

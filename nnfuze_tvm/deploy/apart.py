@@ -31,8 +31,6 @@ _LEAST = 64
 _NOBODY = 0x6E6E66757A65 << 8
 # The call in `LOAD` that `PutWeights` makes something of.
 _KEEP = "nnfuze.keep"
-# The name that TVM knows what makes machine code of such a network by.
-PIPELINE = "nnfuze"
 
 
 @dataclass(frozen=True)
@@ -162,7 +160,9 @@ class PutWeights:
     """Let the compiled `LOAD` write to where the compiled ``main`` has its constants, and that ask whether it did."""
 
     def transform_module(self, mod: tvm.IRModule, _: PassContext) -> tvm.IRModule:
-        """Return the module of compiled functions, those of the virtual machine among them."""
+        """Return the module of compiled functions, those of the virtual machine among them; itself without `LOAD`."""
+        if f"__vmtir__{LOAD}" not in {var.name_hint for var in mod.get_global_vars()}:
+            return mod
         load = mod[f"__vmtir__{LOAD}"]
         calls: list[tirx.Evaluate] = []
         tvm_ffi.structural_walk(load.body, (tirx.Evaluate, lambda each: calls.append(each) if _keeps(each) else None))
@@ -228,15 +228,8 @@ class LoadFirst:
     """Put `LOAD` in front of the other functions: the constants of the first one get numbers that follow each other."""
 
     def transform_module(self, mod: tvm.IRModule, _: PassContext) -> tvm.IRModule:
-        """Return the module in another order."""
+        """Return the module in another order; itself without `LOAD`."""
+        if LOAD not in {var.name_hint for var in mod.get_global_vars()}:
+            return mod
         first = mod.get_global_var(LOAD)
         return dataflow.with_functions(mod, {first: mod[first], **mod.functions})
-
-
-def _pipeline() -> tuple:
-    """Return TVM's own passes from kernels to machine code behind `PutWeights`."""
-    first, *rest = tvm.tirx.get_tir_pipeline("default")
-    return tvm.transform.Sequential([PutWeights(), first]), *rest
-
-
-tvm.tirx.compilation_pipeline.register_tir_pipeline(PIPELINE, _pipeline)

@@ -9,11 +9,13 @@ from tvm import relax
 from tvm.ir import GenericConst
 from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
+from tvm.tirx.compilation_pipeline import get_tir_pipeline, register_tir_pipeline
 
 from nnfuze_tvm.deploy import apart
 from nnfuze_tvm.deploy.keep_tensors import KeepTensors
 from nnfuze_tvm.deploy.manifest import INTERFACE
-from nnfuze_tvm.deploy.runner import LOAD
+from nnfuze_tvm.deploy.memory.arena import ByteOffsets, allocating_passes
+from nnfuze_tvm.deploy.memory.plan import PER_THREAD, PlanMemory
 from nnfuze_tvm.devices.hardware import Hardware
 from nnfuze_tvm.graph import dataflow
 from nnfuze_tvm.graph.ir import static_shape
@@ -23,6 +25,9 @@ from nnfuze_tvm.schedules.fold_kernels import FoldKernels
 from nnfuze_tvm.schedules.fuse_bands import FuseBands
 from nnfuze_tvm.schedules.intrinsics import bounds, bytes_are_fast, rounding, wants_unsigned
 from nnfuze_tvm.schedules.schedule_kernels import ScheduleKernels
+
+# The name that TVM knows what makes machine code of a network by.
+_CODE = "nnfuze"
 
 
 def fuse(mod: tvm.IRModule, target: Target) -> tvm.IRModule:
@@ -91,7 +96,7 @@ def generate(lowered: tvm.IRModule, target: Target, interface: str = "") -> rela
     Parameters
     ----------
     lowered : tvm.IRModule
-        The network, with its weights or without them (`apart.take_apart`).
+        The network, lowered or `finished`, with its weights or without them (`apart.take_apart`).
     target : tvm.target.Target
         The CPU.
     interface : str
@@ -102,19 +107,48 @@ def generate(lowered: tvm.IRModule, target: Target, interface: str = "") -> rela
         with builder.function(INTERFACE, []):
             builder.emit_func_output(tvm.ir.StringImm(interface))
         lowered = builder.get()
-    lowered = dataflow.with_main(lowered, _allocating(lowered["main"]))
-    kernels = tvm.transform.Sequential(pipeline.last_passes())(lowered)
-    to_calls, to_code = [relax.get_pipeline("default_build"), KeepTensors()], "default"
-    if LOAD in {var.name_hint for var in kernels.get_global_vars()}:
-        to_calls, to_code = [*to_calls, apart.LoadFirst()], apart.PIPELINE
     with target, tvm.transform.PassContext(config={"tirx.disable_assert": True}):
         return relax.build(
-            kernels,
+            lowered if PER_THREAD in (lowered["main"].attrs or {}) else finished(lowered, target),
             target=target,
-            relax_pipeline=tvm.transform.Sequential(to_calls),
-            tir_pipeline=to_code,
+            relax_pipeline=tvm.transform.Sequential(_calling()),
+            tir_pipeline=_CODE,
             exec_mode="compiled",
         )
+
+
+def finished(lowered: tvm.IRModule, target: Target) -> tvm.IRModule:
+    """Return a lowered module as it is built: kernels ask whether they are needed, and its memory is planned.
+
+    Its kernels take what those of the library take.
+    """
+    lowered = dataflow.with_main(lowered, _allocating(lowered["main"]))
+    views = relax.transform.RewriteDataflowReshape()
+    return tvm.transform.Sequential([*pipeline.last_passes(), views, PlanMemory(target)])(lowered)
+
+
+def _calling() -> list[tvm.transform.Pass]:
+    """Return TVM's way from calls of kernels to code that calls them, but for what it does about memory."""
+    transform = relax.transform
+    return [
+        *allocating_passes(),
+        transform.LowerAllocTensor(),
+        transform.LowerRuntimeBuiltin(),
+        transform.ComputePrimValue(),
+        transform.VMShapeLower(),
+        transform.AttachGlobalSymbol(),
+        KeepTensors(),
+        apart.LoadFirst(),
+    ]
+
+
+def _to_code() -> tuple[object, ...]:
+    """Return TVM's own passes from kernels to machine code, with weights that are put in place, and with offsets."""
+    lower, *rest = get_tir_pipeline("default")
+    return (tvm.transform.Sequential([apart.PutWeights(), lower, ByteOffsets()]), *rest)
+
+
+register_tir_pipeline(_CODE, _to_code)
 
 
 def _allocating(main: relax.Function) -> relax.Function:

@@ -20,6 +20,7 @@ from nnfuze_tvm.deploy import build, loading, weights
 from nnfuze_tvm.deploy.apart import Apart, take_apart
 from nnfuze_tvm.deploy.bundle import LIBRARY, unfit
 from nnfuze_tvm.deploy.manifest import describe_target, interface
+from nnfuze_tvm.deploy.memory.usage import usage
 from nnfuze_tvm.deploy.runner import LOAD, Output, Runner, Signature, signature
 from nnfuze_tvm.devices import targets
 from nnfuze_tvm.devices.remote.timing import Network
@@ -50,6 +51,8 @@ class Built:
         Their weights, which the libraries don't hold.
     signatures : list of Signature
         What each network takes and gives.
+    kernels : list of LoweredKernel
+        What the library of the only network consists of; empty if it goes nowhere.
     wiring : Wiring, optional
         How the networks hang together; None if they are one.
     runners : list of Runner
@@ -61,6 +64,7 @@ class Built:
     libraries: list[Path]
     weights: list[Apart]
     signatures: list[Signature]
+    kernels: list[metrics.LoweredKernel]
     wiring: Wiring | None = None
     runners: list[Runner] = field(default_factory=list)
 
@@ -149,18 +153,20 @@ class Builder:
         signatures = [signature(mod) for mod in modules]
         paths = []
         sizes = [metrics.size(module) for module in lowered]
-        peak = sum(map(metrics.peak_memory, lowered))
         parts = [take_apart(module) for module in lowered]
+        finished = [build.finished(part.mod, self.target) for part in parts]
+        peak = sum(usage(module, self.target).total(self.threads) for module in finished)
         reason = memory.too_large(peak + sum(part.resident for part in parts)) if self.here else ""
         if reason:
             raise InputError(f"{', '.join(ir.tasks(modules[0]))}: running it {reason}; use smaller shapes")
-        for n, module in enumerate(lowered):
+        kernels: list[metrics.LoweredKernel] = []
+        for n, module in enumerate(finished):
             path = self.directory / f"{name}-{n}.so"
             _require_space(self.directory)
             # What a bundle's manifest says of its kernels and weights is believed if its library says so, too.
             kernels = metrics.kernels(module) if bundle is not None else []
             said = interface(signatures[n], [(k.name, k.arguments) for k in kernels], parts[n].record)
-            export_library(build.generate(parts[n].mod, self.target, said if bundle else ""), path, self.target)
+            export_library(build.generate(module, self.target, said if bundle else ""), path, self.target)
             if bundle is not None:
                 path = Path(shutil.copyfile(path, bundle / LIBRARY))
                 weights.write(bundle / weights.WEIGHTS, parts[n].arrays)
@@ -171,7 +177,7 @@ class Builder:
         record.weight_memory = sum(part.resident for part in parts)
         record.parameters = sum(size.parameters for size in sizes)
         record.parameter_bytes = sum(size.bytes for size in sizes)
-        built = Built(record, lowered, paths, parts, signatures, wiring)
+        built = Built(record, lowered, paths, parts, signatures, kernels, wiring)
         if self.here:
             built.runners = [
                 Runner(loading.load(path), *io, threads=self.threads, tensors=part.tensors())

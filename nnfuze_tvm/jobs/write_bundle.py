@@ -102,7 +102,7 @@ def write_bundle(
         if data.batches:
             answering = answering_stages(builder, built, graphs, compare=request.compare)
             measure_stages.judge(built, answering, peer, data, compare=request.compare)
-        kernels = metrics.kernels(built[-1].lowered[0])
+        kernels = built[-1].kernels
         sample = data.batches[0] if data.batches else made_up(signature(graphs.last)[0])
         if (place := request.place) is not None and request.key is not None:
             board = (place, request.key)

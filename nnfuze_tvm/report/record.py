@@ -41,7 +41,7 @@ class Stage(Record):
     weight_memory : int
         Bytes of the constants as kernels read them.
     peak_memory : int
-        Planned bytes of activations.
+        Planned bytes of what kernels hand to each other, of outputs, and of what kernels use besides.
     sparsity : float
         Fraction of the layers' weights that is zero.
     tasks : dict

@@ -17,9 +17,9 @@ from nnfuze_tvm.graph import ir
 from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, op_name, operands, output_fields, substitute, with_main
 from nnfuze_tvm.graph.ir import static_shape
 from nnfuze_tvm.schedules.bands import model
-from nnfuze_tvm.schedules.bands.progress import Bands, course
+from nnfuze_tvm.schedules.bands.progress import Bands
 from nnfuze_tvm.schedules.bands.stages import Kernel, kernel
-from nnfuze_tvm.schedules.bands.weave import Group, lines, weave
+from nnfuze_tvm.schedules.bands.weave import Group, weave
 
 Best = Callable[[Group, Hardware], tuple[float, Bands] | None]
 
@@ -61,8 +61,8 @@ class FuseBands:
         """Return the module with groups of kernels fused.
 
         The rule of such a kernel is ``bands``, its knobs are the bands' ``height``, the ``parts`` that run in parallel
-        and the number of ``kernels``; ``nnfuze.parts`` are their names, ``nnfuze.scratch`` the bytes between them,
-        ``nnfuze.near`` those that L2 delivers in a call.
+        and the number of ``kernels``; ``nnfuze.parts`` are their names, ``nnfuze.near`` the bytes that L2 delivers in
+        a call.
         """
         steps = bindings(mod["main"])
         used = _uses(mod["main"])
@@ -170,16 +170,12 @@ def _rewritten(mod: tvm.IRModule, steps: Sequence[Any], chosen: Sequence[tuple[i
 
 
 def _kernel(group: Group, bands: Bands, names: Sequence[str]) -> tirx.PrimFunc:
-    steps = group.steps()
-    kept = lines(course(steps, bands), steps)
-    scratch = model.scratch([stage for stage, _ in group.stages()], kept) * bands.parts
     knobs = {"height": bands.height, "parts": bands.parts, "kernels": len(names)}
     return weave(group, bands).with_attr(
         {
             "nnfuze.rule": "bands",
             "nnfuze.knobs": knobs,
             "nnfuze.parts": list(names),
-            "nnfuze.scratch": scratch,
             "nnfuze.near": model.near(group, bands),
         }
     )

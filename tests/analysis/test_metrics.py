@@ -12,6 +12,7 @@ from tvm import relax
 from benchmarks.networks import build as build_network
 from nnfuze_tvm.analysis import measure, metrics
 from nnfuze_tvm.deploy import build
+from nnfuze_tvm.deploy.memory.usage import usage
 from nnfuze_tvm.deploy.runner import Input, Output, Runner, sample_batches, signature
 from nnfuze_tvm.devices.targets import resolve
 from nnfuze_tvm.errors import InputError
@@ -115,7 +116,7 @@ def test_what_gives_as_much_as_it_takes_is_no_classifier() -> None:
 def test_memory_plan_and_kernels() -> None:
     target = resolve("host")
     mod = merged(classifier(), tasks=["one"])
-    lowered = build.lower(mod, target)
+    lowered = build.finished(build.lower(mod, target), target)
     kernels = metrics.kernels(lowered)
     assert kernels[0].arguments[0] == ((1, 2, 6, 6), "float32") or kernels[0].arguments[0] == (
         (1, 6, 6, 2),
@@ -123,7 +124,7 @@ def test_memory_plan_and_kernels() -> None:
     )
     assert {kernel.tasks for kernel in kernels} == {("one",)}
     # at least the convolution's 36 × 8 floats and the output, at most as if nothing were reused
-    assert 4 * (288 + 3) <= metrics.peak_memory(lowered) <= 4 * (72 + 288 + 8 + 8 + 3) + 64
+    assert 4 * (288 + 3) <= usage(lowered, target).total() <= 4 * (72 + 288 + 8 + 8 + 3) + 64
     runner = Runner(build.generate(lowered, target), *signature(mod))
     times = measure.kernel_times(runner.library, [(k.name, k.arguments) for k in kernels], seconds_each=0.001)
     assert set(times) == {kernel.name for kernel in kernels}

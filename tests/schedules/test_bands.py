@@ -12,6 +12,7 @@ from tvm import relax
 from nnfuze_tvm.analysis import metrics, roofline
 from nnfuze_tvm.analysis.kernels import kernel_uses
 from nnfuze_tvm.deploy import build
+from nnfuze_tvm.deploy.memory.usage import usage
 from nnfuze_tvm.devices.targets import resolve
 from nnfuze_tvm.schedules.bands import model
 from nnfuze_tvm.schedules.bands.progress import Bands, Reach, Step, course, ends, starts
@@ -76,7 +77,8 @@ def test_reports_know_groups(tmp_path):
     together = chains.grouped(alone, HOST, 2, 1)
     (group,) = groups(together)
     assert set(group.layers) >= {"chain/n1", "chain/n2", "chain/n3"}
-    assert metrics.peak_memory(together) < metrics.peak_memory(alone)
+    less, more = (usage(build.finished(mod, HOST), HOST).total() for mod in (together, alone))
+    assert less < more
     machine = roofline.of_board(resolve("rpi4"))
     uses = {use.name: use for use in kernel_uses(network, fused, together, HOST, machine, {})}
     assert uses[group.name].rule == "bands" and uses[group.name].operations > 0
