@@ -38,7 +38,7 @@ from benchmarks.peers import machine
 from benchmarks.workloads import Workload
 from benchmarks.zoo_files import Shipped, cache_dir, workload
 from benchmarks.zoo_networks import NETWORKS
-from nnfuze_tvm.deploy.bundle import LIBRARY, MANIFEST
+from nnfuze_tvm.deploy.bundle import LIBRARY, MANIFEST, WEIGHTS
 from nnfuze_tvm.errors import NNFuzeError
 from nnfuze_tvm.report import text
 
@@ -134,7 +134,8 @@ def measure(work: Workload, precision: str, *, speed: bool, rounds: int) -> Outc
             outcome.reasons[name] = _line(error)
     if OURS in ready:
         bundle = Path(ready[OURS].details["bundle"])
-        outcome.size = sum((bundle / file).stat().st_size for file in (LIBRARY, MANIFEST))
+        files = [bundle / name for name in (LIBRARY, WEIGHTS, MANIFEST)]
+        outcome.size = sum(file.stat().st_size for file in files if file.exists())
     if speed:
         calls = {name: engine.bind(work.evaluation[0]) for name, engine in ready.items()}
         timings = interleaved(calls, rounds=rounds, min_seconds=1.0, max_seconds_each=10.0, clock=time.process_time)
