@@ -56,8 +56,7 @@ def cuts(func: relax.Function) -> list[Cut]:
     macs, name = 0, ""
     for place, binding in enumerate(bindings):
         operator = ops.of(binding.value)
-        if operator is not None and operator.macs is not None:
-            macs += operator.macs(binding.value)
+        macs += ops.macs(binding.value)
         if ops.is_layer(binding.value):
             name = binding.var.name
         alone = reach <= place and binding.var not in outputs and name

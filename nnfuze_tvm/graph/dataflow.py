@@ -155,6 +155,15 @@ def with_values(func: relax.Function, change: Callable[[Value, str, Emitter], Va
     return emitter.finish(func.params, [substitute(out, values) for out in output_fields(func)], func.attrs)
 
 
+def readers(func: relax.Function) -> dict[Value, list[tvm.ir.Var]]:
+    """Return by Vars and constants what is bound to a value that reads them, as often as it does."""
+    found: dict[Value, list[tvm.ir.Var]] = {}
+    for binding in bindings(func):
+        for leaf in operands(binding.value):
+            found.setdefault(leaf, []).append(binding.var)
+    return found
+
+
 def returning(func: relax.Function, values: Sequence[Value]) -> relax.Function:
     """Return a function that takes what ``func`` takes and returns some of its values, inner ones as well."""
     emitter = Emitter()

@@ -20,7 +20,7 @@ from nnfuze_tvm.deploy.runner import signature
 from nnfuze_tvm.devices import scratch
 from nnfuze_tvm.errors import InputError
 from nnfuze_tvm.graph import ir
-from nnfuze_tvm.jobs.announce import Announce
+from nnfuze_tvm.jobs.announce import Announce, duration
 from nnfuze_tvm.jobs.directory import JobDirectory
 from nnfuze_tvm.jobs.request import WORK_DIR, NetworkRequest
 from nnfuze_tvm.passes.compress.calibration import load_calibration
@@ -136,14 +136,10 @@ def _told(what: str, announce: Announce) -> Progress:
         elif now - said > _PAUSE and step < steps:
             said = now
             left = (now - began) / (step - 1) * (steps - step)
-            announce(f"{what}: {100 * step // steps} %, loss {loss:.4g}, {_duration(left)} left")
+            announce(f"{what}: {100 * step // steps} %, loss {loss:.4g}, {duration(left)} left")
 
     announce(what)
     return progress
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def _as_kept(path: Path, mod: tvm.IRModule, training: Training) -> tvm.IRModule:

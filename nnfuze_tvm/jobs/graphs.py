@@ -17,7 +17,6 @@ from nnfuze_tvm.deploy.manifest import describe_target
 from nnfuze_tvm.devices.targets import llvm_features, resolve
 from nnfuze_tvm.frontend import load
 from nnfuze_tvm.graph import ir
-from nnfuze_tvm.graph.dataflow import bindings
 from nnfuze_tvm.graph.links import wire
 from nnfuze_tvm.graph.wiring import Wiring
 from nnfuze_tvm.jobs.announce import NOTE, Announce, note_threads, silent
@@ -180,16 +179,12 @@ def _asked_for(policy: Policy, merged: tvm.IRModule, options: Mapping[str, Any])
 def _kept_whole(policy: Policy, before: tvm.IRModule, after: tvm.IRModule) -> list[str]:
     """Return the layers that a policy asks by name to lose channels and that lose none: outputs, say."""
     lineage = ir.lineage(before)
-    sizes = [
-        {b.var.name: ir.static_shape(b.var) for b in bindings(mod["main"]) if b.var.name in names}
-        for mod in (before, after)
-        for names in [{layer.name for layer in metrics.layers(mod)}]
-    ]
+    sizes = {layer.name: layer.shape for layer in metrics.layers(after)}
     return [
-        name
-        for name, size in sizes[0].items()
-        if policy.states(name, "keep", lineage) and policy.for_layer(name, lineage).keep < 1
-        if size == sizes[1].get(name)
+        layer.name
+        for layer in metrics.layers(before)
+        if policy.states(layer.name, "keep", lineage) and policy.for_layer(layer.name, lineage).keep < 1
+        if layer.shape == sizes.get(layer.name)
     ]
 
 

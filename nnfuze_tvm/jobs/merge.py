@@ -23,7 +23,7 @@ from nnfuze_tvm.frontend import load
 from nnfuze_tvm.frontend.export import export as to_onnx
 from nnfuze_tvm.graph import dataflow, ir
 from nnfuze_tvm.graph.samples import by_inference
-from nnfuze_tvm.jobs.announce import Announce, silent
+from nnfuze_tvm.jobs.announce import Announce, duration, silent
 from nnfuze_tvm.jobs.data import Arrays
 from nnfuze_tvm.jobs.directory import JobDirectory, replace
 from nnfuze_tvm.jobs.request import model_path
@@ -299,15 +299,11 @@ class _Diary(Watch):
         self._said = now
         left = (now - began) / (step - before) * (steps - step)
         points = "".join(f", {task} lost {each:.1f}" for task, each in lost.items())
-        self._announce(f"{text}: step {step} of {steps}, loss {loss:.3f}{points}, {_duration(left)} left")
+        self._announce(f"{text}: step {step} of {steps}, loss {loss:.3f}{points}, {duration(left)} left")
 
     def tried(self, trial: Trial) -> None:
         points = ", ".join(f"{task} {score.agreement:.1f} % agree" for task, score in trial.after.items())
         self._announce(f"{self._trial[0]}: {'kept' if trial.kept else 'not kept'}, {points}")
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
 def _file(mod: tvm.IRModule, task: str) -> bytes:

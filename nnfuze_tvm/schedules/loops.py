@@ -59,9 +59,9 @@ def vectorize_copy(sch: s_tir.Schedule, pad: SBlockRV, hw: Hardware) -> None:
     sch.vectorize(lane)
 
 
-def plain(func: tirx.PrimFunc, target: Target) -> tirx.PrimFunc:
-    """Return a scheduled kernel without blocks: loops around loads and stores, buffers as large as what is used."""
-    phases = [
+def without_blocks() -> list[tvm.transform.Pass]:
+    """Return what makes loops around loads and stores of scheduled kernels, as TVM's way to machine code does first."""
+    return [
         s_tir.transform.CanonicalizeLoop(),
         s_tir.transform.LowerInitBlock(),
         s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
@@ -71,5 +71,11 @@ def plain(func: tirx.PrimFunc, target: Target) -> tirx.PrimFunc:
         s_tir.transform.StmtSimplify(),
         s_tir.transform.LowerOpaqueBlock(),
     ]
+
+
+def plain(func: tirx.PrimFunc, target: Target) -> tirx.PrimFunc:
+    """Return a scheduled kernel without blocks: loops around loads and stores, buffers as large as what is used."""
     with target:
-        return tvm.transform.Sequential(phases)(tvm.IRModule({"main": func.with_attr("target", target)}))["main"]
+        return tvm.transform.Sequential(without_blocks())(tvm.IRModule({"main": func.with_attr("target", target)}))[
+            "main"
+        ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any
 
 import typer
@@ -73,4 +74,5 @@ def command(
 
     for part in render_merge(report):
         out().print(part, highlight=False)
-    out().print(f"networks: {output}/*.onnx   report: {output}/report.html", highlight=False)
+    networks, page = (os.path.join(output, name) for name in ("*.onnx", "report.html"))
+    out().print(f"networks: {networks}   report: {page}", highlight=False)

@@ -8,10 +8,11 @@ from math import prod
 
 import tvm
 import tvm_ffi
-from tvm import s_tir, tirx
+from tvm import tirx
 from tvm.target import Target
 
 from nnfuze_tvm.deploy.memory.arena import nbytes
+from nnfuze_tvm.schedules.loops import without_blocks
 
 # TVM gives what is smaller a place on the stack.
 _STACK = 1024
@@ -24,18 +25,7 @@ def as_loops(mod: tvm.IRModule, target: Target) -> dict[tvm.ir.GlobalVar, tirx.P
         for gvar, func in mod.functions_items()
         if isinstance(func, tirx.PrimFunc)
     }
-    transform = s_tir.transform
-    passes = [
-        tirx.transform.BindTarget(target.with_host(target)),
-        transform.CanonicalizeLoop(),
-        transform.LowerInitBlock(),
-        transform.PlanAndUpdateBufferAllocationLocation(),
-        transform.ConvertBlocksToOpaque(),
-        transform.CompactBufferAllocation(),
-        transform.LowerMatchBuffer(),
-        transform.StmtSimplify(),
-        transform.LowerOpaqueBlock(),
-    ]
+    passes = [tirx.transform.BindTarget(target.with_host(target)), *without_blocks()]
     lowered = tvm.transform.Sequential(passes)(tvm.IRModule(kernels))
     added = ("global_symbol", "target")
     return {gvar: reduce(tirx.PrimFunc.without_attr, added, lowered[gvar.name_hint]) for gvar in kernels}

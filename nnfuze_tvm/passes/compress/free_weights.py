@@ -13,7 +13,7 @@ from tvm.relax import op
 
 from nnfuze_tvm.graph import ops
 from nnfuze_tvm.graph.constants import array, constant
-from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, op_name, operands, output_fields, substitute
+from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, op_name, operands, output_fields, readers, substitute
 from nnfuze_tvm.graph.integers.context import along
 
 _LEVELS = 127
@@ -72,17 +72,14 @@ class _Bias:
 def _biases(func: relax.Function) -> dict[Var, _Bias]:
     """Return what is added behind layers whose operands are integers, by the sum."""
     made_by = {b.var: b.value for b in bindings(func)}
-    readers: dict[Value, list[Var]] = {}
-    for var, value in made_by.items():
-        for leaf in operands(value):
-            readers.setdefault(leaf, []).append(var)
+    read_by = readers(func)
     found = {}
     for var, value in made_by.items():
         layer = ops.layer(value)
         if layer is None or not isinstance(weights := made_by.get(value.args[1]), Call) or not _are_weights(weights):
             continue
         data = _scale(value.args[0], made_by)
-        own = readers.get(var, [])
+        own = read_by.get(var, [])
         if data is None or len(own) != 1 or op_name(made_by[own[0]]) != "add":
             continue
         for arg in made_by[own[0]].args:

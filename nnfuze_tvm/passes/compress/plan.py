@@ -9,7 +9,7 @@ from tvm import relax
 from tvm.ir import Call, GenericConst, Var
 
 from nnfuze_tvm.graph import ops
-from nnfuze_tvm.graph.dataflow import Value, bindings, op_name, operands, output_fields
+from nnfuze_tvm.graph.dataflow import Value, bindings, op_name, operands, output_fields, readers
 from nnfuze_tvm.graph.ir import static_shape
 from nnfuze_tvm.passes.compress.delicate import Delicate
 from nnfuze_tvm.passes.compress.lone_sums import without_lone_sums
@@ -75,10 +75,7 @@ class Plan:
         self.params = set(self.func.params)
         self.made_by = {b.var: b.value for b in bindings(self.func)}
         self.order = {var: k for k, var in enumerate(self.made_by)}
-        self.readers: dict[Value, list[Var]] = {}
-        for var, value in self.made_by.items():
-            for leaf in operands(value):
-                self.readers.setdefault(leaf, []).append(var)
+        self.readers = readers(self.func)
         self._origins: dict[Value, Value] = {}
         for var, value in self.made_by.items():
             known = {self._origins.get(leaf, leaf) for leaf in operands(value) if isinstance(leaf, Var)}

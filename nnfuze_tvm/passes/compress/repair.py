@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 import tvm
-from tvm import relax, tirx
+from tvm import relax
 from tvm.ir import Call, GenericConst, Var
 
 from nnfuze_tvm.graph import ops
 from nnfuze_tvm.graph.constants import array, constant
 from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, operands, output_fields, substitute
-from nnfuze_tvm.graph.evaluate import library_of, value_of
+from nnfuze_tvm.graph.evaluate import kernels_of, value_of
 from nnfuze_tvm.graph.ir import static_shape
 from nnfuze_tvm.passes.compress.calibration import batches
 from nnfuze_tvm.passes.compress.error import output_error
@@ -84,8 +84,7 @@ def repaired(
     inputs = _inputs(compressed.before, samples)
     if len(inputs) < _HELD:
         return compressed.after
-    kernels = {var.name_hint: f for var, f in mod.functions_items() if isinstance(f, tirx.PrimFunc)}
-    repair = _Repair(compressed, inputs, library_of(kernels))
+    repair = _Repair(compressed, inputs, kernels_of(mod))
     for number, name in enumerate(repair.steps(), 1):
         announce(f"repairing: {name} ({number} of {len(repair.sites)})")
     new = _with_constants(compressed.after, repair.changes)
@@ -95,7 +94,7 @@ def repaired(
 def _inputs(func: relax.Function, samples: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
     """Return inferences, evenly spread over those that there are."""
     found = list(batches(samples, func.params))
-    macs = sum(_macs(b.value) for b in bindings(func))
+    macs = sum(ops.macs(b.value) for b in bindings(func))
     # The tensors of the function before and after are there at once, and those that layers are fitted to.
     count = max(_HELD, min(len(found), _MOST, int(_MACS / max(1, 2 * macs)), _BYTES // max(1, 3 * _peak(func))))
     return [found[n * len(found) // count] for n in range(count)] if count < len(found) else found
@@ -118,11 +117,6 @@ def _peak(func: relax.Function) -> int:
 
 def _bytes(var: Var) -> int:
     return 4 * math.prod(static_shape(var)) if isinstance(var.ty, relax.TensorType) else 0
-
-
-def _macs(value: Value) -> int:
-    operator = ops.of(value)
-    return operator.macs(value) if operator is not None and operator.macs is not None else 0
 
 
 class _Values:

@@ -13,7 +13,7 @@ from tvm.ir import Call, GenericConst, Var
 
 from nnfuze_tvm.graph import ops
 from nnfuze_tvm.graph.constants import array
-from nnfuze_tvm.graph.dataflow import Value, bindings, op_name, operands, output_fields
+from nnfuze_tvm.graph.dataflow import Value, bindings, op_name, operands, output_fields, readers
 from nnfuze_tvm.graph.ir import static_shape
 
 
@@ -54,10 +54,7 @@ def sites_of(func: relax.Function, same: Mapping[str, Var]) -> dict[Var, Site]:
         By the names of Vars of ``func``: the Var that held the same before, as far as there is one.
     """
     made = {b.var: b.value for b in bindings(func)}
-    readers: dict[Value, list[Var]] = {}
-    for var, value in made.items():
-        for leaf in operands(value):
-            readers.setdefault(leaf, []).append(var)
+    read_by = readers(func)
     returned = {leaf for out in output_fields(func) for leaf in operands(out)}
     layers = {
         var: value
@@ -72,7 +69,7 @@ def sites_of(func: relax.Function, same: Mapping[str, Var]) -> dict[Var, Site]:
 
     def sum_behind(var: Var) -> tuple[Var, int] | None:
         """Return the sum that alone reads a Var, and the place of the other operand."""
-        after = readers.get(var, [])
+        after = read_by.get(var, [])
         if len(after) != 1 or var in returned or op_name(made[after[0]]) != "add" or after[0].name not in same:
             return None
         args = made[after[0]].args
@@ -125,10 +122,10 @@ def ordered(func: relax.Function, sites: Mapping[Var, Site]) -> Iterator[relax.V
     order = bindings(func)
     place = {b.var: n for n, b in enumerate(order)}
     reads = [{leaf for leaf in operands(b.value) if leaf in place} for b in order]
-    readers: dict[Value, list[int]] = {}
+    read_by: dict[Value, list[int]] = {}
     for n, leaves in enumerate(reads):
         for leaf in leaves:
-            readers.setdefault(leaf, []).append(n)
+            read_by.setdefault(leaf, []).append(n)
     others = {site.other: place[site.layer] for site in sites.values() if site.other in place}
     waits = set(others.values())
     missing = [len(leaves) for leaves in reads]
@@ -141,7 +138,7 @@ def ordered(func: relax.Function, sites: Mapping[Var, Site]) -> Iterator[relax.V
             continue
         done.add(n)
         yield order[n]
-        for reader in readers.get(order[n].var, []):
+        for reader in read_by.get(order[n].var, []):
             missing[reader] -= 1
             if not missing[reader]:
                 heapq.heappush(ready, (reader in waits, reader))

@@ -46,8 +46,7 @@ class _Cost:
         self.sides: list[tuple[np.ndarray, np.ndarray]] = []
         whole = [0.0, 0.0]
         for binding in coupling.bindings:
-            layer, operator = coupling.layers.get(binding.var), ops.of(binding.value)
-            macs = operator.macs(binding.value) if operator is not None and operator.macs is not None else 0
+            layer, macs = coupling.layers.get(binding.var), ops.macs(binding.value)
             whole[0] += macs
             if layer is None:
                 # What is no layer with channels costs what it did.
