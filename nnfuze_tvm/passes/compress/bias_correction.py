@@ -17,6 +17,7 @@ from nnfuze_tvm.graph.constants import array
 from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, operands, output_fields, substitute
 from nnfuze_tvm.graph.evaluate import evaluate, value_of
 from nnfuze_tvm.graph.ir import static_shape
+from nnfuze_tvm.passes.compress.calibration import spread
 
 # Means are taken over so many inferences, over fewer where those would be more multiply-accumulates in all.
 _SAMPLES, _LEAST, _MACS = 32, 4, 1e11
@@ -82,8 +83,7 @@ def correct_biases(
 
 def _evenly(func: relax.Function, inferences: Sequence[Mapping[str, np.ndarray]]) -> list[Mapping[str, np.ndarray]]:
     macs = sum(ops.macs(binding.value) for binding in bindings(func))
-    count = min(len(inferences), _SAMPLES, max(_LEAST, int(_MACS / max(macs, 1))))
-    return [inferences[n * len(inferences) // count] for n in range(count)]
+    return spread(inferences, min(_SAMPLES, max(_LEAST, int(_MACS / max(macs, 1)))))
 
 
 def _means(values: np.ndarray, axis: int) -> np.ndarray:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import tvm
@@ -20,6 +22,8 @@ from nnfuze_tvm.graph.samples import in_a_row
 from nnfuze_tvm.graph.wiring import stream
 from nnfuze_tvm.passes.compress.magnitudes import CalibrationMethod, Magnitudes
 from nnfuze_tvm.reading.arrays import read_npz
+
+_Kind = TypeVar("_Kind")
 
 
 def load_calibration(
@@ -123,6 +127,34 @@ def batches(samples: Mapping[str, np.ndarray], params: Sequence[relax.Var]) -> I
             name: samples[name][k * _batch(shape) : (k + 1) * _batch(shape)].reshape(shape)
             for name, shape in shapes.items()
         }
+
+
+def observed(
+    mod: tvm.IRModule,
+    func: relax.Function,
+    samples: Mapping[str, np.ndarray],
+    executor: Executor,
+    most: int,
+) -> Iterator[list[np.ndarray]]:
+    """Yield what a function of ``mod`` returns, inference by inference, ``most`` at most.
+
+    Raises
+    ------
+    InputError
+        If that is not finite.
+    """
+    run = executor(with_kernels_of(mod, func))
+    for batch in islice(batches(samples, func.params), most):
+        values = run(batch)
+        if not all(np.isfinite(each).all() for each in values):
+            raise InputError("calibration data: the network makes NaN or infinity of it")
+        yield values
+
+
+def spread(inferences: Sequence[_Kind], count: int) -> list[_Kind]:
+    """Return so many inferences, evenly spread over those that there are; all where there are no more."""
+    count = min(count, len(inferences))
+    return [inferences[n * len(inferences) // count] for n in range(count)]
 
 
 def _batch(shape: tuple[int, ...]) -> int:

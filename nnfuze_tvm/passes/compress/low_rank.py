@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -14,7 +13,6 @@ from tvm import relax
 from tvm.ir import Call, GenericConst, Var
 from tvm.ir.transform import PassContext, module_pass
 
-from nnfuze_tvm.errors import InputError
 from nnfuze_tvm.graph import evaluate, ir, ops
 from nnfuze_tvm.graph.constants import array, constant
 from nnfuze_tvm.graph.dataflow import (
@@ -26,11 +24,10 @@ from nnfuze_tvm.graph.dataflow import (
     returning,
     substitute,
     with_functions,
-    with_kernels_of,
 )
 from nnfuze_tvm.graph.evaluate import Executor
 from nnfuze_tvm.graph.ops.convolution import with_attrs
-from nnfuze_tvm.passes.compress.calibration import batches, load_calibration
+from nnfuze_tvm.passes.compress.calibration import load_calibration, observed
 from nnfuze_tvm.passes.compress.method import Inputs, Method, Option, PolicyField
 from nnfuze_tvm.passes.compress.repair import Compressed, repaired
 
@@ -121,14 +118,11 @@ def _moments(
     if not layers:
         return {}
     axes = {b.var: layer.result for b in bindings(func) if (layer := ops.layer(b.value)) is not None}
-    run = executor(with_kernels_of(mod, returning(func, layers)))
     moments: dict[Var, Any] = dict.fromkeys(layers, 0)
-    for batch in islice(batches(samples, func.params), _MOST_BATCHES):
-        for var, values in zip(layers, run(batch), strict=True):
+    for found in observed(mod, returning(func, layers), samples, executor, _MOST_BATCHES):
+        for var, values in zip(layers, found, strict=True):
             rows = np.moveaxis(values, axes[var], -1).reshape(-1, values.shape[axes[var]]).astype("float64")
             moments[var] = moments[var] + rows.T @ rows
-    if not all(np.isfinite(each).all() for each in moments.values()):
-        raise InputError("calibration data: the network makes NaN or infinity of it")
     return moments
 
 

@@ -24,7 +24,7 @@ from nnfuze_tvm.graph.constants import array, constant
 from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, operands, output_fields, substitute
 from nnfuze_tvm.graph.evaluate import kernels_of, value_of
 from nnfuze_tvm.graph.ir import static_shape
-from nnfuze_tvm.passes.compress.calibration import batches
+from nnfuze_tvm.passes.compress.calibration import batches, spread
 from nnfuze_tvm.passes.compress.error import output_error
 from nnfuze_tvm.passes.compress.least_squares import Seen, fit
 from nnfuze_tvm.passes.compress.sites import Site, ordered, sites_of
@@ -97,7 +97,7 @@ def _inputs(func: relax.Function, samples: Mapping[str, np.ndarray]) -> list[dic
     macs = sum(ops.macs(b.value) for b in bindings(func))
     # The tensors of the function before and after are there at once, and those that layers are fitted to.
     count = max(_HELD, min(len(found), _MOST, int(_MACS / max(1, 2 * macs)), _BYTES // max(1, 3 * _peak(func))))
-    return [found[n * len(found) // count] for n in range(count)] if count < len(found) else found
+    return spread(found, count)
 
 
 def _peak(func: relax.Function) -> int:

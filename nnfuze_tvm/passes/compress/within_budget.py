@@ -17,7 +17,7 @@ from nnfuze_tvm.graph import ir, ops
 from nnfuze_tvm.graph.dataflow import bindings, with_main
 from nnfuze_tvm.graph.ir import static_shape
 from nnfuze_tvm.graph.remembered import Remembered
-from nnfuze_tvm.passes.compress.calibration import batches, load_calibration
+from nnfuze_tvm.passes.compress.calibration import batches, load_calibration, spread
 from nnfuze_tvm.passes.compress.error import output_error
 from nnfuze_tvm.passes.compress.method import FLOAT32, Precision
 from nnfuze_tvm.passes.compress.stored_weights import with_constants
@@ -267,7 +267,7 @@ class _Search:
         made = [b.var for b in bindings(self.mod["main"]) if isinstance(b.var.ty, relax.TensorType)]
         size = 4 * sum(math.prod(static_shape(var)) for var in made)
         count = max(1, min(len(found), _SAMPLES, int(_MACS / (macs * runs)), _BYTES // max(1, size)))
-        return [found[n * len(found) // count] for n in range(count)]
+        return spread(found, count)
 
 
 def _halves(

@@ -10,17 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
 import tvm
 
-from nnfuze_tvm.errors import InputError
 from nnfuze_tvm.graph.channels import CoupledLayer
-from nnfuze_tvm.graph.dataflow import Value, returning, with_kernels_of
+from nnfuze_tvm.graph.dataflow import Value, returning
 from nnfuze_tvm.graph.evaluate import Executor
-from nnfuze_tvm.passes.compress.calibration import batches
+from nnfuze_tvm.passes.compress.calibration import observed
 from nnfuze_tvm.passes.compress.prune.channel_groups import ChannelGroup, CoupledFunction
 
 # What the covariance of channels is raised by, as a part of their mean variance: samples are few.
@@ -151,18 +149,16 @@ def _covariances(
     axes = {layer.data: layer.axis for layer in layers}
     if not axes:
         return {}
-    run = executor(with_kernels_of(mod, returning(coupling.func, list(axes))))
+    func = returning(coupling.func, list(axes))
     sums: dict[Value, Any] = dict.fromkeys(axes, 0)
     squares: dict[Value, Any] = dict.fromkeys(axes, 0)
     counts = dict.fromkeys(axes, 0)
-    for batch in islice(batches(samples, coupling.func.params), _MOST_BATCHES):
-        for (data, axis), values in zip(axes.items(), run(batch), strict=True):
+    for found in observed(mod, func, samples, executor, _MOST_BATCHES):
+        for (data, axis), values in zip(axes.items(), found, strict=True):
             rows = np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis])
             rows = rows[:: -(-len(rows) // _PLACES)].astype("float64")
             sums[data], squares[data] = sums[data] + rows.sum(0), squares[data] + rows.T @ rows
             counts[data] += len(rows)
-    if not all(np.isfinite(each).all() for each in squares.values()):
-        raise InputError("calibration data: the network makes NaN or infinity of it")
     means = {data: sums[data] / counts[data] for data in axes}
     return {
         layer.name: squares[layer.data] / counts[layer.data] - np.outer(means[layer.data], means[layer.data])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
-from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import numpy as np
@@ -18,9 +17,9 @@ from tvm.ir.transform import PassContext, module_pass
 from nnfuze_tvm.errors import InputError
 from nnfuze_tvm.graph import evaluate, ir, ops
 from nnfuze_tvm.graph.channels import CoupledLayer, Labels, Removal
-from nnfuze_tvm.graph.dataflow import Emitter, Value, substitute, with_kernels_of
+from nnfuze_tvm.graph.dataflow import Emitter, Value, substitute
 from nnfuze_tvm.graph.evaluate import Executor
-from nnfuze_tvm.passes.compress.calibration import batches, load_calibration
+from nnfuze_tvm.passes.compress.calibration import load_calibration, observed
 from nnfuze_tvm.passes.compress.method import GIVEN, Inputs, Method, Option, PolicyField
 from nnfuze_tvm.passes.compress.prune.budget import Budget, within
 from nnfuze_tvm.passes.compress.prune.channel_groups import ChannelGroup, CoupledFunction
@@ -245,19 +244,17 @@ def mean_magnitudes(
     done: dict[Value, Value] = {}
     for binding in coupling.bindings:
         done[binding.var] = emitter.emit(substitute(binding.value, done), binding.var.name)
-    observed = []
+    means = []
     for layer in layers:
         others = [axis for axis in range(len(coupling.tensor(layer.data))) if axis != layer.axis]
         magnitude = emitter.emit(relax.op.abs(done[layer.data]))
-        observed.append(emitter.emit(relax.op.mean(magnitude, others) if others else magnitude))
-    run = executor(with_kernels_of(mod, emitter.finish(coupling.func.params, observed)))
+        means.append(emitter.emit(relax.op.mean(magnitude, others) if others else magnitude))
+    func = emitter.finish(coupling.func.params, means)
     totals = [np.zeros(len(layer.inputs)) for layer in layers]
     used = 0
-    for batch in islice(batches(samples, coupling.func.params), _MOST_BATCHES):
-        totals = [total + values for total, values in zip(totals, run(batch), strict=True)]
+    for found in observed(mod, func, samples, executor, _MOST_BATCHES):
+        totals = [total + values for total, values in zip(totals, found, strict=True)]
         used += 1
-    if not all(np.isfinite(total).all() for total in totals):
-        raise InputError("calibration data: the network makes NaN or infinity of it")
     return {layer.name: total / used for layer, total in zip(layers, totals, strict=True)}
 
 
