@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import tvm
@@ -187,6 +188,11 @@ def clean_name(text: str) -> str:
 def layers_of(var: relax.Var) -> list[str]:
     """Return the names of the layers whose result a Var holds, several where a kernel computes several."""
     return [name for name in var.name.split(JOINED) if "/" in name]
+
+
+def nbytes(shape: Sequence[int], dtype: str) -> int:
+    """Return the bytes of a tensor; numbers of a few bits take a byte each at most."""
+    return math.prod(shape) * max(1, tvm.DataType(dtype).itemsize)
 
 
 def static_shape(expr: relax.Expr) -> tuple[int, ...]:

@@ -102,14 +102,7 @@ def write_policy(
         losses = _losses(graphs.last, graphs.calibration)
     seconds = _seconds(models, announce, fields) if timed else {}
     facts = [
-        LayerFacts(
-            name=layer.name,
-            op=layer.op,
-            macs=layer.macs,
-            bytes=4 * layer.parameters,
-            seconds=seconds.get(layer.name),
-            losses=losses.get(layer.name, {}),
-        )
+        _facts(layer, seconds=seconds.get(layer.name), losses=losses.get(layer.name, {}))
         for layer in metrics.layers(graphs.last)
     ]
     whole = Policy(Policy.uniform(keep=1.0, bits=32).default, {each.name: {} for each in facts})
@@ -135,17 +128,19 @@ def explained(
     stays = _stays(graph, read)
     known = method.policy_fields(pipeline.METHODS)
     facts = [
-        LayerFacts(
-            name=layer.name,
-            op=layer.op,
-            macs=layer.macs,
-            bytes=4 * layer.parameters,
+        _facts(
+            layer,
             channels=stays.get(layer.name),
             values={name: getattr(said[layer.name], name) for name in known},
         )
         for layer in layers
     ]
     return facts, [one.name for one in method.asked(pipeline.METHODS, list(said.values()))]
+
+
+def _facts(layer: metrics.LayerCost, **more: Any) -> LayerFacts:
+    """Return a layer as it is, and more of it."""
+    return LayerFacts(name=layer.name, op=layer.op, macs=layer.macs, bytes=4 * layer.parameters, **more)
 
 
 def _losses(graph: tvm.IRModule, samples: Mapping[str, np.ndarray]) -> dict[str, dict[float, float]]:

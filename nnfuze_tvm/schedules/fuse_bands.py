@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import tvm
@@ -15,7 +14,7 @@ from tvm.target import Target
 from nnfuze_tvm.devices.hardware import Hardware
 from nnfuze_tvm.graph import ir
 from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, op_name, operands, output_fields, substitute, with_main
-from nnfuze_tvm.graph.ir import static_shape
+from nnfuze_tvm.graph.ir import nbytes, static_shape
 from nnfuze_tvm.schedules.bands import model
 from nnfuze_tvm.schedules.bands.progress import Bands
 from nnfuze_tvm.schedules.bands.stages import Kernel, kernel
@@ -106,7 +105,7 @@ def _bytes(value: Any) -> int:
     """Return the bytes of a tensor, 0 if a value is none."""
     if not isinstance(value.ty, relax.TensorType):
         return 0
-    return prod(static_shape(value)) * max(1, tvm.DataType(str(value.ty.dtype)).bits // 8)
+    return nbytes(static_shape(value), str(value.ty.dtype))
 
 
 def _uses(main: relax.Function) -> dict[Any, int]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-
 import tvm
 import tvm_ffi
 from tvm import relax, tirx
@@ -14,6 +11,7 @@ from tvm.tirx.transform import prim_func_pass
 
 from nnfuze_tvm.deploy.memory.offsets import Span, place
 from nnfuze_tvm.graph.dataflow import Value, bindings, op_name, operands, output_fields, with_functions
+from nnfuze_tvm.graph.ir import nbytes
 
 ATTRIBUTE = "nnfuze.arena"
 """A function that has it takes so many bytes for what its kernels hand to each other."""
@@ -57,11 +55,6 @@ class OneArena:
 def size(expr: Value) -> int:
     """Return the bytes of a tensor of static shape."""
     return nbytes([int(dim) for dim in expr.ty.shape.values], str(expr.ty.dtype))
-
-
-def nbytes(shape: Sequence[int], dtype: str) -> int:
-    """Return the bytes of a tensor; numbers of a few bits take a byte each at most."""
-    return math.prod(shape) * max(1, tvm.DataType(dtype).itemsize)
 
 
 def _planned(func: relax.Function) -> relax.Function:

@@ -9,11 +9,11 @@ from tvm import relax, tirx
 from tvm.ir import GlobalVar, Type
 
 from nnfuze_tvm.deploy.memory import kernels
-from nnfuze_tvm.deploy.memory.arena import nbytes
 from nnfuze_tvm.deploy.memory.offsets import aligned
 from nnfuze_tvm.deploy.memory.overwrites import may_overwrite
 from nnfuze_tvm.deploy.memory.work import Step, Work
 from nnfuze_tvm.graph.dataflow import Value, bindings, op_name, operands, output_fields
+from nnfuze_tvm.graph.ir import nbytes
 
 Overwrite = tuple[GlobalVar, int, int]
 """A kernel, one of its results and one of its operands."""

@@ -11,7 +11,7 @@ import tvm_ffi
 from tvm import tirx
 from tvm.target import Target
 
-from nnfuze_tvm.deploy.memory.arena import nbytes
+from nnfuze_tvm.graph.ir import nbytes
 from nnfuze_tvm.schedules.loops import without_blocks
 
 # TVM gives what is smaller a place on the stack.

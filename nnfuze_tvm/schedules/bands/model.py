@@ -12,9 +12,8 @@ from fractions import Fraction
 from math import prod
 from typing import Any
 
-import tvm
-
 from nnfuze_tvm.devices.hardware import Hardware
+from nnfuze_tvm.graph.ir import nbytes
 from nnfuze_tvm.schedules.bands.progress import Bands, Step, course
 from nnfuze_tvm.schedules.bands.stages import ROWS, Kernel, Stage
 from nnfuze_tvm.schedules.bands.weave import Group, lines
@@ -107,5 +106,4 @@ def scratch(stages: Sequence[Stage], rows: Sequence[int]) -> int:
 
 def size(buffer: Any) -> int:
     """Return the bytes of a buffer."""
-    bits = tvm.DataType(str(buffer.dtype)).bits
-    return prod(int(extent) for extent in buffer.shape) * max(1, bits // 8)
+    return nbytes([int(extent) for extent in buffer.shape], str(buffer.dtype))
