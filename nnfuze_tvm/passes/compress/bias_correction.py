@@ -14,8 +14,9 @@ from tvm.relax import op
 
 from nnfuze_tvm.graph import ops
 from nnfuze_tvm.graph.constants import array
-from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, operands, output_fields, substitute
-from nnfuze_tvm.graph.evaluate import evaluate, value_of
+from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, output_fields, substitute
+from nnfuze_tvm.graph.evaluate import evaluate
+from nnfuze_tvm.graph.inferences import Inferences
 from nnfuze_tvm.graph.ir import static_shape
 from nnfuze_tvm.passes.compress.calibration import spread
 
@@ -78,7 +79,7 @@ def correct_biases(
 
     for inputs in taken:
         evaluate(exact, inputs, library, note)
-    return _Corrected(quantized, layers, wanted, _Runs(quantized, taken, library)).function()
+    return _Corrected(quantized, layers, wanted, Inferences(quantized, taken, library)).function()
 
 
 def _evenly(func: relax.Function, inferences: Sequence[Mapping[str, np.ndarray]]) -> list[Mapping[str, np.ndarray]]:
@@ -90,41 +91,12 @@ def _means(values: np.ndarray, axis: int) -> np.ndarray:
     return values.mean(tuple(k for k in range(values.ndim) if k != axis), dtype="float64")
 
 
-class _Runs:
-    """Several inferences of a function side by side, binding by binding."""
-
-    def __init__(
-        self, func: relax.Function, inferences: Sequence[Mapping[str, np.ndarray]], library: tvm.runtime.Module | None
-    ) -> None:
-        self._library = library
-        self._known: list[dict[Value, Any]] = [
-            {p: np.asarray(each[p.name]) for p in func.params} for each in inferences
-        ]
-        self._common: dict[Value, Any] = {}
-        self._last: dict[Value, Var] = {leaf: b.var for b in bindings(func) for leaf in operands(b.value)}
-
-    def values(self, value: Value) -> list[Any]:
-        """Return what a bound value is in each inference."""
-        if not any(isinstance(leaf, Var) and leaf not in self._common for leaf in operands(value)):
-            return [value_of(value, self._common, self._library)] * len(self._known)
-        return [value_of(value, {**self._common, **known}, self._library) for known in self._known]
-
-    def bind(self, binding: relax.VarBinding, values: list[Any]) -> None:
-        """Go on with these values; those that nothing reads any more are forgotten."""
-        for known, value in zip(self._known, values, strict=True):
-            known[binding.var] = value
-        for leaf in operands(binding.value):
-            if self._last[leaf].same_as(binding.var):
-                for known in self._known:
-                    known.pop(leaf, None)
-
-
 @dataclass
 class _Corrected:
     func: relax.Function
     layers: Mapping[str, Sums]
     wanted: Mapping[str, list[np.ndarray]]
-    runs: _Runs
+    runs: Inferences
     shifts: dict[str, tuple[Sums, np.ndarray]] = field(default_factory=dict)
 
     def function(self) -> relax.Function:
@@ -134,20 +106,20 @@ class _Corrected:
             value = binding.value
             if binding.var.name in self.shifts:
                 value = _shifted(value, *self.shifts[binding.var.name])
-            values = self.runs.values(value)
+            self.runs.compute(binding.var, value)
             new[binding.var] = emitter.emit(substitute(value, new), binding.var.name)
             sums = self.layers.get(binding.var.name)
             if sums is not None:
-                means = np.stack([_means(each, sums.axis) for each in values])
+                means = np.stack([_means(known[binding.var], sums.axis) for known in self.runs.known])
                 shift = _surely(np.stack(self.wanted[binding.var.name]) - means)
                 if sums.bias is not None:
                     self.shifts[sums.bias] = sums, shift
                 elif (shift := np.rint(shift / sums.unit) * sums.unit).any():
                     shape = [len(shift) if k == sums.axis else 1 for k in range(len(static_shape(binding.var)))]
                     bias = shift.astype("float32").reshape(shape)
-                    values = [each + bias for each in values]
+                    for known in self.runs.known:
+                        known[binding.var] = known[binding.var] + bias
                     new[binding.var] = emitter.emit(op.add(new[binding.var], relax.const(bias)))
-            self.runs.bind(binding, values)
         outputs = [substitute(out, new) for out in output_fields(self.func)]
         return emitter.finish(self.func.params, outputs, self.func.attrs)
 

@@ -12,7 +12,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import tvm
@@ -23,6 +22,7 @@ from nnfuze_tvm.graph import ops
 from nnfuze_tvm.graph.constants import array, constant
 from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, operands, output_fields, substitute
 from nnfuze_tvm.graph.evaluate import kernels_of, value_of
+from nnfuze_tvm.graph.inferences import Inferences
 from nnfuze_tvm.graph.ir import static_shape
 from nnfuze_tvm.passes.compress.calibration import batches, spread
 from nnfuze_tvm.passes.compress.error import output_error
@@ -119,38 +119,6 @@ def _bytes(var: Var) -> int:
     return 4 * math.prod(static_shape(var)) if isinstance(var.ty, relax.TensorType) else 0
 
 
-class _Values:
-    """The values of Vars on several inputs, each for as long as something reads it."""
-
-    def __init__(
-        self, func: relax.Function, inputs: Sequence[Mapping[str, np.ndarray]], library: tvm.runtime.Module | None
-    ) -> None:
-        self.library = library
-        self.readers = Counter(leaf for b in bindings(func) for leaf in operands(b.value))
-        self.known: list[dict[Value, Any]] = [{p: arrays[p.name] for p in func.params} for arrays in inputs]
-        self.outputs = output_fields(func)
-        self.readers.update(leaf for out in self.outputs for leaf in operands(out))
-
-    def compute(self, var: Var, value: Value) -> None:
-        """Compute what is bound to a Var."""
-        for known in self.known:
-            known[var] = value_of(value, known, self.library)
-        for leaf in operands(value):
-            self.release(leaf)
-
-    def release(self, value: Value) -> None:
-        """Forget a value that has one reader less, if that was the last one."""
-        self.readers[value] -= 1
-        if not self.readers[value]:
-            for known in self.known:
-                known.pop(value, None)
-
-    def results(self, chosen: slice) -> list[list[np.ndarray]]:
-        """Return each output's arrays on some of the inputs."""
-        known = self.known[chosen]
-        return [[np.asarray(value_of(out, values, None)) for values in known] for out in self.outputs]
-
-
 class _Repair:
     """Walks both functions, and fits layer by layer.
 
@@ -170,9 +138,9 @@ class _Repair:
     ) -> None:
         self.compressed = compressed
         self.before, self.after, self.plain = (
-            _Values(compressed.before, inputs, library),
-            _Values(compressed.after, inputs, library),
-            _Values(compressed.after, inputs[_HELD - 1 :: _HELD], library),
+            Inferences(compressed.before, inputs, library),
+            Inferences(compressed.after, inputs, library),
+            Inferences(compressed.after, inputs[_HELD - 1 :: _HELD], library),
         )
         self.sites = sites_of(compressed.after, compressed.same)
         self.changes: dict[Var, dict[int, GenericConst]] = {}
