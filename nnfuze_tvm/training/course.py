@@ -57,6 +57,8 @@ class Course:
         What it is shown.
     schedule : Schedule
         How long and how fast.
+    dtype : torch.dtype
+        What the student computes in while it learns.
 
     Attributes
     ----------
@@ -64,8 +66,10 @@ class Course:
         How many steps were made, and how many there are.
     """
 
-    def __init__(self, student: Network, lessons: Lessons, schedule: Schedule) -> None:
-        self.student, self._lessons = student, lessons
+    def __init__(
+        self, student: Network, lessons: Lessons, schedule: Schedule, dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.student, self._lessons, self._dtype = student, lessons, dtype
         self._batch = min(schedule.batch, lessons.count)
         self.step, self.steps = 0, max(schedule.least, schedule.epochs * (lessons.count // self._batch))
         self._rate = schedule.rate
@@ -80,7 +84,7 @@ class Course:
             self._order = np.concatenate([self._order, self._rng.permutation(self._lessons.count)])
         own, self._order = torch.from_numpy(self._order[: self._batch]), self._order[self._batch :]
         given, wanted = self._lessons(own, self._rng)
-        found = self.student(given)
+        found = self.student(given, self._dtype)
         loss = sum(
             (left if aim.guide else 1.0) * _distance(got, want, aim)
             for got, want, aim in zip(found, wanted, self._lessons.aims, strict=True)

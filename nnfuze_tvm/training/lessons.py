@@ -89,14 +89,20 @@ class Asked:
         Who is asked, and how many of the first outputs are answers; those behind are features on the way.
     changes : sequence of callable
         Are applied one after the other.
+    dtype : torch.dtype
+        What teachers compute in.
     """
 
     def __init__(
-        self, samples: Samples, teachers: Sequence[tuple[Network, int]], changes: Sequence[Change] = ()
+        self,
+        samples: Samples,
+        teachers: Sequence[tuple[Network, int]],
+        changes: Sequence[Change] = (),
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.count = number(samples)
         self._given = {name: torch.from_numpy(values) for name, values in samples.items()}
-        self._teachers, self._changes = [teacher for teacher, _ in teachers], changes
+        self._teachers, self._changes, self._dtype = [teacher for teacher, _ in teachers], changes, dtype
         seen = {name: values[:_SEEN] for name, values in self._given.items()}
         with torch.no_grad():
             self.aims: Sequence[Aim] = [
@@ -111,7 +117,7 @@ class Asked:
         for change in self._changes:
             given = change(given, rng)
         with torch.no_grad():
-            return given, [output for teacher in self._teachers for output in teacher(given)]
+            return given, [output for teacher in self._teachers for output in teacher(given, self._dtype)]
 
 
 def number(samples: Samples) -> int:

@@ -26,7 +26,7 @@ from nnfuze_tvm.training.course import Course, Schedule
 from nnfuze_tvm.training.distill import held_back
 from nnfuze_tvm.training.judge import Evaluation, Judge, Score
 from nnfuze_tvm.training.lessons import Asked, Change, Samples, mixed, number
-from nnfuze_tvm.training.network import Network
+from nnfuze_tvm.training.network import Network, quickest
 from nnfuze_tvm.training.stitches import Candidate, candidates, stitch
 from nnfuze_tvm.training.trials import Point, Trial, hopeless
 
@@ -221,7 +221,9 @@ class Search:
             (Network(_guided(self._originals[task], guides[task])), len(dataflow.output_fields(func)))
             for task, func in students.items()
         ]
-        course = Course(Network(merged["main"]), Asked(self._learnt, teachers, self._changes), self._schedule)
+        dtype = quickest()
+        lessons = Asked(self._learnt, teachers, self._changes, dtype)
+        course = Course(Network(merged["main"]), lessons, self._schedule, dtype)
         answered = [None if _is_guide(owner) else owner.task for owner in owners]
         if same:
             scores = self.judge(course.student, answered)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tvm
 from tvm import relax
 from tvm.ir import Call, GenericConst
@@ -68,6 +69,9 @@ class Network(torch.nn.Module):
             count += 1
             unique = f"{name}_{count}"
         self._names[leaf] = unique
+        if values.ndim == 4:
+            # PyTorch computes in this order then, which is the faster one.
+            values = values.contiguous(memory_format=torch.channels_last)
         self.register_parameter(unique, torch.nn.Parameter(values))
 
     @property
@@ -75,49 +79,55 @@ class Network(torch.nn.Module):
         """The shape of each input of one sample, by name."""
         return {param.name: tuple(int(dim) for dim in param.ty.shape.values) for param in self._func.params}
 
-    def forward(self, inputs: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+    def forward(self, inputs: Mapping[str, torch.Tensor], dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
         """Return the outputs, in tuple order, of many samples.
 
         Parameters
         ----------
         inputs : mapping of str to torch.Tensor
             By parameter name ``[N, *shape]``: N samples of the function's own shapes.
+        dtype : torch.dtype
+            What is computed in where the function has float32; parameters, inputs and outputs are float32 all the same.
 
         Returns
         -------
         list of torch.Tensor
             ``[N, *shape]`` of each output.
         """
+
+        def one(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            given = (_in(dtype, value) for value in values)
+            known: dict[Value, Any] = dict(zip(self._func.params, given, strict=True))
+            for binding in bindings(self._func):
+                known[binding.var] = self._value(binding.value, known, dtype)
+            fields = [self._value(field, known, dtype) for field in output_fields(self._func)]
+            return tuple(fields[0] if len(fields) == 1 and isinstance(fields[0], list | tuple) else fields)
+
         names = [param.name for param in self._func.params]
-        return list(torch.func.vmap(self._one)(*(inputs[name] for name in names)))
+        return [_in(torch.float32, value) for value in torch.func.vmap(one)(*(inputs[name] for name in names))]
 
-    def _one(self, *values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        known: dict[Value, Any] = dict(zip(self._func.params, values, strict=True))
-        for binding in bindings(self._func):
-            known[binding.var] = self._value(binding.value, known)
-        fields = [self._value(field, known) for field in output_fields(self._func)]
-        return tuple(fields[0] if len(fields) == 1 and isinstance(fields[0], list | tuple) else fields)
-
-    def _value(self, value: Value, known: Mapping[Value, Any]) -> Any:
+    def _value(self, value: Value, known: Mapping[Value, Any], dtype: torch.dtype) -> Any:
         if isinstance(value, tvm.ir.Var):
             return known[value]
         if isinstance(value, GenericConst):
             name = self._names.get(value)
-            return self._constants[value] if name is None else self._parameters[name]
+            return _in(dtype, self._constants[value] if name is None else self._parameters[name])
         if isinstance(value, relax.Tuple):
-            return [self._value(field, known) for field in value.fields]
+            return [self._value(field, known, dtype) for field in value.fields]
         if isinstance(value, relax.TupleGetItem):
-            return self._value(value.tuple_value, known)[value.index]
+            return self._value(value.tuple_value, known, dtype)[value.index]
         if isinstance(value, Call):
             operator = ops.of(value)
             assert operator is not None and operator.train is not None
-            return operator.train(torch, value, *(self._value(arg, known) for arg in value.args))
+            found = operator.train(torch, value, *(self._value(arg, known, dtype) for arg in value.args))
+            # An operator may make float32 of what it is given.
+            return _in(dtype, found) if isinstance(found, torch.Tensor) else found
         return scalar(value)
 
     def trained(self) -> relax.Function:
         """Return the function with the parameters as they are now; what was not changed is the same, bit by bit."""
         new = {
-            leaf: constant(self._parameters[name].detach().cpu().numpy(), str(leaf.ty.dtype))
+            leaf: constant(np.ascontiguousarray(self._parameters[name].detach().numpy()), str(leaf.ty.dtype))
             for leaf, name in self._names.items()
         }
         emitter = Emitter()
@@ -125,6 +135,17 @@ class Network(torch.nn.Module):
         emitter.copy(bindings(self._func), values)
         outputs = [substitute(field, values) for field in output_fields(self._func)]
         return emitter.finish(self._func.params, outputs, self._func.attrs)
+
+
+def quickest() -> torch.dtype:
+    """Return what a network learns in fastest here: bfloat16 where the CPU has products of it."""
+    able = torch.cpu.get_capabilities()
+    return torch.bfloat16 if any(able.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16")) else torch.float32
+
+
+def _in(dtype: torch.dtype, values: torch.Tensor) -> torch.Tensor:
+    """Return float32 or what is computed in instead of it as ``dtype``, other values as they are."""
+    return values.to(dtype) if values.dtype in (torch.float32, torch.bfloat16) else values
 
 
 def _steps(bindings: Sequence[relax.VarBinding]) -> list[GenericConst]:

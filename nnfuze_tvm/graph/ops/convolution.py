@@ -70,9 +70,15 @@ def train(torch: Any, call: Call, data: Any, weight: Any) -> Any:
     strides, dilation, padding = ([int(e) for e in field] for field in (attrs.strides, attrs.dilation, attrs.padding))
     size, order = weight.shape[2:], channels_first(out_layout)
     count = [static_shape(call)[axis] for axis in order[2:]]
-    padded = padded_to(torch, data, padding[: len(size)], reach_of(count, size, strides, dilation))
+    before = padding[: len(size)]
+    even = [
+        (n + 2 * b - (k - 1) * d - 1) // s + 1
+        for n, b, k, d, s in zip(data.shape[2:], before, size, dilation, strides, strict=True)
+    ]
+    if even != count:
+        data, before = padded_to(torch, data, before, reach_of(count, size, strides, dilation)), [0] * len(size)
     function = getattr(torch.nn.functional, f"conv{len(size)}d")
-    result = function(padded, weight, None, strides, 0, dilation, int(attrs.groups))
+    result = function(data, weight, None, strides, before, dilation, int(attrs.groups))
     return result.permute(np.argsort(order).tolist())
 
 
