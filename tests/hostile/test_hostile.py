@@ -210,6 +210,16 @@ def test_arrays_are_what_numpy_reads(dtype: str, shape: tuple[int, ...], tmp_pat
     assert list(read_npz(tmp_path / "a.npz")) == ["a", "b"]
 
 
+def test_what_is_read_ahead_is_read_once(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, a=np.zeros(3))
+    first = read_npz(path, ahead=True)["a"]
+    assert read_npz(path)["a"] is first and read_npz(path)["a"] is not first
+    read_npz(path, ahead=True)
+    np.savez(path, a=np.ones(4))
+    np.testing.assert_array_equal(read_npz(path)["a"], np.ones(4))
+
+
 def test_networks_larger_than_memory_are_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
