@@ -7,6 +7,7 @@ fallback unless it says so. On this machine the kernels give what NumPy gives: i
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from itertools import product
 
 import numpy as np
@@ -50,6 +51,8 @@ def _of(family: str) -> list[ops.Operator]:
     return [operator for operator in ops.OPERATORS.values() if operator.family == family]
 
 
+# A family's tests follow each other.
+@lru_cache(maxsize=3)
 def _network(family: str, precision: str):
     """Return the examples of a family in a precision, and their data; None where it declares none."""
     named = examples(family)

@@ -135,7 +135,7 @@ def layers(mod: tvm.IRModule) -> list[LayerCost]:
                     LayerCost(
                         name=binding.var.name,
                         op=op_name(call),
-                        macs=macs(call),
+                        macs=ops.macs(call),
                         parameters=size + _bias_size(binding.var, call, bound, users),
                         integer=_is_integer_layer(call, bound),
                         tasks=tuple(tasks.get(binding.var, ())),
@@ -145,13 +145,6 @@ def layers(mod: tvm.IRModule) -> list[LayerCost]:
                     )
                 )
     return found
-
-
-def macs(call: relax.Expr) -> int:
-    """Return the multiply-accumulates of one call of a layer's operator, any layout, any groups."""
-    operator = ops.of(call)
-    assert operator is not None and operator.macs is not None
-    return operator.macs(call)
 
 
 def size(mod: tvm.IRModule) -> Size:

@@ -27,6 +27,7 @@ from tvm.ir import TensorLoad
 from tvm.target import Target
 
 from nnfuze_tvm.devices.hardware import Hardware
+from nnfuze_tvm.graph.ir import nbytes
 from nnfuze_tvm.schedules.loops import STACK_BYTES, USUAL, plain
 
 # The smallest and the largest value of an index; None where that isn't known.
@@ -74,7 +75,8 @@ def loop_tree(func: tirx.PrimFunc, target: Target) -> Loop:
     """Return the loops of a scheduled kernel around its loads and stores of memory."""
     body = plain(func, target).body
     root = Loop(None, 1, 1, "serial")
-    in_registers = {node.buffer for node in _find(body, tirx.AllocBuffer) if _bytes(node.buffer) <= STACK_BYTES}
+    buffers = [node.buffer for node in _find(body, tirx.AllocBuffer)]
+    in_registers = {buffer for buffer in buffers if nbytes(_shape(buffer), str(buffer.dtype)) <= STACK_BYTES}
     bound = {node.var: node.value for node in _find(body, tirx.Bind)}
     _collect(body, root.body, in_registers, bound, {})
     return root
@@ -99,12 +101,8 @@ def _find(node: Any, kind: Any) -> list[Any]:
     return found
 
 
-def _bytes(buffer: Any) -> int:
-    return prod(int(dim) for dim in buffer.shape) * _itemsize(buffer)
-
-
-def _itemsize(buffer: Any) -> int:
-    return max(1, tvm.DataType(str(buffer.dtype)).bits // 8)
+def _shape(buffer: Any) -> tuple[int, ...]:
+    return tuple(int(dim) for dim in buffer.shape)
 
 
 def _collect(
@@ -159,8 +157,8 @@ def _access(
     buffer: Any, indices: Sequence[Any], into: list[Loop | Access], in_registers: set[Any], bound: Mapping[Any, Any]
 ) -> None:
     if buffer not in in_registers:
-        shape = tuple(int(dim) for dim in buffer.shape)
-        into.append(Access(buffer, shape, _itemsize(buffer), tuple(bound.get(index, index) for index in indices)))
+        itemsize = nbytes((), str(buffer.dtype))
+        into.append(Access(buffer, _shape(buffer), itemsize, tuple(bound.get(index, index) for index in indices)))
 
 
 def _factors(loop: tirx.For, extent: int) -> list[int]:

@@ -90,7 +90,7 @@ def find_verbs() -> dict[str, ModuleType]:
 
 
 def _application(chosen: str | None) -> typer.Typer:
-    """Return the command line; options that only TVM knows are there for the chosen verb alone."""
+    """Return the command line of the chosen verb, or of all, then without the options that only TVM knows."""
     application = typer.Typer(
         name="nnfuze",
         help="Merge several trained networks into one, compress it, tune it on the device, and run it.",
@@ -101,7 +101,10 @@ def _application(chosen: str | None) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     application.callback()(_common)
-    for name, verb in find_verbs().items():
+    found = find_verbs()
+    for name, verb in found.items():
+        if chosen in found and name != chosen:
+            continue
         if hasattr(verb, "app"):
             application.add_typer(verb.app, name=name)
         else:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import os
 import resource
+import shlex
 import signal
 import sys
 import tempfile
@@ -13,6 +15,7 @@ from types import FrameType
 from typing import IO
 
 from nnfuze_tvm.cli import crash
+from nnfuze_tvm.jobs.directory import JOB
 from nnfuze_tvm.reading import memory
 
 OUT_OF_MEMORY = "out of memory; use smaller samples or shapes, or a machine with more"
@@ -72,8 +75,22 @@ def run(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> tu
 
 def interrupted(arguments: Sequence[str]) -> tuple[int, str]:
     """Return the exit code and the line of a command that Ctrl-C or SIGTERM ended."""
-    kept = any(word.startswith(("--trials", "--work-dir")) for word in arguments)
-    return INTERRUPTED, "interrupted" + "; the same command goes on with what has been measured" * kept
+    kept = ""
+    if any(word.startswith(("--trials", "--work-dir")) for word in arguments):
+        kept = "; the same command goes on with what has been measured"
+    elif place := _begun_merge(arguments):
+        kept = f"; nnfuze merge -o {shlex.quote(place)} goes on with what has been learnt"
+    return INTERRUPTED, f"interrupted{kept}"
+
+
+def _begun_merge(arguments: Sequence[str]) -> str | None:
+    """Return where a merge can go on that has come so far."""
+    if arguments[:1] != ["merge"]:
+        return None
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("-o", "--output", nargs="?")
+    place = parser.parse_known_args(arguments)[0].output
+    return place if place and os.path.isfile(os.path.join(place, JOB)) else None
 
 
 def _log() -> IO[bytes]:

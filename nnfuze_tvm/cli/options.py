@@ -176,7 +176,7 @@ def check_files(models: Sequence[str], inputs: Mapping[str, Any], **arrays: str 
 
     for what, path in arrays.items():
         if path:
-            read_arrays(path, f"{what} data")
+            read_arrays(path, f"{what} data", ahead=True)
     onnx_file.checked_sources(models, None, inputs["shapes"])
 
 

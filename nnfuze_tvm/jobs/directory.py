@@ -23,6 +23,8 @@ from typing import Any
 from nnfuze_tvm.errors import InputError
 from nnfuze_tvm.reading.files import parse_json, read_file
 
+JOB = "job.json"
+
 
 class JobDirectory:
     """A job's directory, held by one process at a time.
@@ -99,7 +101,7 @@ class JobDirectory:
         InputError
             If they do: its results can't be compared with new ones.
         """
-        path = self.path / "job.json"
+        path = self.path / JOB
         try:
             before = parse_json(read_file(path))
         except (FileNotFoundError, ValueError):

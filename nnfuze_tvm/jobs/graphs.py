@@ -126,6 +126,7 @@ def make_graphs(
     samples = None
     if request.calibration is not None:
         samples = load_calibration(request.calibration, merged, host_executor)
+        _note_constants(samples, ir.states(merged), announce)
     on_merged(Graphs(loaded, wiring, {"merged": merged}, samples))
     features = None if portable else llvm_features(resolve(request.target))
     for one in asked:
@@ -142,6 +143,15 @@ def make_graphs(
     inputs = method.Inputs(policy, samples, request.options, host_executor, announce)
     stages = _compressed(merged, asked, inputs, trained)
     return Graphs(loaded, wiring, stages, samples, _integer(policy, list(stages.values())[-1]))
+
+
+def _note_constants(samples: Mapping[str, np.ndarray], states: Collection[str], announce: Announce) -> None:
+    """Say so if samples of an input are such that nothing can be learnt of its range."""
+    for name, values in samples.items():
+        if values.size > 1 and name not in states and values.min() == values.max():
+            announce(
+                f"{NOTE}calibration data: {name!r} is always {values.min():g}; what 8 bits make of others is chance"
+            )
 
 
 def _compressed(

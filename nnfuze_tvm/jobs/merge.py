@@ -25,7 +25,7 @@ from nnfuze_tvm.graph import dataflow, ir
 from nnfuze_tvm.graph.samples import by_inference
 from nnfuze_tvm.jobs.announce import Announce, duration, silent
 from nnfuze_tvm.jobs.data import Arrays
-from nnfuze_tvm.jobs.directory import JobDirectory, replace
+from nnfuze_tvm.jobs.directory import JOB, JobDirectory, replace
 from nnfuze_tvm.jobs.request import model_path
 from nnfuze_tvm.passes import pipeline
 from nnfuze_tvm.passes.compress.calibration import load_calibration
@@ -49,7 +49,7 @@ _LOG.setLevel(logging.INFO)
 _KEPT, _SAID = 30.0, 5.0
 # What may not change between a merge and its going on.
 _FIXED = ("networks", "data", "evaluation", "budget", "epochs", "seed", "threads", "torch")
-_STATE, _JOB = "state.pt", "job.json"
+_STATE = "state.pt"
 _BLOCK = 1 << 20
 # So many steps a trial has at least, however few samples there are, and how fast is learnt at first.
 _LEAST, _RATE = 1000, 3e-3
@@ -136,7 +136,7 @@ def merge(
 def _saved(path: Path) -> Options:
     """Return what a merge was begun with."""
     try:
-        options = Options(**parse_json(read_file(path / _JOB))["options"])
+        options = Options(**parse_json(read_file(path / JOB))["options"])
         options.check()
         return options
     except (OSError, ValueError, KeyError, TypeError):
@@ -144,7 +144,7 @@ def _saved(path: Path) -> Options:
 
 
 def _check_place(path: Path) -> None:
-    if path.is_dir() and any(path.iterdir()) and not (path / _JOB).is_file():
+    if path.is_dir() and any(path.iterdir()) and not (path / JOB).is_file():
         raise InputError(f"--output {path}: exists and is no merge, so nothing is written there; choose another one")
 
 

@@ -26,6 +26,8 @@ _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _DEFLATED = 1032
 _DTYPE = re.compile(r"[<>|=]?[biufc][1-9][0-9]?")
 _BLOCK = 1 << 20
+# What was read ahead, by what its file was then.
+_ahead: dict[tuple[int, ...], dict[str, np.ndarray]] = {}
 
 
 def read_npy(path: str | os.PathLike[str]) -> np.ndarray:
@@ -42,8 +44,15 @@ def read_npy(path: str | os.PathLike[str]) -> np.ndarray:
         return _array(file, os.fstat(file.fileno()).st_size)
 
 
-def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+def read_npz(path: str | os.PathLike[str], *, ahead: bool = False) -> dict[str, np.ndarray]:
     """Return the arrays of a file that ``numpy.savez`` or ``savez_compressed`` wrote, by name.
+
+    Parameters
+    ----------
+    path : path
+        The file.
+    ahead : bool
+        It is read to check it: who reads it next, if it is still the same, gets the same arrays.
 
     Raises
     ------
@@ -51,31 +60,42 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         As `read_npy`.
     """
     with open_file(path) as file:
-        if file.read(len(_MAGIC)) == _MAGIC:
-            raise ValueError("a single array; save arrays by name with numpy.savez")
-        file.seek(0)
-        try:
-            archive = zipfile.ZipFile(file)
-        except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error, OverflowError):
-            raise ValueError("not an .npz file; save arrays by name with numpy.savez") from None
-        with archive:
-            members = archive.infolist()
-            _check_members(members, os.fstat(file.fileno()).st_size)
-            arrays = {}
-            for member in members:
-                name = member.filename.removesuffix(".npy")
-                try:
-                    with archive.open(member) as stream:
-                        arrays[name] = _array(stream, member.file_size)
-                except OSError:
-                    raise
-                except Exception as error:  # those of zipfile and zlib have no common type
-                    said = error if type(error) is ValueError else "damaged"
-                    raise ValueError(f"array {name!r}: {said}") from None
-            return arrays
+        status = os.fstat(file.fileno())
+        version = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        arrays = _ahead.pop(version, None)
+        if arrays is None:
+            arrays = _archive(file, status.st_size)
+    if ahead:
+        _ahead[version] = arrays
+    return arrays
 
 
-def read_arrays(path: str, what: str) -> dict[str, np.ndarray]:
+def _archive(file: IO[bytes], size: int) -> dict[str, np.ndarray]:
+    if file.read(len(_MAGIC)) == _MAGIC:
+        raise ValueError("a single array; save arrays by name with numpy.savez")
+    file.seek(0)
+    try:
+        archive = zipfile.ZipFile(file)
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error, OverflowError):
+        raise ValueError("not an .npz file; save arrays by name with numpy.savez") from None
+    with archive:
+        members = archive.infolist()
+        _check_members(members, size)
+        arrays = {}
+        for member in members:
+            name = member.filename.removesuffix(".npy")
+            try:
+                with archive.open(member) as stream:
+                    arrays[name] = _array(stream, member.file_size)
+            except OSError:
+                raise
+            except Exception as error:  # those of zipfile and zlib have no common type
+                said = error if type(error) is ValueError else "damaged"
+                raise ValueError(f"array {name!r}: {said}") from None
+        return arrays
+
+
+def read_arrays(path: str, what: str, *, ahead: bool = False) -> dict[str, np.ndarray]:
     """Return the arrays of an ``.npz`` file.
 
     Parameters
@@ -84,6 +104,8 @@ def read_arrays(path: str, what: str) -> dict[str, np.ndarray]:
         The file.
     what : str
         What it holds, for messages.
+    ahead : bool
+        As for `read_npz`.
 
     Raises
     ------
@@ -91,7 +113,7 @@ def read_arrays(path: str, what: str) -> dict[str, np.ndarray]:
         If it can't be read, isn't one, or is empty.
     """
     try:
-        arrays = read_npz(path)
+        arrays = read_npz(path, ahead=ahead)
     except OSError as error:
         raise InputError(f"{what} {path}: can't be read ({error.strerror or error})") from None
     except ValueError as error:

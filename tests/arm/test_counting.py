@@ -200,8 +200,7 @@ def test_a_loop_is_counted_exactly(blocks_of):
     assert total.other == 4 + 5 * 1000
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.slow), "int8"])
 def test_a_network_executes_the_same_in_every_inference(tmp_path, precision):
     model = tmp_path / "net.onnx"
     onnx.save(classifier(shape=(1, 2, 16, 16)), model)
@@ -225,6 +224,8 @@ def test_a_network_executes_the_same_in_every_inference(tmp_path, precision):
     assert kernels.instructions < measured.count.instructions < kernels.instructions + 100_000
 
 
+# An emulated ONNX Runtime takes most of a minute to start.
+@pytest.mark.slow
 def test_ours_beside_onnx_runtime_is_counted_once(tmp_path, capsys, monkeypatch):
     onnx.save(classifier(shape=(1, 2, 16, 16)), tmp_path / "net.onnx")
     file = tmp_path / "figures.json"

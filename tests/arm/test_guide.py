@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from nnfuze_tvm.devices.remote import emulator
@@ -64,6 +65,9 @@ def test_the_guide(tmp_path: Path) -> None:
     computer.mkdir()
     for name in ("examples", "pyproject.toml", "nnfuze_tvm", "README.md", "LICENSE"):
         (computer / name).symlink_to(ROOT / name)
+    # Enough samples, and inferences, for what an emulated CPU takes half a second for.
+    with np.load(ROOT / "examples/speech/calibration.npz") as samples:
+        np.savez(computer / "few.npz", audio=samples["audio"][:8])
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -87,6 +91,7 @@ def test_the_guide(tmp_path: Path) -> None:
             text = text.replace("devices serve", "devices emulate").replace(
                 "~/.config/nnfuze/secret", os.environ[VARIABLE]
             )
+            text = text.replace("examples/speech/calibration.npz", "few.npz").replace("--repeat 50", "--repeat 2")
             text = text.replace(" --host 192.168.1.10", "").replace(" --host 0.0.0.0", "")
             if where == "pi" and not text.endswith("&"):
                 emulated = f"{sys.executable} -m nnfuze_tvm.devices.remote.emulator cortex-a72 "

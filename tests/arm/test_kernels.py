@@ -118,11 +118,14 @@ def run_on_board(
     return [result.numpy() for result in machine.get_outputs("main")]
 
 
+ALIKE = {("aarch64+i8mm", "float32"), ("aarch64+i8mm", "float16")}
+
+
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
-        # The first two boards have the same instructions.
-        pytest.param(name, dtype, marks=pytest.mark.slow if name == "rpi4" else ())
+        # The first two boards have the same instructions, the last two the same ones for floats.
+        pytest.param(name, dtype, marks=pytest.mark.slow if name == "rpi4" or (name, dtype) in ALIKE else ())
         for name in ("rpi3", "rpi4", "rpi5", "aarch64+i8mm")
         for dtype in ("float32", "float16", "uint8", "int8")
         if dtype != "float16" or "fullfp16" in BOARDS[name].features

@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import nnfuze_tvm
 from nnfuze_tvm.errors import InputError
 from nnfuze_tvm.jobs.analyze import analyze
+from nnfuze_tvm.jobs.graphs import make_graphs
 from nnfuze_tvm.jobs.request import CompileRequest, NetworkRequest, TuneRequest
 from nnfuze_tvm.passes import pipeline
 from nnfuze_tvm.passes.compress import method_settings
+from tests.tiny_networks import samples, save_pair
 
 
 @pytest.mark.parametrize(
@@ -75,3 +78,12 @@ def test_the_public_face() -> None:
     assert nnfuze_tvm.pipeline is pipeline
     with pytest.raises(AttributeError, match="has no attribute 'tuna'"):
         getattr(nnfuze_tvm, "tuna")  # noqa: B009
+
+
+def test_calibration_data_that_say_nothing_are_noted(tmp_path: Path) -> None:
+    models, path = save_pair(tmp_path), str(tmp_path / "data.npz")
+    for values, notes in ((samples(4), 0), (np.full_like(samples(4), 0.5), 1)):
+        np.savez(path, x=values)
+        said: list[str] = []
+        make_graphs(NetworkRequest.parse(models, {"calibration": path}), said.append)
+        assert [line.startswith("note: calibration data: 'x' is always 0.5;") for line in said].count(True) == notes

@@ -9,6 +9,7 @@ import typer
 
 from nnfuze_tvm.cli.console import out, progress
 from nnfuze_tvm.cli.options import AsJson, check_files
+from nnfuze_tvm.reading.limits import MOST_EPOCHS
 
 POSITION = 2.2
 EXAMPLES = """
@@ -46,11 +47,13 @@ def command(
     budget: Annotated[
         float | None,
         typer.Option(
-            help="Points that a task may lose, 1 for a new merge: of accuracy where there are labels, else of "
-            "agreement with what it was."
+            help="Points that a task may lose, 0 to 100, 1 for a new merge: of accuracy where there are labels, else "
+            "of agreement with what it was."
         ),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="How often a trial sees each sample; 20 for a new merge.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help=f"How often a trial sees each sample, 1 to {MOST_EPOCHS}; 20 for a new merge.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of what is random; 0 for a new merge.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads to learn with; 1 for a new merge.")] = None,
     as_json: AsJson = False,
