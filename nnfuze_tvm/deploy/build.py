@@ -20,7 +20,7 @@ from nnfuze_tvm.devices.hardware import Hardware
 from nnfuze_tvm.graph import dataflow
 from nnfuze_tvm.graph.ir import static_shape
 from nnfuze_tvm.passes import pipeline
-from nnfuze_tvm.schedules.contraction import to_compute
+from nnfuze_tvm.schedules.contraction import cycles, to_compute
 from nnfuze_tvm.schedules.fold_kernels import FoldKernels
 from nnfuze_tvm.schedules.fuse_bands import FuseBands
 from nnfuze_tvm.schedules.intrinsics import bounds, bytes_are_fast, rounding, wants_unsigned
@@ -42,8 +42,11 @@ def machine(target: Target) -> pipeline.Machine:
     aarch64 = triple.startswith("aarch64")
     arm = aarch64 or triple.startswith("arm")
     channels, lanes = partial(to_compute, hw=hw), hw.lanes("float32")
+    costs = partial(cycles, hw=hw)
     if str(target.kind) != "llvm":
-        return pipeline.Machine(not bytes_are_fast(hw.features), hw.far_macs, None, False, None, channels, lanes, False)
+        return pipeline.Machine(
+            not bytes_are_fast(hw.features), hw.far_macs, None, False, None, channels, costs, lanes, False
+        )
     return pipeline.Machine(
         integer_winograd=not bytes_are_fast(hw.features),
         far_macs=hw.far_macs,
@@ -51,6 +54,7 @@ def machine(target: Target) -> pipeline.Machine:
         saturating=aarch64,
         bounds=bounds.of_machine(arm, "fullfp16" in hw.features),
         channels=channels,
+        cycles=costs,
         lanes=lanes,
         unsigned=wants_unsigned(hw.features),
         keeps_nan=arm,

@@ -1,5 +1,6 @@
 """Graph-level passes, one file each; ``pipeline`` states their order."""
 
+from nnfuze_tvm.passes.compress.block_sparse import BlockSparse
 from nnfuze_tvm.passes.compress.equalize.equalize import Equalize
 from nnfuze_tvm.passes.compress.half_precision import HalfPrecision
 from nnfuze_tvm.passes.compress.insert_qdq import InsertQDQ
@@ -20,6 +21,7 @@ from nnfuze_tvm.passes.lower.layout import ToNHWC
 from nnfuze_tvm.passes.lower.round_to_integer import RoundToInteger
 from nnfuze_tvm.passes.lower.row_convolutions import RowConvolutions
 from nnfuze_tvm.passes.lower.shuffles import Shuffles
+from nnfuze_tvm.passes.lower.skip_blocks import SkipBlocks
 from nnfuze_tvm.passes.lower.strided_rows import StridedRows
 from nnfuze_tvm.passes.lower.transposed_convolutions import TransposedConvolutions
 from nnfuze_tvm.passes.lower.unsigned_bytes import UnsignedBytes
@@ -37,6 +39,7 @@ from nnfuze_tvm.passes.simplify.fuse_gelu import FuseGelu
 
 __all__ = [
     "BatchBranches",
+    "BlockSparse",
     "ByteTables",
     "Equalize",
     "FewChannels",
@@ -60,6 +63,7 @@ __all__ = [
     "ShareCodebooks",
     "ShareTrunk",
     "Shuffles",
+    "SkipBlocks",
     "SkipBranches",
     "StridedRows",
     "ToNHWC",

@@ -29,6 +29,7 @@ from nnfuze_tvm.passes.lower.row_convolutions import RowConvolutions
 from nnfuze_tvm.passes.lower.row_softmax import legalizations as softmax
 from nnfuze_tvm.passes.lower.scans import legalizations as scans
 from nnfuze_tvm.passes.lower.shuffles import Shuffles
+from nnfuze_tvm.passes.lower.skip_blocks import Cycles, SkipBlocks
 from nnfuze_tvm.passes.lower.skip_nan import legalizations as max_poolings
 from nnfuze_tvm.passes.lower.strided_rows import StridedRows
 from nnfuze_tvm.passes.lower.transposed_convolutions import TransposedConvolutions
@@ -51,6 +52,7 @@ METHODS: tuple[Method, ...] = tuple(
     for name in (
         "prune.prune_channels",
         "low_rank",
+        "block_sparse",
         "insert_qdq",
         "half_precision",
     )
@@ -101,6 +103,8 @@ class Machine:
         Its maximum and minimum of floats, which keep NaN; without them TVM's own, which don't. See ``keep_nan``.
     channels : callable
         How many output channels it should compute of a layer; see ``WholeChannels``.
+    cycles : callable
+        What a layer takes; see ``SkipBlocks``.
     lanes : int
         Float32 numbers in a vector; see ``FewChannels``.
     unsigned : bool
@@ -115,6 +119,7 @@ class Machine:
     saturating: bool
     bounds: tuple[Bound, Bound] | None
     channels: Channels
+    cycles: Cycles
     lanes: int
     unsigned: bool
     keeps_nan: bool = False
@@ -122,15 +127,23 @@ class Machine:
 
 def lowering_phases(machine: Machine) -> list[tvm.transform.Pass]:
     """Return phases 5 to 9: from a merged (and perhaps quantized) graph to one PrimFunc per fused kernel."""
+    winograd = Winograd(machine.integer_winograd, machine.far_macs)
     return [
         layout_phase(),
         # Phase 6: quantize/dequantize islands become integer operators.
         phase("integer", RealizeInteger(), LateReshapes(), Shuffles()),
-        # Phase 7: branches of one shape in one kernel, where that pays. What still is a convolution of few input
-        # channels gets reductions that dot products can take, and so does a product of few products.
-        phase("batch", BatchBranches(), RowConvolutions(machine.channels, machine.unsigned), WholeRows()),
+        # Phase 7: what is zero in blocks is skipped, and branches of one shape are in one kernel, where that pays. What
+        # still is a convolution of few input channels gets reductions that dot products can take, and so does a product
+        # of few products.
+        phase(
+            "batch",
+            SkipBlocks(machine.cycles, winograd.share, machine.unsigned),
+            BatchBranches(),
+            RowConvolutions(machine.channels, machine.unsigned),
+            WholeRows(),
+        ),
         # Phase 8: fewer multiplications, where that pays.
-        phase("winograd", Winograd(machine.integer_winograd, machine.far_macs)),
+        phase("winograd", winograd),
         kernel_phase(machine),
     ]
 

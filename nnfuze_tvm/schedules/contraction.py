@@ -10,8 +10,8 @@ dot-product instructions want them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import prod
+from dataclasses import dataclass, replace
+from math import inf, isfinite, prod
 
 from tvm import s_tir, tirx
 from tvm.s_tir.schedule import LoopRV, SBlockRV
@@ -74,7 +74,15 @@ class _Nest:
     dot: list[LoopRV]
 
 
-def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool, pixel_axes: int, groups: int) -> bool:
+def schedule(
+    sch: s_tir.Schedule,
+    anchor: SBlockRV,
+    hw: Hardware,
+    tunable: bool,
+    pixel_axes: int,
+    groups: int,
+    block: tuple[int, int] | None = None,
+) -> bool:
     """Schedule a contraction in place.
 
     Parameters
@@ -92,6 +100,8 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool,
         2 (rows and columns of an image) or 1.
     groups : int
         Groups of output channels that read different data.
+    block : tuple of int, optional
+        Of data that an index selects: how many output channels share an index, and how many input channels one is for.
 
     Returns
     -------
@@ -100,7 +110,7 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool,
     """
     n_spatial = iter_kinds(sch, anchor).count("S")
     sizes = extents(sch, anchor)
-    plan = _plan(sch, anchor, hw, tunable, pixel_axes, groups)
+    plan = _plan(sch, anchor, hw, tunable, pixel_axes, groups, block)
     if plan is None:
         return False
     tile, dot = plan.tile, plan.dot
@@ -151,7 +161,13 @@ def _share(sch: s_tir.Schedule, nest: _Nest, cropped: bool) -> None:
 
 
 def _plan(
-    sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool, pixel_axes: int, groups: int
+    sch: s_tir.Schedule,
+    anchor: SBlockRV,
+    hw: Hardware,
+    tunable: bool,
+    pixel_axes: int,
+    groups: int,
+    block: tuple[int, int] | None,
 ) -> _Plan | None:
     """Choose the knobs, or return None, and nothing changed, where no tile fits."""
     node = sch.get(anchor)
@@ -161,17 +177,19 @@ def _plan(
     accumulator = str(node.writes[0].source.dtype)
     constant_weights = node.reads[1].source.name in {param.name for param in layout_free(sch)}
     channels, depth = sizes[n_spatial - 1] // groups, sizes[-1]
+    together, beside = block or (0, depth)
     pixels = prod(sizes[n_spatial - 1 - pixel_axes : n_spatial - 1])
     known = [dot for dot in dots(hw.features, data, weights) if dot.sums == accumulator and dot.rows <= pixels]
     if not constant_weights:
         known = [dot for dot in known if can_pack_rows(sch, anchor, dot, pixels)]
-    family = fitting(known, channels, depth)
+    family = fitting(known, together or channels, beside)
     work = _work(
         family,
         (sizes[n_spatial - 3] if pixel_axes == 2 else 1, sizes[n_spatial - 2], channels, prod(sizes[n_spatial:])),
         weights,
         accumulator,
         hw,
+        together,
     )
     options = tiles(work, hw)
     if not options:
@@ -180,27 +198,49 @@ def _plan(
     dot = next((dot for dot in family if dot.steps == tile.steps_per_load), None)
     by_element = bool(dot and 1 < dot.steps <= _TWICE and dot.rows == 1 and not dot.paired)
     most = depth // (work.depth * tile.steps_per_load)
-    unroll = choose(sch, [n for n in (_UNROLLED[by_element] if dot else (2, 4, 1)) if most % n == 0], tunable, "unroll")
+    counts: tuple[int, ...] = _UNROLLED[by_element] if dot else (2, 4, 1)
+    if block is not None:  # what an index is for, or whole numbers of that
+        counts = tuple(sorted(counts, key=lambda n: n * work.depth * tile.steps_per_load % beside))
+    unroll = choose(sch, [n for n in counts if most % n == 0], tunable, "unroll")
     return _Plan(work, tile, dot, unroll, constant_weights)
 
 
 def to_compute(layer: Contraction, hw: Hardware) -> int:
     """Return how many output channels a kernel should compute of a layer, by the tile model: as many or some more."""
-    known = [dot for dot in dots(hw.features, layer.data, layer.weights) if dot.sums == layer.sums]
-    known = [dot for dot in known if dot.rows <= layer.rows * layer.cols]
+    known = _known(layer, hw)
     lengths = {dot.lanes for dot in known} | ({hw.lanes(layer.sums)} if layer.sums.startswith("float") else set())
-    best: tuple[float, int] | None = None
-    for count in sorted({-(-layer.channels // length) * length for length in (1, *lengths)}):
-        family = fitting(known, count, layer.depth)
-        if known and not family and not layer.sums.startswith("float"):
-            continue
-        work = _work(family, (layer.rows, layer.cols, count, layer.products), layer.weights, layer.sums, hw)
-        for cost, _ in ranked(work, hw)[:1]:
-            best = min(best or (cost * count, count), (cost * count, count))
-    return best[1] if best is not None else layer.channels
+    counts = sorted({-(-layer.channels // length) * length for length in (1, *lengths)})
+    costs = {count: cycles(replace(layer, channels=count), hw) for count in counts}
+    return min(costs, key=lambda count: costs[count]) if any(map(isfinite, costs.values())) else layer.channels
 
 
-def _work(family: list[Dot], shape: tuple[int, int, int, int], weights: str, accumulator: str, hw: Hardware) -> Work:
+def cycles(layer: Contraction, hw: Hardware, block: tuple[int, int] | None = None) -> float:
+    """Return the cycles that a layer takes by the tile model; infinitely many where there is nothing to know of them.
+
+    ``block`` is what `schedule` is given.
+    """
+    known, (together, beside) = _known(layer, hw), block or (0, layer.depth)
+    family = fitting(known, together or layer.channels, beside)
+    if known and not family and not layer.sums.startswith("float"):
+        return inf
+    shape = (layer.rows, layer.cols, layer.channels, layer.products)
+    work = _work(family, shape, layer.weights, layer.sums, hw, together)
+    return min((cost * layer.channels for cost, _ in ranked(work, hw)[:1]), default=inf)
+
+
+def _known(layer: Contraction, hw: Hardware) -> list[Dot]:
+    known = [dot for dot in dots(hw.features, layer.data, layer.weights) if dot.sums == layer.sums]
+    return [dot for dot in known if dot.rows <= layer.rows * layer.cols]
+
+
+def _work(
+    family: list[Dot],
+    shape: tuple[int, int, int, int],
+    weights: str,
+    accumulator: str,
+    hw: Hardware,
+    together: int = 0,
+) -> Work:
     """Return what the tile model must know; ``shape`` is rows, columns, channels and products per sum."""
     rows, cols, channels, products = shape
     dot = family[0] if family else None
@@ -223,6 +263,7 @@ def _work(family: list[Dot], shape: tuple[int, int, int, int], weights: str, acc
         steps_per_load=tuple(dot.steps for dot in family) or (1,),
         integer=not floats,
         sum_bytes=2 if accumulator == "float16" else 4,
+        together=together,
     )
 
 

@@ -60,6 +60,8 @@ class Work:
         Of how many steps one load may bring the data.
     pixels_per_load : int
         Pixels whose data stand together: one instruction loads them.
+    together : int
+        Output channels that read the same data; 0: all do.
     """
 
     rows: int
@@ -79,6 +81,11 @@ class Work:
     pixels_per_instruction: int = 1
     steps_per_load: tuple[int, ...] = (1,)
     pixels_per_load: int = 1
+    together: int = 0
+
+    def reads(self, pixels: int, channels: int) -> int:
+        """Return how many data a tile reads per step."""
+        return pixels * max(1, channels // self.together) if self.together else pixels
 
 
 def tiles(work: Work, hw: Hardware) -> list[RegisterTile]:
@@ -108,6 +115,8 @@ def ranked(work: Work, hw: Hardware) -> list[tuple[float, RegisterTile]]:
     for vectors, pixels, steps in product(range(1, 9), range(1, most + 1), work.steps_per_load):
         channels = vectors * lanes
         if work.channels % channels or pixels % work.pixels_per_instruction:
+            continue
+        if work.together and channels % work.together and work.together % channels:
             continue
         if _registers(work, pixels, vectors, steps, hw) > hw.registers:
             continue
@@ -139,8 +148,9 @@ def _tile_cycles(work: Work, pixels: int, vectors: int, channels: int, steps_per
         cycles = max(issued, work.latency, step_bytes / bandwidth)
     else:
         multiplied = accumulators * work.multiplies / 2
-        cycles = max(multiplied, (pixels + vectors) / 2, work.latency, step_bytes / bandwidth)
-        cycles += 0.05 * (pixels + vectors)
+        loads = work.reads(pixels, channels) + vectors
+        cycles = max(multiplied, loads / 2, work.latency, step_bytes / bandwidth)
+        cycles += 0.05 * loads
     # Integer sums are requantized, which takes its cycles; float ones only wait for their last additions.
     finish = 5 * accumulators + 12 if work.integer else 0.2 * accumulators**2 + 4
     return cycles * work.steps + finish
@@ -191,7 +201,9 @@ def _instructions(work: Work, pixels: int, vectors: int, steps_per_load: int, hw
     ``pixels_per_load`` pixels. The loop takes four more.
     """
     weights = vectors * work.lanes * work.depth * work.weight_bytes / (2 * hw.vector_bytes)
-    data = pixels * (work.prepare + (2 if steps_per_load == 3 else 1) / (steps_per_load * work.pixels_per_load))
+    data = work.reads(pixels, vectors * work.lanes) * (
+        work.prepare + (2 if steps_per_load == 3 else 1) / (steps_per_load * work.pixels_per_load)
+    )
     return pixels * vectors * work.multiplies + weights + data + 4 / steps_per_load
 
 

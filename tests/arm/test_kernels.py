@@ -13,9 +13,11 @@ from tvm import relax
 from nnfuze_tvm.devices import toolchain
 from nnfuze_tvm.devices.boards import BOARDS
 from nnfuze_tvm.devices.targets import resolve
+from nnfuze_tvm.graph import ir
 from nnfuze_tvm.graph.evaluate import evaluate
 from tests.graph import recurrent
 from tests.graph.calls import calls, examples
+from tests.passes.lower import test_skip_blocks
 from tests.schedules import kernels
 
 Board = Callable[[str], str]
@@ -94,6 +96,9 @@ def convolve(data: np.ndarray, weights: np.ndarray, stride: int, groups: int) ->
     return np.einsum("nyxgcij,goijc->nyxgo", split, own).reshape(*windows.shape[:3], out)
 
 
+# Without dot products, with them, and with products of matrices.
+BOARDS_OF_SUMS = ("rpi3", "rpi5", "aarch64+i8mm")
+
 # Of two computed matrices, the right one of which is packed while the kernel runs.
 PRODUCT = {"left": (2, 9, 32), "right": (2, 32, 24)}
 
@@ -107,12 +112,16 @@ def run_on_board(
     inputs: dict[str, np.ndarray],
     remote: tvm.rpc.RPCSession,
     folder: Path,
+    name: str = "kernels.so",
 ) -> list[np.ndarray]:
-    """Schedule and build a module, and return what its ``main`` makes of the inputs on a board."""
+    """Schedule and build a module, and return what its ``main`` makes of the inputs on a board.
+
+    Of several in one session each has a file of its own: the board has the others still loaded.
+    """
     scheduled, _ = kernels.schedule(mod, target)
-    path = toolchain.export_library(tvm.compile(scheduled, target=target), folder / "kernels.so", target)
+    path = toolchain.export_library(tvm.compile(scheduled, target=target), folder / name, target)
     remote.upload(str(path))
-    machine = relax.VirtualMachine(remote.load_module("kernels.so"), remote.cpu())
+    machine = relax.VirtualMachine(remote.load_module(name), remote.cpu())
     machine.set_input("main", *(tvm.runtime.tensor(array, remote.cpu()) for array in inputs.values()))
     machine.invoke_stateful("main")
     return [result.numpy() for result in machine.get_outputs("main")]
@@ -174,3 +183,16 @@ def test_products_of_computed_bytes_equal_numpy(session: Session, board: Board, 
     (got,) = run_on_board(mod, resolve("rpi5"), inputs, session(board(str(BOARDS["rpi5"].emulated))), tmp_path)
     left, right = (array.astype("int64") for array in inputs.values())
     np.testing.assert_array_equal(got, left @ right)
+
+
+@pytest.mark.parametrize(("name", "dtype"), [(name, dtype) for name in BOARDS_OF_SUMS for dtype in ("uint8", "int8")])
+def test_sums_that_skip_blocks_are_the_same_bits(
+    name: str, dtype: str, session: Session, board: Board, tmp_path: Path
+) -> None:
+    target, remote = resolve(name), session(board(str(BOARDS[name].emulated)))
+    for kind in test_skip_blocks.CASES:
+        mod = test_skip_blocks.network(kind, dtype, 0.75)
+        inputs = {"x": test_skip_blocks.data(dtype, ir.static_shape(mod["main"].params[0]))}
+        sparse = test_skip_blocks.skipping(mod, target)
+        (got,) = run_on_board(sparse, target, inputs, remote, tmp_path, f"{kind}.so")
+        np.testing.assert_array_equal(got, evaluate(mod["main"], inputs)[0], err_msg=kind)

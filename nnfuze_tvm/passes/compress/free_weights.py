@@ -11,7 +11,8 @@ from tvm import relax
 from tvm.ir import Call, GenericConst, Var
 from tvm.relax import op
 
-from nnfuze_tvm.graph import ops
+from nnfuze_tvm.graph import block_sparsity, ops
+from nnfuze_tvm.graph.channels import Filters
 from nnfuze_tvm.graph.constants import array, constant
 from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, op_name, operands, output_fields, readers, substitute
 from nnfuze_tvm.graph.integers.context import along
@@ -25,14 +26,14 @@ def with_free_weights(func: relax.Function) -> relax.Function:
     ``dequantize(codes)`` becomes ``dequantize(quantize(weights))`` with the same scales; the biases of such layers are
     rounded to units of their sums. So the values are those of before, bit by bit but for the last one of biases, and
     whatever the constants become, the function computes what the integers will: codes stay in [-127, 127] where they
-    are. The scales of activations are as they were.
+    are, and blocks that are zero stay so. The scales of activations are as they were.
     """
     emitter, values = Emitter(), dict[Value, Value]()
-    biases = _biases(func)
+    biases, layouts = _biases(func), _layouts(func)
     for binding in bindings(func):
         value = substitute(binding.value, values)
         if _are_weights(value):
-            value = _freed(value)
+            value = _freed(value, layouts.get(binding.var))
         elif binding.var in biases:
             value = _rounded(value, biases[binding.var])
         values[binding.var] = emitter.emit(value, binding.var.name)
@@ -49,12 +50,49 @@ def _are_weights(value: Value | None) -> TypeGuard[Call]:
     return str(codes.ty.dtype) in ("int8", "uint8") and bool((array(scale) > 0).all())
 
 
-def _freed(call: Call) -> Call:
+def with_zero_blocks(func: relax.Function) -> relax.Function:
+    """Return a function whose layers multiply blocks of float32 weights that are zero by zero: they stay so."""
+    emitter, values = Emitter(), dict[Value, Value]()
+    for binding in bindings(func):
+        value, layer = substitute(binding.value, values), ops.layer(binding.value)
+        if layer is not None and str(value.args[1].ty.dtype) == "float32":
+            weights = emitter.emit(_held(value.args[1], layer.filters))
+            value = Call(value.op, [value.args[0], weights, *value.args[2:]], value.attrs, value.ty_args)
+        values[binding.var] = emitter.emit(value, binding.var.name)
+    return emitter.finish(func.params, [substitute(out, values) for out in output_fields(func)], func.attrs)
+
+
+def _held(weights: GenericConst, filters: Filters) -> Value:
+    """Return weights whose blocks that are zero stay so whatever becomes of the constant; itself without any."""
+    own = filters.unpack(array(weights))
+    if not block_sparsity.has_blocks(own):
+        return weights
+    used = block_sparsity.in_blocks(own).any((2, 3, 4), keepdims=True)
+    if used.all():
+        return weights
+    mask = np.broadcast_to(used, block_sparsity.in_blocks(own).shape).swapaxes(1, 2).reshape(own.shape)
+    return op.multiply(weights, op.astype(constant(filters.pack(mask), "int8"), "float32"))
+
+
+def _layouts(func: relax.Function) -> dict[Var, Filters]:
+    """Return how the weights of layers are laid out that something computes."""
+    found = {}
+    for binding in bindings(func):
+        operator = ops.of(binding.value)
+        if operator is not None and operator.layer is not None and isinstance(binding.value.args[1], Var):
+            layer = operator.layer(binding.value)
+            if layer is not None:
+                found[binding.value.args[1]] = layer.filters
+    return found
+
+
+def _freed(call: Call, filters: Filters | None) -> Call:
     codes, scale, zero = call.args
     axis, held = int(call.attrs.axis), array(codes)
     wide, shift = (along(array(each), axis, held.ndim) for each in (scale, zero))
     weights = constant((held.astype("float32") - shift) * wide, "float32")
-    rounded = op.quantize(weights, scale, zero, axis, str(codes.ty.dtype))
+    free = weights if filters is None else _held(weights, filters)
+    rounded = op.quantize(free, scale, zero, axis, str(codes.ty.dtype))
     if held.dtype == np.int8 and held.min(initial=0) >= -_LEVELS:
         rounded = op.clip(rounded, -_LEVELS, _LEVELS)
     return op.dequantize(rounded, scale, zero, axis, "float32")

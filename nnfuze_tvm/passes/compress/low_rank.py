@@ -30,6 +30,7 @@ from nnfuze_tvm.graph.ops.convolution import with_attrs
 from nnfuze_tvm.passes.compress.calibration import load_calibration, observed
 from nnfuze_tvm.passes.compress.method import Inputs, Method, Option, PolicyField
 from nnfuze_tvm.passes.compress.repair import Compressed, repaired
+from nnfuze_tvm.passes.compress.sites import has_one_matrix
 
 if TYPE_CHECKING:
     from nnfuze_tvm.passes.compress.policy import LayerPolicy, Policy
@@ -77,7 +78,9 @@ class LowRank:
         for gvar, func in mod.functions_items():
             if not isinstance(func, relax.Function):
                 continue
-            asked = {b.var: self.policy.for_layer(b.var.name, lineage) for b in bindings(func) if _can_be_thin(b.value)}
+            asked = {
+                b.var: self.policy.for_layer(b.var.name, lineage) for b in bindings(func) if has_one_matrix(b.value)
+            }
             asked = {var: layer for var, layer in asked.items() if _is_asked(layer)}
             moments = {} if samples is None else _moments(mod, func, list(asked), samples, self.executor)
             new, own = _thin(func, asked, moments)
@@ -97,18 +100,6 @@ class LowRank:
 
 def _is_asked(layer: LayerPolicy) -> bool:
     return bool(layer.rank < 1 or layer.rank_error > 0)
-
-
-def _can_be_thin(value: Value) -> bool:
-    """Tell whether a layer has constant weights in float32, one matrix for all of its channels."""
-    operator, layer = ops.of(value), ops.layer(value)
-    return (
-        operator is not None
-        and operator.rows is not None
-        and layer is not None
-        and layer.filters.groups == 1
-        and str(value.args[1].ty.dtype) == str(value.ty.dtype) == "float32"
-    )
 
 
 def _moments(

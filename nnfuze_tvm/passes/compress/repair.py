@@ -11,14 +11,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import tvm
 from tvm import relax
 from tvm.ir import Call, GenericConst, Var
 
-from nnfuze_tvm.graph import ops
+from nnfuze_tvm.graph import block_sparsity, ops
 from nnfuze_tvm.graph.constants import array, constant
 from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, operands, output_fields, substitute
 from nnfuze_tvm.graph.evaluate import kernels_of, value_of
@@ -51,12 +51,15 @@ class Compressed:
         By the names of Vars of ``after``: the Var of ``before`` that held the same, as far as there is one.
     left : callable
         From a Var of ``before`` and its value to what is left of the value in ``after``.
+    blocks : mapping of str to numpy.ndarray
+        By the names of layers that have lost blocks of their weights: those that they have, see `block_sparsity`.
     """
 
     before: relax.Function
     after: relax.Function
     same: Mapping[str, Var]
     left: Callable[[Var, np.ndarray], np.ndarray]
+    blocks: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def repaired(
@@ -188,14 +191,18 @@ class _Repair:
         assert layer is not None
         old = array(site.call.args[1])
         filters = layer.filters.unpack(old)
-        weight = filters.reshape(*filters.shape[:2], -1)
+        blocks = self.compressed.blocks.get(site.layer.name)
+        own = filters if blocks is None else block_sparsity.in_rows(filters, blocks)
+        weight = own.reshape(*own.shape[:2], -1)
         bias = np.zeros((len(weight), 1, weight.shape[1]), old.dtype)
         if site.bias is not None:
             bias = array(site.bias[1]).reshape(bias.shape)
         found = fit(*self._seen(site, layer, weight.shape), weight, bias, has_bias=site.bias is not None)
         if found is None:
             return
-        self.changes[site.layer] = {1: constant(layer.filters.pack(found[0].reshape(filters.shape)), old.dtype)}
+        new = found[0].reshape(own.shape)
+        new = new if blocks is None else block_sparsity.of_rows(new, blocks, filters.shape[2])
+        self.changes[site.layer] = {1: constant(layer.filters.pack(new), old.dtype)}
         if site.bias is not None:
             place, given = site.bias
             self.changes[site.end] = {place: constant(found[1].reshape(static_shape(given)), old.dtype)}
@@ -203,6 +210,7 @@ class _Repair:
     def _seen(self, site: Site, layer: ops.Layer, shape: tuple[int, ...]) -> tuple[Seen, Seen]:
         """Return what to fit a layer to, and what to judge by; ``shape`` is that of its weights in groups."""
         groups, outputs, size = shape
+        blocks = self.compressed.blocks.get(site.layer.name)
         operator = ops.of(site.call)
         assert operator is not None and operator.rows is not None
         known = self.after.known[0]
@@ -220,6 +228,9 @@ class _Repair:
             places = np.sort(self.rng.permutation(everywhere)[:each])
             sums = np.moveaxis(wanted, layer.result, -1).reshape(everywhere, groups, outputs)[places]
             rows = operator.rows(site.call, known[site.call.args[0]], places)
+            if blocks is not None:
+                rows = rows[0][:, block_sparsity.columns(blocks, size // (blocks.shape[1] * block_sparsity.INPUTS))]
+                rows = rows.swapaxes(0, 1)
             parts[number % _HELD == _HELD - 1].append(Seen(rows, sums.swapaxes(0, 1)))
         fitted, judged = (
             Seen(np.concatenate([p.rows for p in part], 1), np.concatenate([p.wanted for p in part], 1))

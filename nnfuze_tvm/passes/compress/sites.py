@@ -147,3 +147,15 @@ def ordered(func: relax.Function, sites: Mapping[Var, Site]) -> Iterator[relax.V
             waits.discard(freed)
             if not missing[freed]:
                 heapq.heappush(ready, (False, freed))
+
+
+def has_one_matrix(value: Value) -> bool:
+    """Tell whether a layer has constant weights in float32, one matrix for all of its channels."""
+    operator, layer = ops.of(value), ops.layer(value)
+    return (
+        operator is not None
+        and operator.rows is not None
+        and layer is not None
+        and layer.filters.groups == 1
+        and str(value.args[1].ty.dtype) == str(value.ty.dtype) == "float32"
+    )

@@ -62,6 +62,11 @@ def _rewrite(func: relax.Function, builder: relax.BlockBuilder) -> relax.Functio
     return _Rewriter(builder).run(func)
 
 
+def larger(data: Value) -> Call:
+    """Return int8 tensors as uint8 ones, 128 larger."""
+    return op.astype(op.add(op.astype(data, "int16"), relax.const(np.int16(ZERO))), "uint8")
+
+
 def unsigned(data: tirx.Expr) -> tirx.Expr:
     """Return an int8 as a uint8, 128 larger."""
     return tirx.reinterpret("uint8", data ^ tirx.const(-ZERO, "int8"))
@@ -73,7 +78,7 @@ def correction(weights: np.ndarray) -> np.ndarray:
     return (-ZERO * totals).astype("int32")
 
 
-def _fits(products: int) -> bool:
+def fits(products: int) -> bool:
     """Whether sums of so many products fit int32."""
     return products * ZERO * _LARGEST <= INT32_MAX
 
@@ -87,7 +92,7 @@ def _is_product(call: Value) -> bool:
     if len(static_shape(weights)) != 2:
         return False
     depth, channels = static_shape(weights)
-    return depth % _DEPTH == 0 and channels % _CHANNELS == 0 and _fits(depth)
+    return depth % _DEPTH == 0 and channels % _CHANNELS == 0 and fits(depth)
 
 
 def _is_convolution(value: Value) -> bool:
@@ -99,7 +104,7 @@ def _is_convolution(value: Value) -> bool:
         layouts == (f"N{axes}C", f"O{axes}I", f"N{axes}C")
         and [str(e.ty.dtype) for e in (*value.args, value)] == ["int8", "int8", "int32"]
         and int(attrs.groups) == 1
-        and _fits(prod(static_shape(value.args[1])[1:]))
+        and fits(prod(static_shape(value.args[1])[1:]))
     )
 
 
@@ -141,8 +146,7 @@ class _Rewriter:
         """Return signed bytes as unsigned ones, once for all that read them."""
         data = self._restored(value)
         if data not in self._unsigned:
-            wide = op.add(op.astype(data, "int16"), relax.const(np.int16(ZERO)))
-            self._unsigned[data] = self._emitter.emit(op.astype(wide, "uint8"))
+            self._unsigned[data] = self._emitter.emit(larger(data))
         return self._unsigned[data]
 
     def _with_bias(self, value: Call) -> Call:

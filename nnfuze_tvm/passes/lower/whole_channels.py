@@ -50,7 +50,7 @@ class WholeChannels:
 
     def _rewrite(self, func: relax.Function, builder: relax.BlockBuilder) -> relax.Function:
         def wider(value: Value, name: str, emitter: Emitter) -> Value | None:
-            work, axis = _contraction(value)
+            work, axis = contraction_of(value)
             count = self.channels(work) if work is not None else 0
             if work is None or count <= work.channels:
                 return None
@@ -84,7 +84,7 @@ def first_channels(builder: relax.BlockBuilder, layer: Value, channels: int) -> 
     return call
 
 
-def _contraction(value: Value) -> tuple[Contraction | None, int]:
+def contraction_of(value: Value) -> tuple[Contraction | None, int]:
     """Return what a layer computes, and its weights' axis of output channels; None for what is no such layer."""
     name = op_name(value)
     if name not in _LAYERS or not isinstance(value.args[1], GenericConst):

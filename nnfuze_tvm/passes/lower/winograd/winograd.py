@@ -53,6 +53,14 @@ class Winograd:
         rewritten = with_rewritten(mod, lambda func, builder: self._rewrite(func, builder, pairs))
         return with_sources(rewritten, pairs) if pairs else rewritten
 
+    def share(self, value: Value) -> float:
+        """Return the time that a convolution is modelled to take, as a part of what it takes if it stays direct."""
+        shape = _shape(value, self.integers, self.far_macs)
+        if shape is None:
+            return 1.0
+        costs = _costs(shape.out_height, shape.out_width, shape.channels, shape.outputs, self.far_macs, shape.dtype)
+        return costs[shape.m] / costs[0]
+
     def _rewrite(
         self,
         func: relax.Function,
@@ -76,6 +84,14 @@ def best_tile(
     out_height: int, out_width: int, channels: int, outputs: int, far_macs: float, dtype: str = "float32"
 ) -> int:
     """Return the edge m of the output tiles that are modelled to be fastest: 4, 2, or 0 for a direct convolution."""
+    costs = _costs(out_height, out_width, channels, outputs, far_macs, dtype)
+    return min(costs, key=lambda m: costs[m])
+
+
+def _costs(
+    out_height: int, out_width: int, channels: int, outputs: int, far_macs: float, dtype: str
+) -> dict[int, float]:
+    """Return what a convolution is modelled to take, by the edge of the output tiles."""
     pairs = channels * outputs
     direct_bytes, bytes_each = {"float32": (4, 4), "float16": (2, 2)}.get(dtype, (1, 2))
 
@@ -89,7 +105,7 @@ def best_tile(
         tiles = -(-out_height // m) * -(-out_width // m)
         products = cost((m + 2) ** 2, tiles, bytes_each)
         costs[m] = products + tiles * (channels + outputs) * _TRANSFORM[m]
-    return min(costs, key=lambda m: costs[m])
+    return costs
 
 
 def _shape(value: Value, integers: bool, far_macs: float) -> Shape | None:
