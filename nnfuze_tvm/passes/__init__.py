@@ -1,6 +1,7 @@
 """Graph-level passes, one file each; ``pipeline`` states their order."""
 
 from nnfuze_tvm.passes.compress.equalize.equalize import Equalize
+from nnfuze_tvm.passes.compress.four_bits import FourBits
 from nnfuze_tvm.passes.compress.half_precision import HalfPrecision
 from nnfuze_tvm.passes.compress.insert_qdq import InsertQDQ
 from nnfuze_tvm.passes.compress.low_rank import LowRank
@@ -41,6 +42,7 @@ __all__ = [
     "Equalize",
     "FewChannels",
     "FoldBatchNorm",
+    "FourBits",
     "FuseGelu",
     "FuseLayers",
     "HalfPrecision",

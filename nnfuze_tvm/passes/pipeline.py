@@ -51,6 +51,7 @@ METHODS: tuple[Method, ...] = tuple(
     for name in (
         "prune.prune_channels",
         "low_rank",
+        "four_bits",
         "insert_qdq",
         "half_precision",
     )
