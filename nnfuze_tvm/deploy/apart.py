@@ -3,7 +3,7 @@
 TVM's libraries hold the constants of a network inside, and copy them when they are loaded. Here they are apart: the
 library has a function `LOAD`, which takes them once and puts them where ``main`` has its constants. So a call of
 ``main`` costs what it did, weights can lie in a file that is mapped, and those that kernels read in a larger form than
-they need (Winograd's) are small in the file.
+they need (Winograd's, and numbers of 4 bits) are small in the file.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from tvm import relax, tirx
 from tvm.ir import Call, GenericConst
 from tvm.ir.transform import PassContext, module_pass
 
+from nnfuze_tvm.deploy import half_bytes
 from nnfuze_tvm.deploy.manifest import WeightsRecord
 from nnfuze_tvm.deploy.runner import LOAD
 from nnfuze_tvm.graph import dataflow, ir
@@ -44,7 +45,7 @@ class Apart:
     kept : list of numpy.ndarray
         The weights that kernels read as they are.
     spread : list of numpy.ndarray
-        Those that `LOAD` makes larger ones of, ``[parts, n]``.
+        Those that `LOAD` makes larger ones of, ``[parts, n]``; bytes hold two numbers each.
     resident : int
         Bytes of the weights that kernels read.
     """
@@ -74,14 +75,14 @@ def take_apart(lowered: tvm.IRModule) -> Apart:
     """Take the weights out of a lowered network."""
     kept: dict[object, list[GenericConst]] = {}
     spread: dict[object, list[GenericConst]] = {}
-    sources: dict[object, np.ndarray] = {}
-    known = ir.sources(lowered)
+    sources: dict[object, _Spread] = {}
+    known, whole = ir.sources(lowered), ir.small_weights(lowered)
     for leaf in _constants(lowered["main"]):
         array = leaf.value.numpy()
         if array.ndim == 0 or array.nbytes < _LEAST or array.dtype.kind not in "biuf":
             continue  # of what NumPy has no dtype, neither has a manifest
         key = (array.shape, str(array.dtype), hashlib.sha256(array.tobytes()).digest())
-        if key not in sources and (small := _source(known.get(ir.address(leaf.value)), array)) is not None:
+        if key not in sources and (small := _source(known.get(ir.address(leaf.value)), array, whole)) is not None:
             sources[key] = small
         (spread if key in sources else kept).setdefault(key, []).append(leaf)
     if not kept and not spread:
@@ -95,7 +96,7 @@ def take_apart(lowered: tvm.IRModule) -> Apart:
     parts = [sources[key] for key in spread]
     mod = _with_load(_reading(lowered, vacant), [vacant[group[0]] for group in groups], len(kept), parts)
     arrays = [group[0].value.numpy() for group in groups]
-    return Apart(mod, arrays[: len(kept)], parts, sum(array.nbytes for array in arrays))
+    return Apart(mod, arrays[: len(kept)], [part.stored for part in parts], sum(array.nbytes for array in arrays))
 
 
 def _constants(main: relax.Function) -> list[GenericConst]:
@@ -104,14 +105,27 @@ def _constants(main: relax.Function) -> list[GenericConst]:
     return list(dict.fromkeys(leaf for leaf in leaves if isinstance(leaf, GenericConst)))
 
 
-def _source(source: tvm.runtime.Tensor | None, array: np.ndarray) -> np.ndarray | None:
-    """Return the taps, ``[9, n]``, that Winograd weights are computed from, if they give the same bits."""
-    if source is None:
-        return None
-    small = source.numpy()
-    if not np.array_equal(winograd_weights.at_points(small, _edge(array.shape)), array):
-        return None
-    return small.reshape(len(small), -1)
+@dataclass(frozen=True)
+class _Spread:
+    """What larger weights are made of: taps ``[9, n]`` for tiles of an edge, or numbers of 4 bits, or both.
+
+    ``stored`` is what the file has, ``packed`` whether that are bytes of two numbers, and ``edge`` 0 without taps.
+    """
+
+    stored: np.ndarray
+    packed: bool
+    edge: int
+
+
+def _source(source: tvm.runtime.Tensor | None, array: np.ndarray, whole: bool) -> _Spread | None:
+    """Return what weights are made of, if it gives the same bits; ``whole`` numbers take a byte where they lie."""
+    small, edge = array, 0
+    if source is not None and np.array_equal(winograd_weights.at_points(source.numpy(), _edge(array.shape)), array):
+        small, edge = source.numpy().reshape(len(source.numpy()), -1), _edge(array.shape)
+    halves = None if whole else half_bytes.packed(small)
+    if halves is not None:
+        return _Spread(halves, True, edge)
+    return _Spread(small, False, edge) if edge else None
 
 
 def _edge(shape: Sequence[int]) -> int:
@@ -131,28 +145,40 @@ def _reading(lowered: tvm.IRModule, vacant: dict[GenericConst, GenericConst]) ->
     return dataflow.with_main(lowered, emitter.finish(main.params, outputs, main.attrs))
 
 
-def _with_load(
-    mod: tvm.IRModule, vacant: Sequence[GenericConst], kept: int, parts: Sequence[np.ndarray]
-) -> tvm.IRModule:
+def _with_load(mod: tvm.IRModule, vacant: Sequence[GenericConst], kept: int, parts: Sequence[_Spread]) -> tvm.IRModule:
     """Add `LOAD`, which puts its first arguments, and what it makes of the others, where the vacant constants are."""
     builder = relax.BlockBuilder(mod)
     # What kernels read as it is isn't looked at: the bundle's manifest says what it is, and the library its checksum.
     params = [tvm.ir.Var(f"w{n}", relax.AnyType()) for n in range(kept)]
-    params += [tvm.ir.Var(f"w{kept + n}", relax.TensorType(p.shape, str(p.dtype))) for n, p in enumerate(parts)]
+    stored = [part.stored for part in parts]
+    params += [tvm.ir.Var(f"w{kept + n}", relax.TensorType(p.shape, str(p.dtype))) for n, p in enumerate(stored)]
     with builder.function(LOAD, params, pure=False):
         made = []
         for param, place, part in zip(params[kept:], vacant[kept:], parts, strict=True):
-            edge, dtype = _edge(ir.static_shape(place)), str(part.dtype)
-            kernel = builder.add_func(winograd_weights.prim_func(edge, dtype), f"winograd{edge}_{dtype}_weights")
-            table = constant(winograd_weights.factors(edge, dtype))
-            out = relax.TensorType((len(table.value.numpy()), part.shape[1]), place.ty.dtype)
-            made.append(builder.emit(relax.call_tir(kernel, [table, param], out)))
+            value = param
+            if part.packed:
+                kernel = builder.add_func(half_bytes.prim_func(), "whole_bytes")
+                count = part.stored.shape[1]
+                value = builder.emit(relax.call_tir(kernel, [value], relax.TensorType((2, count), "int8")))
+            if part.edge:
+                value = builder.emit(_at_points(builder, value, part, place))
+            made.append(value)
         axes = relax.prim_value(len(ir.static_shape(vacant[0])) if kept else 2)
         values = [axes, *vacant, *params[:kept], *made]
         builder.emit(Call(relax.ExternFunc(_KEEP), values, ty_args=[relax.TupleType([])]))
         # What a function returns shares its memory with nothing.
         builder.emit_func_output(relax.Tuple(made))
     return builder.get()
+
+
+def _at_points(builder: relax.BlockBuilder, parts: dataflow.Value, part: _Spread, place: GenericConst) -> Call:
+    """Return the call that makes Winograd's weights of taps."""
+    dtype = "int8" if part.packed else str(part.stored.dtype)
+    kernel = builder.add_func(winograd_weights.prim_func(part.edge, dtype), f"winograd{part.edge}_{dtype}_weights")
+    table = winograd_weights.factors(part.edge, dtype)
+    count = part.stored.size * (1 + part.packed) // winograd_weights.TAPS
+    parts = builder.emit(relax.op.reshape(parts, [winograd_weights.TAPS, count]))
+    return relax.call_tir(kernel, [constant(table), parts], relax.TensorType((len(table), count), place.ty.dtype))
 
 
 @module_pass(opt_level=0, name="PutWeights")

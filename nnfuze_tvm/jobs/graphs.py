@@ -24,9 +24,9 @@ from nnfuze_tvm.jobs.request import NetworkRequest
 from nnfuze_tvm.passes import pipeline
 from nnfuze_tvm.passes.compress import method, method_settings
 from nnfuze_tvm.passes.compress.calibration import load_calibration
-from nnfuze_tvm.passes.compress.insert_qdq import INT8
 from nnfuze_tvm.passes.compress.policy import Policy
 from nnfuze_tvm.passes.compress.prune.prune_channels import METHOD as PRUNED
+from nnfuze_tvm.passes.compress.quantizable import INTEGER
 from nnfuze_tvm.passes.compress.within_budget import Choice, choice_of
 
 if TYPE_CHECKING:
@@ -199,10 +199,10 @@ def _kept_whole(policy: Policy, before: tvm.IRModule, after: tvm.IRModule) -> li
 
 
 def _integer(policy: Policy, graph: tvm.IRModule) -> set[str]:
-    """Return the layers that the policy gives 8 bits."""
+    """Return the layers that the policy gives activations of 8 bits."""
     lineage = ir.lineage(graph)
     names = [layer.name for layer in metrics.layers(graph)]
-    return {name for name in names if policy.for_layer(name, lineage).precision == INT8}
+    return {name for name in names if policy.for_layer(name, lineage).precision in INTEGER}
 
 
 def _run(phases: Sequence[tvm.transform.Pass], mod: tvm.IRModule) -> tvm.IRModule:

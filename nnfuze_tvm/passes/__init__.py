@@ -2,6 +2,7 @@
 
 from nnfuze_tvm.passes.compress.block_sparse import BlockSparse
 from nnfuze_tvm.passes.compress.equalize.equalize import Equalize
+from nnfuze_tvm.passes.compress.four_bits import FourBits
 from nnfuze_tvm.passes.compress.half_precision import HalfPrecision
 from nnfuze_tvm.passes.compress.insert_qdq import InsertQDQ
 from nnfuze_tvm.passes.compress.low_rank import LowRank
@@ -44,6 +45,7 @@ __all__ = [
     "Equalize",
     "FewChannels",
     "FoldBatchNorm",
+    "FourBits",
     "FuseGelu",
     "FuseLayers",
     "HalfPrecision",

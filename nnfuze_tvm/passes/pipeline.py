@@ -53,6 +53,7 @@ METHODS: tuple[Method, ...] = tuple(
         "prune.prune_channels",
         "low_rank",
         "block_sparse",
+        "four_bits",
         "insert_qdq",
         "half_precision",
     )

@@ -13,7 +13,7 @@ from nnfuze_tvm.deploy import build, weights
 from nnfuze_tvm.deploy.apart import take_apart
 from nnfuze_tvm.deploy.runner import LOAD
 from nnfuze_tvm.devices.targets import resolve
-from nnfuze_tvm.graph import ir
+from nnfuze_tvm.graph import evaluate, ir
 from nnfuze_tvm.passes.lower.winograd import winograd_weights
 
 HOST = resolve("host")
@@ -93,3 +93,33 @@ def test_taps_at_the_points(m: int, dtype: str) -> None:
     np.testing.assert_array_equal(out.numpy(), want)
     # The last point is infinity in both directions: the last tap alone.
     np.testing.assert_array_equal(want[-1], (4 if dtype == "int8" else 1) * taps[-1].astype(want.dtype))
+
+
+@pytest.mark.parametrize("pattern", ["host", "x86-64-v3"])
+def test_numbers_of_4_bits_take_half_a_byte_in_the_file(pattern: str) -> None:
+    """Two convolutions in integers, of which AVX2 makes the first one Winograd's."""
+    rng = np.random.default_rng(0)
+    x = relax.Var("x", relax.TensorType((1, 12, 12, CHANNELS), "int8"))
+    layouts = {"data_layout": "NHWC", "kernel_layout": "OHWI", "padding": 1, "out_dtype": "int32"}
+    builder = relax.BlockBuilder()
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            kernels = (rng.integers(-8, 8, (CHANNELS, 3, 3, CHANNELS)).astype("int8") for _ in range(2))
+            sums = [
+                builder.emit(relax.op.nn.conv2d(x, relax.const(kernel), strides=stride, **layouts))
+                for stride, kernel in zip((1, 2), kernels, strict=True)
+            ]
+            result = builder.emit_output(relax.Tuple(sums))
+        builder.emit_func_output(result)
+    mod = ir.with_task_outputs(builder.get(), [ir.TaskOutput("one", "y"), ir.TaskOutput("one", "z")])
+    target = resolve(pattern)
+    apart = take_apart(build.lower(mod, target))
+    assert sum(array.nbytes for array in apart.spread) == 9 * CHANNELS * CHANNELS
+    assert apart.resident >= 2 * 9 * CHANNELS * CHANNELS
+    machine = relax.VirtualMachine(build.generate(apart.mod, target), tvm.cpu())
+    machine[LOAD](*apart.tensors())
+    data = rng.integers(-128, 128, (1, 12, 12, CHANNELS)).astype("int8")
+    found = [array.numpy() for array in machine["main"](tvm.runtime.tensor(data))]
+    for one, other in zip(found, evaluate.evaluate(mod["main"], {"x": data}), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert not take_apart(build.lower(ir.with_small_weights(mod), target)).spread

@@ -17,7 +17,8 @@ from nnfuze_tvm.graph.constants import array, constant
 from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, op_name, operands, output_fields, readers, substitute
 from nnfuze_tvm.graph.integers.context import along
 
-_LEVELS = 127
+# The largest codes of 4 and of 8 bits.
+_LEVELS = (7, 127)
 
 
 def with_free_weights(func: relax.Function) -> relax.Function:
@@ -25,8 +26,8 @@ def with_free_weights(func: relax.Function) -> relax.Function:
 
     ``dequantize(codes)`` becomes ``dequantize(quantize(weights))`` with the same scales; the biases of such layers are
     rounded to units of their sums. So the values are those of before, bit by bit but for the last one of biases, and
-    whatever the constants become, the function computes what the integers will: codes stay in [-127, 127] where they
-    are, and blocks that are zero stay so. The scales of activations are as they were.
+    whatever the constants become, the function computes what the integers will: codes stay in [-127, 127], and those of
+    4 bits in [-7, 7], where they are, and blocks that are zero stay so. The scales of activations are as they were.
     """
     emitter, values = Emitter(), dict[Value, Value]()
     biases, layouts = _biases(func), _layouts(func)
@@ -93,8 +94,9 @@ def _freed(call: Call, filters: Filters | None) -> Call:
     weights = constant((held.astype("float32") - shift) * wide, "float32")
     free = weights if filters is None else _held(weights, filters)
     rounded = op.quantize(free, scale, zero, axis, str(codes.ty.dtype))
-    if held.dtype == np.int8 and held.min(initial=0) >= -_LEVELS:
-        rounded = op.clip(rounded, -_LEVELS, _LEVELS)
+    levels = next((most for most in _LEVELS if np.abs(held.astype("int16")).max(initial=0) <= most), None)
+    if held.dtype == np.int8 and levels is not None:
+        rounded = op.clip(rounded, -levels, levels)
     return op.dequantize(rounded, scale, zero, axis, "float32")
 
 

@@ -28,7 +28,7 @@ from nnfuze_tvm.passes.compress.free_weights import with_free_weights
 from nnfuze_tvm.passes.compress.magnitudes import CALIBRATION_METHODS, CalibrationMethod
 from nnfuze_tvm.passes.compress.method import Inputs, Method, Option, Training
 from nnfuze_tvm.passes.compress.plan import Plan, layer_of
-from nnfuze_tvm.passes.compress.quantizable import INT8, int8_layers
+from nnfuze_tvm.passes.compress.quantizable import INT8, INTEGER, W4A8, int8_layers
 from nnfuze_tvm.passes.compress.states import quantize_states, recurrent_layers
 from nnfuze_tvm.passes.compress.stored_weights import Stored, with_constants
 from nnfuze_tvm.passes.compress.within_budget import QuantizeWithin
@@ -64,7 +64,7 @@ class Seen:
 
 @module_pass(opt_level=0, name="InsertQDQ")
 class InsertQDQ:
-    """Quantize the layers that a policy gives 8 bits for weights and activations.
+    """Quantize the layers that a policy gives activations of 8 bits, and weights of 8 or, rounded before, 4.
 
     Weights become symmetric int8 constants per output channel, activations symmetric int8 per tensor; both
     keep float semantics through a dequantize, so that the module still runs as it is and simulates what
@@ -124,6 +124,9 @@ class InsertQDQ:
             if not isinstance(func, relax.Function):
                 continue
             asked = int8_layers(func, self.policy, origins)
+            recurrent = recurrent_layers(func) & int8_layers(func, self.policy, origins, (W4A8,))
+            left |= dict.fromkeys(recurrent, "a recurrent layer has no form with weights of 4 bits")
+            asked -= recurrent
             func, stored = with_constants(func, asked)
             func, asked = self._with_states(mod, func, asked, stored, samples)
             plan, scales = self._planned(mod, func, asked, samples, left)
@@ -316,6 +319,7 @@ METHOD = Method(
     activity="quantizing",
     passes=_passes,
     precision=INT8,
+    wants=lambda layer: layer.precision in INTEGER,
     options=(_CALIBRATION_METHOD, _MAX_ERROR),
     remark="(auto: where --max-error allows it)",
     variant="auto",

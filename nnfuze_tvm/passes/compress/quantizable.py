@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import TYPE_CHECKING
 
 from tvm import relax
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from nnfuze_tvm.passes.compress.policy import Policy
 
 INT8 = Precision(8, 8, "int")
+W4A8 = Precision(4, 8, "int")
+INTEGER = (INT8, W4A8)
+"""What layers of integers compute in: their activations have 8 bits."""
 
 
 def quantizable(value: Value) -> bool:
@@ -34,14 +38,19 @@ def why_not(value: Call) -> str:
     return "its input is constant" if isinstance(value.args[0], GenericConst) else "its weights are no matrix"
 
 
-def int8_layers(func: relax.Function, policy: Policy, origins: Lineage) -> set[str]:
-    """Return the layers of real numbers that a policy gives 8 bits, and whose operands are not integers already."""
+def int8_layers(
+    func: relax.Function, policy: Policy, origins: Lineage, precisions: Container[Precision] = INTEGER
+) -> set[str]:
+    """Return the layers of real numbers that a policy gives activations of 8 bits.
+
+    Those are not among them whose operands are integers already; ``precisions`` are those that are looked for.
+    """
     asked = {
         binding.var.name
         for binding in bindings(func)
         if ops.is_layer(binding.value)
         and str(binding.value.ty.dtype) == "float32"
-        and policy.for_layer(binding.var.name, origins).precision == INT8
+        and policy.for_layer(binding.var.name, origins).precision in precisions
     }
     return asked - integer_layers(func)
 

@@ -83,9 +83,11 @@ def levels(mod):
     }
 
 
-def test_four_bits_are_refused_without_a_method():
-    with pytest.raises(PolicyError, match=r"'default\.weights' 4: no method takes it; there are 8, 16 and 32"):
-        Policy.parse({"default": {"weights": 4}})
+def test_bits_are_refused_without_a_method():
+    with pytest.raises(PolicyError, match=r"'default\.weights' 5: no method takes it; there are 4, 8, 16 and 32"):
+        Policy.parse({"default": {"weights": 5}})
+    with pytest.raises(PolicyError, match=r"weights 4 with activations 32: no method takes them"):
+        Policy.parse({"default": {"weights": 4}}).validate_layers(["t/head"])
     assert "int4" not in str(method_settings.options(pipeline.METHODS)["quantize"].type)
 
 
@@ -107,7 +109,7 @@ def test_one_object_makes_four_bits_a_policy_value_an_option_and_a_stage(four_bi
     asked = Policy().with_default(method_settings.settings(pipeline.METHODS, {"quantize": "int4"}))
     assert asked.for_layer("t/head").precision == INT4
     with pytest.raises(PolicyError, match=r"there are .*weights 4 with activations 32 \(int\)"):
-        Policy.parse({"default": {"weights": 4, "activations": 8}}).validate_layers(["t/head"])
+        Policy.parse({"default": {"weights": 4, "activations": 16}}).validate_layers(["t/head"])
     with pytest.raises(PolicyError, match=r"'default\.bits' 4: no method takes it; there are 8, 16 and 32"):
         Policy.parse({"default": {"bits": 4}})
 
@@ -195,7 +197,8 @@ def test_the_executor_that_jobs_hand_in_runs_the_network():
 
     def through(**given):
         inputs = Inputs(policy, samples, {"criterion": "activation", "calibration_method": "minmax"}, **given)
-        steps = [step for one in pipeline.METHODS for step in one.passes(inputs) if one.name != "fp16"]
+        asked = method.asked(pipeline.METHODS, [policy.for_layer("t/body")])
+        steps = [step for one in asked for step in one.passes(inputs)]
         return tvm.transform.Sequential(steps)(mod)
 
     doubled, plain = through(executor=executor), through()

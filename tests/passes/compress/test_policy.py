@@ -95,7 +95,7 @@ def test_uniform():
         ('{"default": {"keep": NaN}}', r"default\.keep"),
         ({"default": {"bits": 4}}, r"'default\.bits' 4: no method takes it; there are 8, 16 and 32"),
         ({"default": {"bits": 12}}, r"default\.bits"),
-        ({"layers": {"a": {"weights": 4}}}, r"'layers\.a\.weights' 4: no method takes it; there are 8, 16 and 32"),
+        ({"layers": {"a": {"weights": 5}}}, r"'layers\.a\.weights' 5: no method takes it; there are 4, 8, 16 and 32"),
         ({"layers": {"a": {"format": "posit"}}}, r"'layers\.a\.format' 'posit': no method takes it; there are 'int'"),
         ({"layers": {"a": {"weights": True}}}, r"layers\.a\.weights"),
         ({"default": {"activations": None}}, r"default\.activations"),
@@ -177,7 +177,7 @@ def test_the_short_form_and_the_long_one_combine_field_by_field(default, pattern
 @pytest.mark.parametrize(
     ("pattern", "exact", "said"),
     [
-        ({"bits": 8}, {"weights": 32}, "weights 32 with activations 8: no method takes them; there are weights 8 with"),
+        ({"bits": 8}, {"weights": 32}, "weights 32 with activations 8: no method takes them; there are weights 4 with"),
         ({}, {"weights": 8}, r"weights 8 with activations 32: no method takes them"),
         ({"bits": 8}, {"format": "float"}, r"weights 8 with activations 8 \(float\): no method takes them"),
     ],
