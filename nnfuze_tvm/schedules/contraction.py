@@ -11,7 +11,7 @@ dot-product instructions want them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
+from math import inf, prod
 
 from tvm import s_tir, tirx
 from tvm.s_tir.schedule import LoopRV, SBlockRV
@@ -186,18 +186,28 @@ def _plan(
 
 def to_compute(layer: Contraction, hw: Hardware) -> int:
     """Return how many output channels a kernel should compute of a layer, by the tile model: as many or some more."""
+    return _best(layer, hw)[1]
+
+
+def cycles(layer: Contraction, hw: Hardware) -> float:
+    """Return the cycles that a layer's kernel takes by the tile model, infinitely many if no tile fits."""
+    return _best(layer, hw)[0]
+
+
+def _best(layer: Contraction, hw: Hardware) -> tuple[float, int]:
+    """Return the cycles of a layer, and the output channels that its kernel then computes."""
     known = [dot for dot in dots(hw.features, layer.data, layer.weights) if dot.sums == layer.sums]
     known = [dot for dot in known if dot.rows <= layer.rows * layer.cols]
     lengths = {dot.lanes for dot in known} | ({hw.lanes(layer.sums)} if layer.sums.startswith("float") else set())
-    best: tuple[float, int] | None = None
+    best = (inf, layer.channels)
     for count in sorted({-(-layer.channels // length) * length for length in (1, *lengths)}):
         family = fitting(known, count, layer.depth)
         if known and not family and not layer.sums.startswith("float"):
             continue
         work = _work(family, (layer.rows, layer.cols, count, layer.products), layer.weights, layer.sums, hw)
         for cost, _ in ranked(work, hw)[:1]:
-            best = min(best or (cost * count, count), (cost * count, count))
-    return best[1] if best is not None else layer.channels
+            best = min(best, (cost * count, count))
+    return best
 
 
 def _work(family: list[Dot], shape: tuple[int, int, int, int], weights: str, accumulator: str, hw: Hardware) -> Work:
