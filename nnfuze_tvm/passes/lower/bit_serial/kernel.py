@@ -58,7 +58,7 @@ def packed(bits: np.ndarray) -> np.ndarray:
 
 
 def pack(planes: Planes, window: Window) -> Callable[[te.Tensor], te.Tensor]:
-    """Return what makes of data ``[*pixels, channels]`` planes ``[*padded pixels, planes, bytes]``; padding is zeros."""
+    """Return what makes of data ``[*pixels, channels]`` planes ``[*padded pixels, planes, bytes]``."""
 
     def bit_planes(data: te.Tensor) -> te.Tensor:
         *pixels, channels = (int(size) for size in data.shape)
