@@ -21,6 +21,7 @@ from nnfuze_tvm.graph import dataflow
 from nnfuze_tvm.graph.ir import static_shape
 from nnfuze_tvm.passes import pipeline
 from nnfuze_tvm.schedules.contraction import cycles, to_compute
+from nnfuze_tvm.schedules.families import bit_serial
 from nnfuze_tvm.schedules.fold_kernels import FoldKernels
 from nnfuze_tvm.schedules.fuse_bands import FuseBands
 from nnfuze_tvm.schedules.intrinsics import bounds, bytes_are_fast, rounding, wants_unsigned
@@ -58,6 +59,7 @@ def machine(target: Target) -> pipeline.Machine:
         lanes=lanes,
         unsigned=wants_unsigned(hw.features),
         keeps_nan=arm,
+        bit_serial=partial(bit_serial.pays, hw=hw),
     )
 
 

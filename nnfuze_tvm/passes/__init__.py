@@ -9,6 +9,7 @@ from nnfuze_tvm.passes.compress.low_rank import LowRank
 from nnfuze_tvm.passes.compress.prune.prune_channels import PruneChannels
 from nnfuze_tvm.passes.compress.within_budget import QuantizeWithin
 from nnfuze_tvm.passes.lower.batching.batch_branches import BatchBranches
+from nnfuze_tvm.passes.lower.bit_serial.bit_serial import BitSerial
 from nnfuze_tvm.passes.lower.branches import KeepChoices, SkipBranches
 from nnfuze_tvm.passes.lower.byte_tables import ByteTables
 from nnfuze_tvm.passes.lower.few_channels import FewChannels
@@ -40,6 +41,7 @@ from nnfuze_tvm.passes.simplify.fuse_gelu import FuseGelu
 
 __all__ = [
     "BatchBranches",
+    "BitSerial",
     "BlockSparse",
     "ByteTables",
     "Equalize",

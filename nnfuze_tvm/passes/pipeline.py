@@ -11,6 +11,7 @@ from tvm import relax
 
 from nnfuze_tvm.passes.compress.method import Inputs, Method
 from nnfuze_tvm.passes.lower.batching.batch_branches import BatchBranches
+from nnfuze_tvm.passes.lower.bit_serial.bit_serial import BitSerial, Pays
 from nnfuze_tvm.passes.lower.branches import KeepChoices, SkipBranches
 from nnfuze_tvm.passes.lower.branches import legalizations as choices
 from nnfuze_tvm.passes.lower.byte_tables import ByteTables
@@ -112,6 +113,8 @@ class Machine:
         Its dot products of bytes want unsigned data; see ``UnsignedBytes``.
     keeps_nan : bool
         LLVM's maximum and minimum, which keep NaN, are instructions that it has.
+    bit_serial : callable, optional
+        Where it is faster by counting bits; see ``BitSerial``.
     """
 
     integer_winograd: bool
@@ -124,6 +127,7 @@ class Machine:
     lanes: int
     unsigned: bool
     keeps_nan: bool = False
+    bit_serial: Pays | None = None
 
 
 def lowering_phases(machine: Machine) -> list[tvm.transform.Pass]:
@@ -133,13 +137,14 @@ def lowering_phases(machine: Machine) -> list[tvm.transform.Pass]:
         layout_phase(),
         # Phase 6: quantize/dequantize islands become integer operators.
         phase("integer", RealizeInteger(), LateReshapes(), Shuffles()),
-        # Phase 7: what is zero in blocks is skipped, and branches of one shape are in one kernel, where that pays. What
-        # still is a convolution of few input channels gets reductions that dot products can take, and so does a product
-        # of few products.
+        # Phase 7: what is zero in blocks is skipped, branches of one shape are in one kernel, and bits counted, where that
+        # pays. What still is a convolution of few input channels gets reductions that dot products can take, and so does
+        # a product of few products.
         phase(
             "batch",
             SkipBlocks(machine.cycles, winograd.share, machine.unsigned),
             BatchBranches(),
+            BitSerial(machine.bit_serial),
             RowConvolutions(machine.channels, machine.unsigned),
             WholeRows(),
         ),

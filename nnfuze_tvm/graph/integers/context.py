@@ -24,6 +24,11 @@ from nnfuze_tvm.graph.integers.values import (
     Sum,
 )
 
+# Numbers of at most four bits.
+FEW = 16
+# The fewest weights of a channel that say something about what numbers they are.
+_TELLING = 8
+
 
 class Unsupported(Exception):
     """An operator that can't be an integer one here; the message is the reason that is reported."""
@@ -71,6 +76,8 @@ class Integers(SumOps):
     def weight(self, expr: relax.Expr, axis: int | None) -> Constant:
         """Return int8 weights, of one scale or one per index of ``axis``, or of any scales, or refuse the layer."""
         weight = self.value(expr)
+        if isinstance(weight, Constant) and weight.codes is None and axis is not None:
+            weight = few_codes(weight.values, axis) or weight
         if not isinstance(weight, Constant) or weight.codes is None or weight.scale is None:
             raise Unsupported("its weights are not quantized")
         if weight.codes.min(initial=0) < -128 or weight.codes.max(initial=0) > 127:
@@ -99,6 +106,11 @@ class Integers(SumOps):
         bias = -data.zero_point * codes.sum(1)
         largest = max(abs(data.codes.lo), abs(data.codes.hi))
         bound = np.abs(codes).sum(1) * largest + np.abs(bias)
+        if data.codes.hi - data.codes.lo < FEW:
+            # One is a coarse unit of such sums: what is added to them is rounded to a finer one.
+            finer = 2 ** max(0, min(16, 27 - int(bound.max(initial=1)).bit_length()))
+            result = self.emit(op.multiply(result, relax.const(np.int32(finer))))
+            scale, bias, bound = scale / finer, bias * finer, bound * finer
         return checked(Sum(result, scale.reshape(shape), bias.reshape(shape), bound.reshape(shape).astype("float64")))
 
     def with_expr(self, value: Codes | Quantized, build: Callable[[relax.Expr], relax.Expr]) -> Codes | Quantized:
@@ -130,6 +142,11 @@ class Integers(SumOps):
     def clamp(self, source: relax.Expr, lo: float | np.ndarray, hi: float | np.ndarray) -> Known | None:
         """Bound a value; sums keep the bounds until they are requantized."""
         value = self.value(source)
+        if isinstance(value, ConstantCodes):
+            return ConstantCodes(np.clip(value.codes, lo, hi).astype("int64"), value.dtype)
+        if isinstance(value, Codes) and np.ndim(lo) == np.ndim(hi) == 0:
+            bounds = [int(np.clip(bound - value.offset, value.lo, value.hi)) for bound in (np.ceil(lo), np.floor(hi))]
+            return replace(value, expr=self.emit(op.clip(value.expr, *bounds)), lo=bounds[0], hi=bounds[1])
         if isinstance(value, Quantized):
             real = [(code - value.zero_point) * value.scale for code in (value.codes.lo, value.codes.hi)]
             if np.all(lo <= real[0]) and np.all(real[1] <= hi):
@@ -150,6 +167,31 @@ def checked(value: Sum) -> Sum:
     if np.max(value.bound) > INT32_MAX:
         raise Unsupported("its sums do not fit int32")
     return value
+
+
+def few_steps(values: np.ndarray, axis: int | None) -> np.ndarray | None:
+    """Return a step of which all numbers are multiples, fewer than `FEW` of it apart; None if there is none.
+
+    With an ``axis``, it has a step of its own for each index of that; the result broadcasts to the values.
+    """
+    others = tuple(i for i in range(values.ndim) if i != axis)
+    sizes = np.abs(values)
+    step = np.where(sizes > 0, sizes, np.inf).min(others, keepdims=True)
+    step = np.where(np.isfinite(step), step, 1.0)
+    for part in (1, 2, 3):  # the smallest number may be some steps away from zero
+        ratio = values / (step / part)
+        whole = np.rint(ratio)
+        if np.all(np.abs(ratio - whole) <= 1e-6 * np.abs(whole)):
+            return step / part if np.ptp(whole) < FEW and np.abs(whole).max(initial=0) <= 127 else None
+    return None
+
+
+def few_codes(values: np.ndarray, axis: int) -> Constant | None:
+    """Return constant weights that are few multiples of a number per index of ``axis`` as codes, else None."""
+    if values.size < _TELLING * values.shape[axis] or not np.isfinite(values).all():
+        return None
+    step = few_steps(values, axis)
+    return None if step is None else Constant(values, np.rint(values / step).astype("int64"), step)
 
 
 def scaled(value: Sum, factor: float | np.ndarray) -> Sum:

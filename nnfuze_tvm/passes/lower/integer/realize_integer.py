@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import tvm
 from tvm import relax
 from tvm.ir import GenericConst
@@ -9,9 +12,10 @@ from tvm.relax import op
 
 from nnfuze_tvm.graph import ops
 from nnfuze_tvm.graph.dataflow import bindings, op_name, operands, output_fields, substitute
-from nnfuze_tvm.graph.integers.context import Integers, Unsupported, dtype_of
+from nnfuze_tvm.graph.integers.context import Integers, Unsupported, dtype_of, few_steps
 from nnfuze_tvm.graph.integers.values import Codes, Constant, ConstantCodes, Known, Parts, Pieces, Quantized, Sum
 from nnfuze_tvm.graph.ir import float_layers, with_float_layers
+from nnfuze_tvm.passes.lower.integer.few_bit_data import few_bit_data
 
 
 @tvm.transform.module_pass(opt_level=0, name="RealizeInteger")
@@ -20,6 +24,8 @@ class RealizeInteger:
 
     Takes quantize/dequantize as ``InsertQDQ`` places them or as an ONNX file has them: int8 or uint8, with or
     without zero point, weights per tensor or per channel, biases in float32 or int32. Works in NCHW and NHWC.
+    So do layers of floats whose weights are few multiples of a number per output channel, and whose data are few
+    multiples of another (`few_bit_data`): signs, and what is rounded and bounded.
     What has no integer form stays float32, between a dequantize and a quantize; layers among it are listed in
     the module attribute ``nnfuze.float_layers`` as ``"layer: reason"``.
 
@@ -58,8 +64,11 @@ class _Realizer(Integers):
             dtype = dtype_of(param)
             if dtype in ("int8", "uint8"):
                 self.known[param] = self.from_original(param, dtype)
+        few = few_bit_data(func)
         for binding in bindings(func):
             self.known[binding.var] = self._visit(binding.value, binding.var)
+            if binding.var in few:
+                self.known[binding.var] = self._coded(binding.var, few[binding.var])
         outputs = [self.as_float(out) for out in output_fields(func)]
         return self.emitter.finish(func.params, outputs, func.attrs)
 
@@ -101,6 +110,16 @@ class _Realizer(Integers):
         if expr not in self.floats:
             self.floats[expr] = self._materialize(known)
         return self.floats[expr]
+
+    def _coded(self, var: tvm.ir.Var, levels: np.ndarray) -> Known | relax.Expr:
+        """Return a tensor of few numbers as codes."""
+        known = self.known[var]
+        step = few_steps(levels, None)
+        if step is None or isinstance(known, Quantized):
+            return known
+        low, high = (round(float(levels[end] / step.flat[0])) for end in (0, -1))
+        codes = self.quantize(self.as_float(var), float(step.flat[0]), 0, "int8", low >= 0)
+        return Quantized(replace(codes, lo=low, hi=high), float(step.flat[0]), 0)
 
     def _materialize(self, known: Known | relax.Expr) -> relax.Expr:
         if isinstance(known, Quantized):

@@ -1,0 +1,1 @@
+"""Layers of few-bit numbers by counting bits."""
