@@ -46,6 +46,8 @@ def best(group: Group, hw: Hardware) -> tuple[float, Bands] | None:
         return None
     weights = standing(group)
     parts = hw.cores if work >= PARALLEL_MIN_OPS else 1
+    # Of x86, only classes of CPUs are known, and L2 is not the same in all of a class.
+    room = hw.l2_bytes // (4 if hw.isa == "x86" else 2)
     found: list[tuple[float, Bands]] = []
     for tiles in _TILES:
         bands = Bands(tiles * steps[-1].tile, parts)
@@ -53,7 +55,7 @@ def best(group: Group, hw: Hardware) -> tuple[float, Bands] | None:
             break
         path = course(steps, bands)
         between = scratch(stages, lines(path, steps))
-        if between > hw.l2_bytes // 4 or between + weights > hw.l2_bytes // 2:
+        if between > room or between + weights > hw.l2_bytes // 2:
             break
         again = sum(
             stage.work * max(0, count - stage.iterations) / stage.iterations

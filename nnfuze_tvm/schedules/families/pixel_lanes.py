@@ -75,7 +75,7 @@ def _instructions(quads: int, vectors: int) -> float:
 def bands(height: int, width: int, depth: int, channels: int, hw: Hardware) -> list[int]:
     """Return how many quads of pixels to transpose at once, best first by the cycles per quad, estimated.
 
-    They are those of whole rows. What outgrows half of L1 comes from L2, and what outgrows half of L2 from memory: the
+    They are those of whole rows. What outgrows half of L1 comes from L2, and what outgrows most of L2 from memory: the
     copy once per block of channels, the weights once per band. Of bands that cost about the same the smallest is best:
     kernels that are fused with this one keep fewer rows then.
     """
@@ -87,7 +87,9 @@ def bands(height: int, width: int, depth: int, channels: int, hw: Hardware) -> l
         tile = tiles(band, channels)[0]
         copy = band * _PIXELS * depth * 4
         blocks = channels // (_LANES * tile.vectors)
-        fetched = weights * _byte_cycles(weights, hw) + blocks * copy * _byte_cycles(copy, hw)
+        fetched = weights * _byte_cycles(
+            weights + (copy if weights > hw.l1_bytes // 2 else 0), hw
+        ) + blocks * copy * _byte_cycles(copy, hw)
         return (blocks * depth * _step(band, tile) / 2 + fetched) / band
 
     costs = {n: cost(n) for n in rows if tiles(n, channels)}
@@ -99,7 +101,7 @@ def _byte_cycles(size: int, hw: Hardware) -> float:
     """Return the cycles in which a byte comes from where so many stay, where the core waits for half of them."""
     if size <= hw.l1_bytes // 2:
         return 0.0
-    return _L2_CYCLES if size <= hw.l2_bytes // 2 else hw.far_macs / _MACS
+    return _L2_CYCLES if size <= hw.l2_bytes * 4 // 5 else hw.far_macs / _MACS
 
 
 def _place(quad: tirx.PrimExpr, band: int, size: int, depth_block: tirx.PrimExpr) -> tuple[tirx.PrimExpr, ...]:
