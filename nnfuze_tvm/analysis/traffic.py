@@ -28,7 +28,7 @@ from tvm.target import Target
 
 from nnfuze_tvm.devices.hardware import Hardware
 from nnfuze_tvm.graph.ir import nbytes
-from nnfuze_tvm.schedules.loops import STACK_BYTES, USUAL, plain
+from nnfuze_tvm.schedules.loops import MIDDLE, STACK_BYTES, USUAL, plain
 
 # The smallest and the largest value of an index; None where that isn't known.
 _Range = tuple[int, int] | None
@@ -121,6 +121,13 @@ def _collect(
             into.append(loop := Loop(stmt.loop_var, whole // span, span, kinds.get(stmt.kind, "serial")))
             into = loop.body
         middle = {**middle, stmt.loop_var: tirx.IntImm(stmt.loop_var.ty.dtype, extent // 2)}
+        if MIDDLE in stmt.annotations:
+            # Where it begins is a number in memory, which code in the loop goes by.
+            start = tirx.IntImm(stmt.loop_var.ty.dtype, int(stmt.annotations[MIDDLE]))
+            body = tvm_ffi.structural_map(
+                stmt.body, (TensorLoad, lambda load: start if load.source in in_registers and _counts(load) else load)
+            )
+            stmt = tirx.For(stmt.loop_var, stmt.min, stmt.extent, stmt.kind, body)
         _collect(stmt.body, into, in_registers, bound, middle)
     elif hasattr(stmt, "body"):
         _collect(stmt.body, into, in_registers, bound, middle)
@@ -140,6 +147,10 @@ def _collect(
         _loads(stmt, into, in_registers, bound)
         if isinstance(stmt, tirx.BufferStore):
             _access(stmt.buffer, stmt.indices, into, in_registers, bound)
+
+
+def _counts(load: Any) -> bool:
+    return str(load.source.dtype) == "int64"
 
 
 def _is_prefetch(stmt: Any) -> bool:

@@ -137,9 +137,9 @@ def lowering_phases(machine: Machine) -> list[tvm.transform.Pass]:
         layout_phase(),
         # Phase 6: quantize/dequantize islands become integer operators.
         phase("integer", RealizeInteger(), LateReshapes(), Shuffles()),
-        # Phase 7: what is zero in blocks is skipped, branches of one shape are in one kernel, and bits counted, where that
-        # pays. What still is a convolution of few input channels gets reductions that dot products can take, and so does
-        # a product of few products.
+        # Phase 7: what is zero in blocks is skipped, branches of one shape are in one kernel, and bits counted, where
+        # that pays. What still is a convolution of few input channels gets reductions that dot products can take, and
+        # so does a product of few products.
         phase(
             "batch",
             SkipBlocks(machine.cycles, winograd.share, machine.unsigned),

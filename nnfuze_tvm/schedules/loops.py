@@ -19,6 +19,8 @@ STACK_BYTES = 1023
 
 # What a loop of no fixed extent is annotated with: its usual extent.
 USUAL = "nnfuze.usual"
+# And, where it begins at a number in memory, what that is in the middle of the kernel.
+MIDDLE = "nnfuze.middle"
 
 
 def divisors(n: int, at_most: int) -> list[int]:

@@ -28,9 +28,10 @@ def test_groups_compute_the_same_bits(
 ) -> None:
     target = resolve(name)
     data = np.random.default_rng(1).standard_normal((1, 3, 97, 64)).astype("float32")
-    # In float32, 1×1 convolutions go another way than row by row.
+    # In float32, 1×1 convolutions with many channels take squares of pixels, of whole rows.
     first, _, depthwise, *_ = chains.INVERTED
-    floats = [{**first, "channels": 32}, depthwise, depthwise]
+    wide = {"kernel": 1, "channels": 64}
+    floats = [first, wide, depthwise, wide]
     network = chains.chain(chains.INVERTED if quantized else floats, data.shape)
     _, alone, _ = chains.lowered(network, tmp_path, target, data if quantized else None)
     together = chains.grouped(alone, target, 2, 2)

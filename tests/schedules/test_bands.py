@@ -13,14 +13,17 @@ from nnfuze_tvm.analysis import metrics, roofline
 from nnfuze_tvm.analysis.kernels import kernel_uses
 from nnfuze_tvm.deploy import build
 from nnfuze_tvm.deploy.memory.usage import usage
+from nnfuze_tvm.devices.hardware import Hardware
 from nnfuze_tvm.devices.targets import resolve
 from nnfuze_tvm.schedules.bands import model
 from nnfuze_tvm.schedules.bands.progress import Bands, Reach, Step, course, ends, starts
+from nnfuze_tvm.schedules.families import pixel_lanes
 from nnfuze_tvm.schedules.fuse_bands import FuseBands
 from tests.helpers import few
 from tests.schedules import chains
 
 HOST = resolve("host")
+SHAPE = (1, 3, 48, 64)
 
 
 def answers(mod, data):
@@ -90,6 +93,25 @@ def test_reports_know_groups(tmp_path):
 def test_what_stays_in_the_cache_is_left_alone(tmp_path):
     _, alone, _ = chains.lowered(chains.chain(chains.INVERTED, (1, 3, 37, 33)), tmp_path, HOST)
     assert groups(FuseBands(HOST)(alone)) == []
+
+
+@pytest.mark.parametrize(("name", "quantized"), [("rpi3", False), ("rpi5", True)])
+def test_inverted_residuals_of_boards_are_one_kernel(tmp_path, name, quantized):
+    target = resolve(name)
+    network = chains.chain([{**layer, "channels": 4 * layer.get("channels", 0)} for layer in chains.INVERTED], SHAPE)
+    data = np.random.default_rng(1).standard_normal(SHAPE).astype("float32")
+    _, alone, _ = chains.lowered(network, tmp_path, target, samples=data if quantized else None)
+    assert max(kernel.knobs["kernels"] for kernel in groups(chains.grouped(alone, target, 2, 1))) >= 5
+
+
+@given(
+    height=st.integers(1, 56), width=st.integers(1, 56), depth=st.sampled_from([8, 64, 512]), wide=st.integers(1, 32)
+)
+def test_pointwise_kernels_take_whole_rows(height, width, depth, wide):
+    quads, hw = height * width // 4, Hardware.of(resolve("rpi4"))
+    found = pixel_lanes.bands(height, width, depth, 16 * wide, hw) if height * width % 4 == 0 else []
+    assert all(quads % band == 0 and band * 4 % width == 0 for band in found)
+    assert bool(found) == (height * width % 4 == 0)
 
 
 def test_what_others_read_stays_outside(tmp_path):

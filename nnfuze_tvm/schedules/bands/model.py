@@ -46,6 +46,7 @@ def best(group: Group, hw: Hardware) -> tuple[float, Bands] | None:
         return None
     weights = standing(group)
     parts = hw.cores if work >= PARALLEL_MIN_OPS else 1
+    room, most = _room(hw)
     found: list[tuple[float, Bands]] = []
     for tiles in _TILES:
         bands = Bands(tiles * steps[-1].tile, parts)
@@ -53,7 +54,7 @@ def best(group: Group, hw: Hardware) -> tuple[float, Bands] | None:
             break
         path = course(steps, bands)
         between = scratch(stages, lines(path, steps))
-        if between > hw.l2_bytes // 4 or between + weights > hw.l2_bytes // 2:
+        if between > room or between + weights > most:
             break
         again = sum(
             stage.work * max(0, count - stage.iterations) / stage.iterations
@@ -65,6 +66,16 @@ def best(group: Group, hw: Hardware) -> tuple[float, Bands] | None:
         return None
     gain, bands = max(found, key=lambda pair: pair[0])
     return (gain, bands) if gain > _LEAST_GAIN * work else None
+
+
+def _room(hw: Hardware) -> tuple[int, int]:
+    """Return how many bytes of L2 buffers may take, and buffers and weights; what passes through takes the rest.
+
+    Of x86, only classes of CPUs are known, whose caches are not all alike; of boards the catalogue knows them.
+    """
+    if hw.isa == "x86":
+        return hw.l2_bytes // 4, hw.l2_bytes // 2
+    return hw.l2_bytes * 3 // 4, hw.l2_bytes * 3 // 4
 
 
 def standing(group: Group) -> int:

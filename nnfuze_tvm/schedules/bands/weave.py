@@ -19,7 +19,7 @@ from tvm.ir import TensorLoad
 
 from nnfuze_tvm.schedules.bands.progress import Bands, Course, Maths, Reach, Step, course, ends, starts
 from nnfuze_tvm.schedules.bands.stages import ROWS, Kernel, Stage, renewed
-from nnfuze_tvm.schedules.loops import USUAL
+from nnfuze_tvm.schedules.loops import MIDDLE, USUAL
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,8 @@ def weave(group: Group, bands: Bands) -> tirx.PrimFunc:
     begun, done = (_Table(len(steps), name) for name in ("begun", "done"))
     begin = _stores(begun, lambda maths: starts(steps, first * bands.height, maths))
     body = _band(stages, steps, bands, band, (begun, done), buffers)
-    body = tirx.For(band, first, last - first, tirx.ForKind.SERIAL, tirx.SeqStmt(body))
+    usual = {USUAL: -(-count // bands.parts)}
+    body = tirx.For(band, first, last - first, tirx.ForKind.SERIAL, tirx.SeqStmt(body), annotations=usual)
     body = tirx.SeqStmt([*begin, body])
     scratch += [begun.buffer, done.buffer]
     body = tirx.SeqStmt([*(tirx.AllocBuffer(each) for each in scratch), _in_rings(body, rings)])
@@ -152,7 +153,7 @@ def _band(
     statements = _stores(done, lambda maths: ends(steps, _least((band + 1) * bands.height, rows), maths))
     for number, (stage, names) in enumerate(stages):
         begin, end = begun.of(number), _most(begun.of(number), done.of(number))
-        usual = {USUAL: -(-stage.iterations // bands.count(rows))}
+        usual = {USUAL: -(-stage.iterations // bands.count(rows)), MIDDLE: stage.iterations // 2}
         nest = tirx.For(stage.row, begin, end - begin, tirx.ForKind.SERIAL, stage.body, annotations=usual)
         for var, extent in reversed(stage.blocks):
             nest = tirx.For(var, _number(0), _number(extent), tirx.ForKind.SERIAL, nest)

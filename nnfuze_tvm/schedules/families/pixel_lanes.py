@@ -4,14 +4,14 @@ A multiplication by element takes its factor from any lane of a vector. In NHWC,
 channels of one pixel, so a tile of many pixels loads many vectors. Transposed by squares of 4 pixels × 4 channels it
 loads a few, and keeps only those of one step in registers, which leaves more for accumulators. The loop nest is
 ``image, band of pixels, (transposed copy; channel_block, tile, reduction, quads of pixels, channel vectors)``: the
-band's copy stays in a cache while all weights pass it. A transposition costs less than a percent of the products
-where there are enough output channels.
+band's copy stays in a cache while all weights pass it. Bands are whole rows where rows can be, so that such a kernel
+can be fused with its neighbours (`bands`). A transposition costs less than a percent of the products where there are
+enough output channels.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import log
 
 from tvm import s_tir, tirx
 from tvm.s_tir.schedule import SBlockRV
@@ -30,6 +30,11 @@ _MIN_PIXELS = 24
 # Output channels from which the transposition pays.
 _MIN_CHANNELS = 64
 _REGISTERS = 32
+# Cycles in which a byte comes from L2, and multiply-adds per cycle: those of small cores, about.
+_L2_CYCLES = 1 / 16
+_MACS = 4
+# Costs up to this ratio are about the same.
+_ALIKE = 1.05
 
 
 @dataclass(frozen=True)
@@ -51,26 +56,52 @@ def tiles(quads: int, channels: int) -> list[QuadTile]:
         # Beside the sums, the weights of two steps and one quad's data of both.
         if channels % (_LANES * tile.vectors) or accumulators + 2 * tile.vectors + 2 >= _REGISTERS:
             continue
-        whole, rest = divmod(quads, tile.quads)
-        cost = whole * _instructions(tile.quads, tile.vectors) + (_instructions(rest, tile.vectors) if rest else 0)
         if quads >= tile.quads:
-            found.append((cost / tile.vectors, tile))
+            found.append((_step(quads, tile) / tile.vectors, tile))
     found.sort(key=lambda item: item[0])
     return [tile for _, tile in found]
+
+
+def _step(quads: int, tile: QuadTile) -> float:
+    """Return the instructions of one step of a band of ``quads``, for one block of channels."""
+    whole, rest = divmod(quads, tile.quads)
+    return whole * _instructions(tile.quads, tile.vectors) + (_instructions(rest, tile.vectors) if rest else 0)
 
 
 def _instructions(quads: int, vectors: int) -> float:
     return _LANES * quads * vectors + (quads + vectors) / 2
 
 
-def bands(quads: int, depth: int, channels: int, hw: Hardware) -> list[int]:
-    """Return how many quads of pixels to transpose at once, best first.
+def bands(height: int, width: int, depth: int, channels: int, hw: Hardware) -> list[int]:
+    """Return how many quads of pixels to transpose at once, best first by the cycles per quad, estimated.
 
-    Where all weights stay in L1, the copy should, too; else it should stay in L2, and all weights pass few bands.
+    They are those of whole rows. What outgrows half of L1 comes from L2, and what outgrows most of L2 from memory: the
+    copy once per block of channels, the weights once per band. Of bands that cost about the same the smallest is best:
+    kernels that are fused with this one keep fewer rows then.
     """
-    limit = hw.l1_bytes // 2 if depth * channels * 4 <= hw.l1_bytes // 2 else hw.l2_bytes // 2
-    most = limit / (depth * _LANES * 4)
-    return sorted(divisors(quads, quads), key=lambda n: abs(log(n / most)))[:4]
+    quads = height * width // _PIXELS
+    rows = [n for n in divisors(quads, quads) if n * _PIXELS % width == 0]
+    weights = depth * channels * 4
+
+    def cost(band: int) -> float:
+        tile = tiles(band, channels)[0]
+        copy = band * _PIXELS * depth * 4
+        blocks = channels // (_LANES * tile.vectors)
+        fetched = weights * _byte_cycles(
+            weights + (copy if weights > hw.l1_bytes // 2 else 0), hw
+        ) + blocks * copy * _byte_cycles(copy, hw)
+        return (blocks * depth * _step(band, tile) / 2 + fetched) / band
+
+    costs = {n: cost(n) for n in rows if tiles(n, channels)}
+    least = min(costs.values(), default=0.0)
+    return sorted(costs, key=lambda n: (0, n) if costs[n] <= _ALIKE * least else (1, costs[n]))[:4]
+
+
+def _byte_cycles(size: int, hw: Hardware) -> float:
+    """Return the cycles in which a byte comes from where so many stay, where the core waits for half of them."""
+    if size <= hw.l1_bytes // 2:
+        return 0.0
+    return _L2_CYCLES if size <= hw.l2_bytes * 4 // 5 else hw.far_macs / _MACS
 
 
 def _place(quad: tirx.PrimExpr, band: int, size: int, depth_block: tirx.PrimExpr) -> tuple[tirx.PrimExpr, ...]:
@@ -86,7 +117,7 @@ def schedule(sch: s_tir.Schedule, anchor: SBlockRV, hw: Hardware, tunable: bool)
     pixels = height * width
     quads = -(-pixels // _PIXELS)
     whole = pixels % _PIXELS == 0
-    band = choose(sch, bands(quads, depth, channels, hw) if whole else [quads], tunable, "band")
+    band = choose(sch, bands(height, width, depth, channels, hw) if whole else [quads], tunable, "band")
     tile = choose(sch, tiles(band, channels)[:4], tunable)
     unroll = choose(sch, [n for n in (16, 8, 4) if depth % n == 0 and depth > n], tunable, "unroll")
 
