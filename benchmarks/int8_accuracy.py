@@ -13,21 +13,18 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import tvm
 from rich.table import Table
 
-import nnfuze_tvm
 from benchmarks.arguments import names, output_console, parser_of
-from benchmarks.engines import nnfuze, onnxruntime
+from benchmarks.engines import onnxruntime
 from benchmarks.workloads import Workload
-from benchmarks.zoo_files import cache_dir, samples, workload
+from benchmarks.zoo_files import cache_dir, judged, merged, workload
 from benchmarks.zoo_networks import NETWORKS
-from nnfuze_tvm.graph import evaluate, ops
-from nnfuze_tvm.graph.dataflow import bindings
+from nnfuze_tvm.graph import evaluate
 from nnfuze_tvm.passes import pipeline
 from nnfuze_tvm.passes.compress.calibration import load_calibration
 from nnfuze_tvm.passes.compress.insert_qdq import METHOD
@@ -35,8 +32,6 @@ from nnfuze_tvm.passes.compress.magnitudes import CALIBRATION_METHODS
 from nnfuze_tvm.passes.compress.method import Inputs
 from nnfuze_tvm.passes.compress.policy import Policy
 
-# Errors are those on as many samples as these multiply-accumulates are enough for, within two bounds.
-_MACS, _LEAST, _MOST = 1e10, 32, 256
 _FLOATS = tuple(name for name, shipped in NETWORKS.items() if not shipped.quantized)
 
 
@@ -47,19 +42,6 @@ def error(answers: Sequence[np.ndarray], exact: Sequence[np.ndarray]) -> float:
         for answer, right in zip(answers, exact, strict=True)
     ]
     return max(found)
-
-
-def merged(work: Workload) -> tvm.IRModule:
-    """Return one network as our passes get it."""
-    mod = nnfuze_tvm.load([f"task={work.models[0]}"], shapes=nnfuze.open_shapes(work, "task") or None)
-    return tvm.transform.Sequential(pipeline.merge_phases())(mod)
-
-
-def judged(name: str, work: Workload, mod: tvm.IRModule) -> Workload:
-    """Return a workload with more samples to judge by, the first of which are its own."""
-    macs = sum(ops.macs(binding.value) for binding in bindings(mod["main"]))
-    count = int(min(max(_MACS / max(macs, 1), _LEAST), _MOST))
-    return replace(work, evaluation=[[row] for row in samples(NETWORKS[name], count, seed=2)])
 
 
 def ours(work: Workload, mod: tvm.IRModule, method: str) -> list[np.ndarray]:
@@ -84,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(name, file=sys.stderr, flush=True)
         work = workload(name, NETWORKS[name], args.work_dir, cache_dir())
         mod = merged(work)
-        work = judged(name, work, mod)
+        work = judged(work, NETWORKS[name], mod)
         exact = onnxruntime.reference(work)
         cells = [f"{error(ours(work, mod, method), exact):.1%}" for method in args.methods]
         try:

@@ -36,7 +36,7 @@ from benchmarks.engines.base import Engine, Unavailable, correlation, relative_e
 from benchmarks.interleaved import interleaved
 from benchmarks.peers import machine
 from benchmarks.workloads import Workload
-from benchmarks.zoo_files import Shipped, cache_dir, workload
+from benchmarks.zoo_files import Shipped, cache_dir, judged, merged, workload
 from benchmarks.zoo_networks import NETWORKS
 from nnfuze_tvm.deploy.bundle import LIBRARY, MANIFEST, WEIGHTS
 from nnfuze_tvm.errors import NNFuzeError
@@ -115,6 +115,9 @@ class Outcome:
 def measure(work: Workload, precision: str, *, speed: bool, rounds: int) -> Outcome:
     """Return what all engines do with one network; without ``speed``, what ours does."""
     outcome = Outcome(work.name, precision)
+    if precision == "auto":
+        # Of few samples, one that is unlike the others would decide.
+        work = judged(work, NETWORKS[work.name], merged(work))
     try:
         exact = onnxruntime.reference(work)
     except Exception as error:

@@ -13,18 +13,26 @@ import sys
 import tarfile
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import onnx
+import tvm
 
+import nnfuze_tvm
+from benchmarks.engines import nnfuze
 from benchmarks.engines.base import Unavailable
 from benchmarks.workloads import Workload, kept
 from benchmarks.zoo_inputs import Given
+from nnfuze_tvm.graph import ops
+from nnfuze_tvm.graph.dataflow import bindings
+from nnfuze_tvm.passes import pipeline
 
 CALIBRATION_SAMPLES = 16
 EVALUATION_SAMPLES = 8
+# Accuracies are those on as many samples as these multiply-accumulates are enough for, within two bounds.
+_MACS, _LEAST, _MOST = 1e10, 32, 256
 
 
 @dataclass(frozen=True)
@@ -170,3 +178,16 @@ def workload(name: str, shipped: Shipped, work_dir: Path, cache: Path) -> Worklo
     calibration = {key: np.concatenate([np.atleast_1d(row[key]) for row in rows]) for key in shipped.inputs}
     evaluation = [[row] for row in samples(shipped, EVALUATION_SAMPLES, seed=2)]
     return Workload(name, [folder / "task0.onnx"], [calibration], evaluation, directory)
+
+
+def merged(work: Workload) -> tvm.IRModule:
+    """Return one network as our passes get it."""
+    mod = nnfuze_tvm.load([f"task={work.models[0]}"], shapes=nnfuze.open_shapes(work, "task") or None)
+    return tvm.transform.Sequential(pipeline.merge_phases())(mod)
+
+
+def judged(work: Workload, shipped: Shipped, mod: tvm.IRModule) -> Workload:
+    """Return a workload with more samples to judge by, the first of which are its own."""
+    macs = sum(ops.macs(binding.value) for binding in bindings(mod["main"]))
+    count = int(min(max(_MACS / max(macs, 1), _LEAST), _MOST))
+    return replace(work, evaluation=[[row] for row in samples(shipped, count, seed=2)])
