@@ -15,9 +15,10 @@ from nnfuze_tvm.devices.boards import BOARDS
 from nnfuze_tvm.devices.targets import resolve
 from nnfuze_tvm.graph import ir
 from nnfuze_tvm.graph.evaluate import evaluate
+from nnfuze_tvm.passes.lower.bit_serial.bit_serial import BitSerial
 from tests.graph import recurrent
 from tests.graph.calls import calls, examples
-from tests.passes.lower import test_skip_blocks
+from tests.passes.lower import test_bit_serial, test_skip_blocks
 from tests.schedules import kernels
 
 Board = Callable[[str], str]
@@ -196,3 +197,13 @@ def test_sums_that_skip_blocks_are_the_same_bits(
         sparse = test_skip_blocks.skipping(mod, target)
         (got,) = run_on_board(sparse, target, inputs, remote, tmp_path, f"{kind}.so")
         np.testing.assert_array_equal(got, evaluate(mod["main"], inputs)[0], err_msg=kind)
+
+
+@pytest.mark.parametrize("name", ["rpi3", "rpi5"])
+def test_counted_bits_are_the_same_sums(name: str, session: Session, board: Board, tmp_path: Path) -> None:
+    target, remote = resolve(name), session(board(str(BOARDS[name].emulated)))
+    for n, (bounds, numbers, outputs) in enumerate(test_bit_serial.CASES):
+        mod, inputs = test_bit_serial.convolution(bounds, numbers, (5, 7), 72, outputs, (3, 3), 1, padding=[1, 1, 1, 1])
+        counting = BitSerial(test_bit_serial.always)(mod)
+        (got,) = run_on_board(counting, target, inputs, remote, tmp_path, f"{n}.so")
+        np.testing.assert_array_equal(got, evaluate(mod["main"], inputs)[0], err_msg=str(numbers))

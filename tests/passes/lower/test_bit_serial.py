@@ -21,6 +21,8 @@ from tests.schedules import kernels
 
 SIGNS = None
 DATA = [SIGNS, (0, 1), (0, 3), (-1, 1), (-2, 1), (0, 7), (-8, 7)]
+# Of kernels that are built: what data and weights are, and output channels.
+CASES = [(SIGNS, (-1, 1), 64), ((0, 3), (-2, -1, 0, 1), 24), ((0, 3), (-3, -1, 1, 3), 16)]
 WEIGHTS = [(-1, 1), (-127, 127), (-1, 0, 1), (-3, -1, 1, 3), (-2, -1, 0, 1), (0, 1), (-8, 7)]
 
 
@@ -88,9 +90,7 @@ def test_any_convolution_of_few_bits(bounds, numbers, size, channels, kernel, st
 
 
 @pytest.mark.parametrize("target", ["host", "x86-64-v3"])
-@pytest.mark.parametrize(
-    ("bounds", "numbers", "outputs"), [(SIGNS, (-1, 1), 64), ((0, 3), (-2, -1, 0, 1), 24), ((0, 3), (-3, -1, 1, 3), 16)]
-)
+@pytest.mark.parametrize(("bounds", "numbers", "outputs"), CASES)
 def test_kernels_count_the_same(bounds, numbers, outputs, target):
     mod, inputs = convolution(bounds, numbers, (5, 7), 72, outputs, (3, 3), 1, padding=[1, 1, 1, 1])
     got = kernels.schedule_and_run(BitSerial(always)(mod), resolve(target), inputs)
