@@ -6,7 +6,10 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.special import stdtrit
 
+# How sure it is that a bound of an error holds.
+_SURE = 0.95
 # An output that varies by less than this part of its root mean square is called constant.
 _VARIES = 1 / 50
 
@@ -38,3 +41,32 @@ def output_error(answers: Sequence[np.ndarray], exact: Sequence[np.ndarray]) -> 
     size, spread = math.sqrt(float(np.mean(wanted**2))), float(wanted.std())
     difference = math.sqrt(float(np.mean((found - wanted) ** 2)))
     return difference / ((spread if spread > _VARIES * size else size) or 1.0)
+
+
+def error_bound(answers: Sequence[np.ndarray], exact: Sequence[np.ndarray]) -> float:
+    """Return what the error of one output hardly exceeds over other inferences of the same kind.
+
+    That is `output_error` with the mean of its squares (of integers, the share itself) where Student's distribution has
+    95 % below, given how much it differs from inference to inference: few that differ much tell little. Of a single
+    inference, its error.
+
+    Parameters
+    ----------
+    answers, exact : sequence of numpy.ndarray
+        The output of each inference, as it is and as it should be.
+    """
+    error, count = output_error(answers, exact), len(exact)
+    if count < 2 or error == 0 or not math.isfinite(error):
+        return error
+    floats = exact[0].dtype.kind == "f"
+    each = np.array(
+        [_square(*pair) if floats else np.mean(pair[0] != pair[1]) for pair in zip(answers, exact, strict=True)]
+    )
+    beyond = 1 + float(stdtrit(count - 1, _SURE)) * float(each.std(ddof=1)) / math.sqrt(count) / float(each.mean())
+    return error * math.sqrt(beyond) if floats else min(1.0, error * beyond)
+
+
+def _square(found: np.ndarray, wanted: np.ndarray) -> float:
+    """Return the mean square of the differences, where there are finite values."""
+    finite = np.isfinite(wanted)
+    return float(np.mean((found[finite].astype("float64") - wanted[finite]) ** 2)) if finite.any() else 0.0

@@ -18,7 +18,7 @@ from nnfuze_tvm.graph.dataflow import bindings, with_main
 from nnfuze_tvm.graph.ir import static_shape
 from nnfuze_tvm.graph.remembered import Remembered
 from nnfuze_tvm.passes.compress.calibration import batches, load_calibration, spread
-from nnfuze_tvm.passes.compress.error import output_error
+from nnfuze_tvm.passes.compress.error import error_bound
 from nnfuze_tvm.passes.compress.method import FLOAT32, Precision
 from nnfuze_tvm.passes.compress.stored_weights import with_constants
 
@@ -51,7 +51,7 @@ class Choice:
         How many inferences errors were measured on.
     before, after : dict of str to float
         The error of each output (``task:output``) where no layer stays float for the budget, and as chosen, on samples
-        that the quantizer has not seen if there are enough; see `error.output_error`.
+        that the quantizer has not seen if there are enough; see `error.error_bound`.
     layers : dict of str to float
         The layers that stay float, each with the largest error that its bits alone make of an output.
     policy : dict
@@ -96,7 +96,7 @@ class QuantizeWithin:
     calibration : mapping
         Samples, see :func:`nnfuze_tvm.passes.compress.calibration.load_calibration`.
     max_error : float
-        The largest error of any output, see `error.output_error`.
+        The largest error that any output may have, see `error.error_bound`.
     announce : callable
         Is told how far the search is.
     prepare : callable, optional
@@ -224,7 +224,7 @@ class _Search:
     def _of(self, mod: tvm.IRModule) -> dict[str, float]:
         answers, exact = self.float.run(mod["main"]), self.float.outputs
         return {
-            label: output_error([row[n] for row in answers], [row[n] for row in exact])
+            label: error_bound([row[n] for row in answers], [row[n] for row in exact])
             for n, label in enumerate(self.labels)
         }
 

@@ -14,7 +14,7 @@ from tvm.relax import op
 
 from nnfuze_tvm.graph import evaluate, ir
 from nnfuze_tvm.graph.dataflow import Emitter, bindings
-from nnfuze_tvm.passes.compress.error import output_error
+from nnfuze_tvm.passes.compress.error import error_bound, output_error
 from nnfuze_tvm.passes.compress.insert_qdq import INT8, InsertQDQ, Seen
 from nnfuze_tvm.passes.compress.policy import Policy
 from nnfuze_tvm.passes.compress.within_budget import QuantizeWithin, choice_of
@@ -66,7 +66,7 @@ def error(mod, exact):
         run = evaluate.executor(module)
         return [run({"x": sample[None]})[0] for sample in SAMPLES["x"]]
 
-    return output_error(answers(mod), answers(exact))
+    return error_bound(answers(mod), answers(exact))
 
 
 def test_the_layer_that_spoils_the_outputs_stays_float():
@@ -163,3 +163,21 @@ def test_errors_of_outputs(answer, exact, expected):
     kind = None if isinstance(sum(exact), int) and exact else "float32"
     got = output_error([np.array(answer, kind)], [np.array(exact, kind)])
     assert got == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_bound_is_the_error_where_inferences_are_alike_and_holds_where_they_are_not():
+    rng = np.random.default_rng(0)
+    exact = [rng.standard_normal((1, 5)).astype("float32") for _ in range(8)]
+    alike = [each + np.float32(0.25) for each in exact]
+    assert error_bound(alike, exact) == pytest.approx(output_error(alike, exact), rel=1e-3)
+    assert error_bound(alike[:1], exact[:1]) == output_error(alike[:1], exact[:1])
+    assert error_bound(exact, exact) == 0
+    held = 0
+    for _ in range(200):
+        wanted = rng.standard_normal((400, 1))
+        found = wanted + 0.1 * rng.standard_normal((400, 1))
+        held += error_bound(found[:8], wanted[:8]) >= output_error(found[8:], wanted[8:])
+    # The spread of the outputs, too, is taken from the few.
+    assert held > 150
+    codes = [np.array([0, 0]), np.array([0, 1]), np.array([1, 1])]
+    assert output_error(codes, [np.zeros(2, "int64")] * 3) < error_bound(codes, [np.zeros(2, "int64")] * 3) <= 1
