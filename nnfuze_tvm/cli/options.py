@@ -192,8 +192,9 @@ _FINETUNE = typer.Option(
     "perhaps labels [N] under the tasks' names."
 )
 _EPOCHS = typer.Option(help="How often --finetune sees each sample; 5 by default.")
-_SHARE_INPUT = typer.Option(
-    help="An input that is one and the same in all tasks. By default: equal name, shape, dtype."
+SHARE_INPUT = typer.Option(
+    help="An input that is one and the same in all tasks. By default: equal name, shape, dtype. Of several names, "
+    "channels first or last, scaled: frame=cats.data,dogs.x*255-128."
 )
 _CHAIN = typer.Option(
     help="An input that is another network's output: input=task:output; its last 16 results: input=task:output[16]."
@@ -220,7 +221,7 @@ Inputs = Annotated[
     dict[str, Any],
     Group(
         lambda: {
-            "share_input": (Annotated[list[str] | None, _SHARE_INPUT], None),
+            "share_input": (Annotated[list[str] | None, SHARE_INPUT], None),
             "chain": (Annotated[list[str] | None, _CHAIN], None),
             "state": (Annotated[list[str] | None, _STATE], None),
             "shape": (Annotated[list[str] | None, _SHAPE], None),

@@ -119,6 +119,8 @@ def _adopt_kernels(
 
 def _check_shared(mod: tvm.IRModule, sources: Sequence[Source], shared_inputs: Sequence[str]) -> None:
     for name in shared_inputs:
+        if "=" in name:  # several forms of an input, which are brought together where networks are
+            continue
         owners = [(source, param) for source in sources for param in mod[source.task].params if param.name == name]
         if not owners:
             known = sorted({param.name for source in sources for param in mod[source.task].params})

@@ -12,6 +12,7 @@ from tvm_ffi import structural_equal
 
 from nnfuze_tvm.errors import InputError
 from nnfuze_tvm.graph import dataflow, ir
+from nnfuze_tvm.graph.views import View, views_of
 from nnfuze_tvm.graph.wiring import Result, Source, State, Window, Wiring
 
 _PRODUCER = re.compile(r"(?P<task>[^:]+):(?P<output>.+?)(\[(?P<window>\d+)\])?")
@@ -31,7 +32,7 @@ def wire(
         One function per task.
     shared : sequence of str, optional
         Names of inputs that are one and the same in all tasks that have them; by default all of equal name, shape and
-        dtype are.
+        dtype are. ``input=task.input,other.input``: inputs of several names and forms, see `views_of`.
     chains : sequence of str
         ``input=task:output``: the input, of all other tasks that have one of this name (or of one: ``task.input``), is
         what another task gives; the output by name or by number. ``input=task:output[16]``: it is the last 16 results,
@@ -51,12 +52,14 @@ def wire(
 
 class _Wirer:
     def __init__(self, mod: tvm.IRModule, shared: Sequence[str] | None) -> None:
-        self.shared = shared
+        said = [] if shared is None else [text for text in shared if "=" in text]
+        self.shared = None if shared is None else [text for text in shared if text not in said]
         self.tasks = ir.tasks(mod)
         self.outputs: dict[str, list[str]] = {task: [] for task in self.tasks}
         for output in ir.task_outputs(mod):
             self.outputs[output.task].append(output.name)
         self.types = {(task, param.name): param.ty for task in self.tasks for param in mod[task].params}
+        self.views = self._views(said)
         self.results = {task: [field.ty for field in dataflow.output_fields(mod[task])] for task in self.tasks}
         self.sources: dict[tuple[str, str], Source] = {}
         self.states: list[State] = []
@@ -85,6 +88,18 @@ class _Wirer:
         shapes = {place: _shape(ty) for place, ty in self.types.items()}
         return Wiring(tuple(self.tasks), order, inputs, tuple(self.states), sources, shapes, outputs)
 
+    def _views(self, said: Sequence[str]) -> dict[tuple[str, str], tuple[str, View | None]]:
+        """Return which inputs are forms of which, and what forms."""
+        found: dict[tuple[str, str], tuple[str, View | None]] = {}
+        named: list[str] = []
+        for text in said:
+            name, places = views_of(text, self.types)
+            if name in named or {*places} & {*found}:
+                raise InputError(f"shared input {text}: it or one of its inputs is said to be another one, too")
+            named.append(name)
+            found |= {place: (name, view) for place, view in places.items()}
+        return found
+
     def _inputs(self, fed: set[tuple[str, str]]) -> dict[str, Any]:
         """Name the inputs that a caller gives: equal ones once."""
         for name in self.shared or ():
@@ -93,22 +108,36 @@ class _Wirer:
                 raise InputError(f"shared input {name!r}: no task has it (there are: {known})")
         inputs: dict[str, Any] = {}
         groups = self._groups(fed)
+        names = {self.views[group[0]][0] for group in groups if group[0] in self.views}
         owners: dict[str, list[list[tuple[str, str]]]] = {}
         for group in groups:
             owners.setdefault(group[0][1], []).append(group)
         for group in groups:
             task, name = group[0]
-            same = owners[name]
-            several = [other for other in same if len(other) > 1]
-            called = self._unique(name if len(same) == 1 or several == [group] else f"{task}.{name}")
+            if group[0] in self.views:
+                called = self._unique(self.views[group[0]][0])
+                self.sources |= {place: view or called for place in group for _, view in [self.views[place]]}
+            else:
+                same = owners[name]
+                several = [other for other in same if len(other) > 1]
+                alone = (len(same) == 1 or several == [group]) and name not in names
+                called = self._unique(name if alone else f"{task}.{name}")
+                self.sources |= dict.fromkeys(group, called)
             inputs[called] = self.types[group[0]]
-            self.sources |= dict.fromkeys(group, called)
         return inputs
 
     def _groups(self, fed: set[tuple[str, str]]) -> list[list[tuple[str, str]]]:
         """Return the inputs that nothing feeds, those together that are one."""
         groups: list[list[tuple[str, str]]] = []
         for place, ty in self.types.items():
+            if place in self.views:
+                if place in fed:
+                    raise InputError(f"input {place[1]!r} of task {place[0]!r} is fed twice; leave one of them out")
+                # The first that was named says what the input is like, and stands first.
+                own = [other for other, (name, _) in self.views.items() if name == self.views[place][0]]
+                if own not in groups:
+                    groups.append(own)
+                continue
             if place in fed:
                 continue
             name = place[1]
@@ -116,6 +145,7 @@ class _Wirer:
                 found = [g for g in groups if g[0][1] == name and structural_equal(self.types[g[0]], ty)]
             else:
                 found = [g for g in groups if g[0][1] == name] if name in self.shared else []
+            found = [g for g in found if g[0] not in self.views]
             if not found:
                 groups.append([place])
                 continue
@@ -231,7 +261,7 @@ class _Wirer:
     def _order(self, chains: Sequence[str]) -> tuple[str, ...]:
         needs: dict[str, set[str]] = {task: set() for task in self.tasks}
         for (task, _), source in self.sources.items():
-            if not isinstance(source, str):
+            if isinstance(source, Result | Window):
                 needs[task].add((source if isinstance(source, Result) else source.result).task)
         order: list[str] = []
         while len(order) < len(self.tasks):

@@ -8,6 +8,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from nnfuze_tvm.graph.views import View
+
 Run = Callable[[Mapping[str, np.ndarray]], Sequence[np.ndarray]]
 """One network: from its inputs by name to its outputs in order."""
 
@@ -51,8 +53,9 @@ class Window:
         return (*self.view[: self.axis], rows, *self.view[self.axis + 1 :])
 
 
-Source: TypeAlias = str | Result | Window
-"""Where an input comes from: an input of the merged network, a result of this call, or several calls' results."""
+Source: TypeAlias = str | View | Result | Window
+"""Where an input comes from: an input of the merged network as it is or in another form, a result of this call, or
+several calls' results."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,8 @@ class Wiring:
         def read(source: Source) -> np.ndarray:
             if isinstance(source, str):
                 return given[source]
+            if isinstance(source, View):
+                return source.of(given[source.name])
             if isinstance(source, Result):
                 return np.asarray(results[source.task][source.place])
             if source.state not in wholes:
@@ -155,6 +160,16 @@ class Wiring:
             for state in self.states
         ]
         return [*map(read, self.outputs), *following], taken
+
+    def taken(self, task: str, given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the inputs of a task that callers give, without those that are states or other tasks' results."""
+        found = {}
+        for (owner, name), source in self.sources.items():
+            if owner == task and isinstance(source, str) and source in given:
+                found[name] = given[source]
+            elif owner == task and isinstance(source, View):
+                found[name] = source.of(given[source.name])
+        return found
 
     def step(self, runs: Mapping[str, Run], given: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Return what the merged network returns; see `trace`."""

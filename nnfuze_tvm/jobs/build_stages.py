@@ -86,14 +86,8 @@ class Built:
         """Return each network's library with its inputs, in order, from a sample; zeros for what networks feed."""
         found = []
         for path, apart, taken in zip(self.libraries, self.weights, self.signatures, strict=True):
-            names = {i.name: i.name for i in taken.inputs}
-            if self.wiring is not None:
-                task = taken.outputs[0].task
-                names = {i.name: s for i in taken.inputs if isinstance(s := self.wiring.sources[task, i.name], str)}
-            arrays = [
-                sample[names[i.name]] if names.get(i.name) in sample else np.zeros(i.shape, i.dtype)
-                for i in [*taken.inputs, *taken.states]
-            ]
+            own = self.wiring.taken(taken.outputs[0].task, sample) if self.wiring is not None else sample
+            arrays = [own.get(i.name, np.zeros(i.shape, i.dtype)) for i in [*taken.inputs, *taken.states]]
             found.append(Network(path, arrays, {LOAD: apart.arrays} if apart.arrays else {}))
         return found
 

@@ -29,6 +29,7 @@ from nnfuze_tvm.jobs.directory import JOB, JobDirectory, replace
 from nnfuze_tvm.jobs.request import model_path
 from nnfuze_tvm.passes import pipeline
 from nnfuze_tvm.passes.compress.calibration import load_calibration
+from nnfuze_tvm.passes.merge.common_inputs import CommonInputs
 from nnfuze_tvm.reading.arrays import read_arrays
 from nnfuze_tvm.reading.files import open_file, parse_json, read_file
 from nnfuze_tvm.reading.limits import MOST_EPOCHS, MOST_THREADS
@@ -48,7 +49,7 @@ _LOG.setLevel(logging.INFO)
 # Seconds between two times that the state is kept, and that it is said how far it is.
 _KEPT, _SAID = 30.0, 5.0
 # What may not change between a merge and its going on.
-_FIXED = ("networks", "data", "evaluation", "budget", "epochs", "seed", "threads", "torch")
+_FIXED = ("networks", "shared_inputs", "data", "evaluation", "budget", "epochs", "seed", "threads", "torch")
 _STATE = "state.pt"
 _BLOCK = 1 << 20
 # So many steps a trial has at least, however few samples there are, and how fast is learnt at first.
@@ -63,6 +64,7 @@ class Options:
 
     models: Sequence[str]
     data: str
+    shared_inputs: Sequence[str] = ()
     evaluation: str | None = None
     budget: float = 1.0
     epochs: int = 20
@@ -103,6 +105,7 @@ def merge(
     announce : callable
         Is told what is being done, in a few words.
     **fields
+        - ``shared_inputs``: inputs of other names or forms that are one, see `graph.links.wire`;
         - ``evaluation``: an ``.npz`` file like the data's with labels ``[N]`` by task;
         - ``budget`` (1.0): points that a task may lose, of accuracy where the evaluation has labels of it, else of
           agreement with its original on a tenth of the samples, which is not learnt from;
@@ -121,6 +124,8 @@ def merge(
         raise InputError("--data: give an .npz file with samples [N, …] by input to learn from")
     announce("loading the networks")
     mod = load(options.models)
+    if options.shared_inputs:
+        mod = _run([CommonInputs(options.shared_inputs)], mod)
     samples, evaluation = _data(mod, options)
     facts = _facts(options)
     _check_place(path)
@@ -165,6 +170,7 @@ def _facts(options: Options) -> dict[str, Any]:
     kept["evaluation"] = options.evaluation and os.path.abspath(options.evaluation)
     return {
         "options": kept,
+        "shared_inputs": list(options.shared_inputs),
         "networks": [digest(model_path(model)) for model in options.models],
         "data": digest(options.data),
         "evaluation": digest(options.evaluation),
@@ -188,7 +194,7 @@ def _data(mod: tvm.IRModule, options: Options) -> tuple[Arrays, Evaluation]:
         if {*names} != {*known}:
             raise InputError(
                 f"task {task}: networks that share a trunk must have the same inputs, by name, shape and type; "
-                f"it has {', '.join(names)}, and all together have {', '.join(known)}"
+                f"it has {', '.join(names)}, and all together have {', '.join(known)}; --share-input says which are one"
             )
         # What can't be learnt or written is said before anything is.
         Network(func)

@@ -31,6 +31,7 @@ from nnfuze_tvm.passes.lower.whole_channels import WholeChannels
 from nnfuze_tvm.passes.lower.whole_columns import WholeColumns
 from nnfuze_tvm.passes.lower.whole_rows import WholeRows
 from nnfuze_tvm.passes.lower.winograd.winograd import Winograd
+from nnfuze_tvm.passes.merge.common_inputs import CommonInputs
 from nnfuze_tvm.passes.merge.merge_tasks import MergeTasks
 from nnfuze_tvm.passes.merge.share_codebooks import ShareCodebooks
 from nnfuze_tvm.passes.merge.share_trunk import ShareTrunk
@@ -44,6 +45,7 @@ __all__ = [
     "BitSerial",
     "BlockSparse",
     "ByteTables",
+    "CommonInputs",
     "Equalize",
     "FewChannels",
     "FoldBatchNorm",

@@ -84,6 +84,26 @@ def test_networks_come_out_that_share_a_trunk(given, tmp_path, capsys, monkeypat
     assert content == [file.read_bytes() for file in files]
 
 
+def test_one_input_under_two_names_and_scales(given, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(job, "_LEAST", 20)
+    other = onnx.load(given / "two.onnx")
+    graph = other.graph
+    graph.input[0].name = "x"
+    # Twice the common input, which it halves.
+    graph.initializer.append(onnx.numpy_helper.from_array(np.array(0.5, "float32"), "half"))
+    graph.node.insert(0, onnx.helper.make_node("Mul", ["x", "half"], ["image"], "Mul.of.x"))
+    onnx.save(other, tmp_path / "two.onnx")
+    two = [str(given / "one.onnx"), str(tmp_path / "two.onnx")]
+    options = ["--data", str(given / "data.npz"), "--budget", "100", "--epochs", "1", "-o", str(tmp_path / "merged")]
+    assert cli.run(["merge", *two, *options]) == 2
+    assert "--share-input says which are one" in capsys.readouterr().err
+    assert cli.run(["merge", *two, *options, "--share-input", "image=one.image,two.x*2"]) == 0
+    mod = load([str(tmp_path / "merged" / f"{name}.onnx") for name in ("one", "two")])
+    assert [param.name for name in ("one", "two") for param in mod[name].params] == ["image", "image"]
+    layers = metrics.layers(tvm.transform.Sequential(merge_phases())(mod))
+    assert next(layer.tasks for layer in layers if layer.op == "nn.conv2d") == ("one", "two")
+
+
 def test_a_merge_that_was_ended_goes_on_to_the_same_files(given, tmp_path, monkeypatch):
     monkeypatch.setattr(job, "_KEPT", 0.0)
     options = {"data": str(given / "data.npz"), "budget": 0.0, "epochs": 2}

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from nnfuze_tvm.cli.console import out, progress
-from nnfuze_tvm.cli.options import AsJson, check_files
+from nnfuze_tvm.cli.options import SHARE_INPUT, AsJson, check_files
 from nnfuze_tvm.reading.limits import MOST_EPOCHS
 
 POSITION = 2.2
@@ -41,6 +41,7 @@ def command(
     data: Annotated[
         str | None, typer.Option(help="What to learn from: an .npz file with samples [N, …] per input, no labels.")
     ] = None,
+    share_input: Annotated[list[str] | None, SHARE_INPUT] = None,
     evaluation: Annotated[
         str | None, typer.Option(help="Inputs to judge by, in the same form; labels [N] under the tasks' names.")
     ] = None,
@@ -64,8 +65,9 @@ def command(
     """
     if models:
         check_files(models, {"shapes": {}})
-    given: dict[str, Any] = {"evaluation": evaluation, "budget": budget, "epochs": epochs, "seed": seed}
-    given = {name: value for name, value in {**given, "threads": threads}.items() if value is not None}
+    given: dict[str, Any] = {"shared_inputs": share_input, "evaluation": evaluation, "budget": budget, "epochs": epochs}
+    given |= {"seed": seed, "threads": threads}
+    given = {name: value for name, value in given.items() if value is not None}
     with progress() as announce:
         from nnfuze_tvm.jobs.merge import merge
 

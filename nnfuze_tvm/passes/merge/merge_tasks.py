@@ -9,6 +9,7 @@ from tvm import relax
 
 from nnfuze_tvm.graph import dataflow, ir
 from nnfuze_tvm.graph.links import wire
+from nnfuze_tvm.graph.views import View
 from nnfuze_tvm.graph.wiring import Result, Source, Window, Wiring
 
 
@@ -21,7 +22,8 @@ class MergeTasks:
     shared_inputs
         Names of inputs that are one and the same in all tasks that have them. By default what the module says
         (see :func:`nnfuze_tvm.load`); where it says nothing, inputs of equal name, shape and dtype.
-        Inputs of equal name that are not shared become ``<task>.<input>``.
+        Inputs of equal name that are not shared become ``<task>.<input>``. ``input=task.input,other.input`` are inputs
+        of several names and forms, see `graph.views.views_of`.
     chains, states
         Inputs that are outputs of other tasks, or of the same task at the call before; see `graph.links.wire`.
         What feeds an input is no output any more. ``main`` takes states behind the inputs and returns their next
@@ -55,6 +57,8 @@ class _Merger:
         types = {**wiring.inputs, **{state.name: state.type for state in wiring.states}}
         self.params = {name: tvm.ir.Var(self.emitter.unique(name), ty) for name, ty in types.items()}
         self.results: dict[str, list[dataflow.Value]] = {}
+        # What tasks take of an input, those alike once.
+        self.forms: dict[View, dataflow.Value] = {}
         # By the state's name: the rows of earlier calls and of this one.
         self.windows: dict[str, dataflow.Value] = {}
 
@@ -91,6 +95,10 @@ class _Merger:
     def _value(self, source: Source) -> dataflow.Value:
         if isinstance(source, str):
             return self.params[source]
+        if isinstance(source, View):
+            if source not in self.forms:
+                self.forms[source] = source.emit(self.emitter, self.params[source.name])
+            return self.forms[source]
         if isinstance(source, Result):
             return self.results[source.task][source.place]
         if source.state not in self.windows:
