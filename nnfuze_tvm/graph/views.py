@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,8 @@ Place = tuple[str, str]
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _NUMBERS = rf"(?:{_NUMBER}|\[{_NUMBER}(?:,{_NUMBER})*\])"
 _SCALED = re.compile(rf"(?P<place>.+?)(?:\*(?P<factor>{_NUMBERS}))?(?:(?P<sign>[-+])(?P<offset>{_NUMBERS}))?")
+# What is longer can't be meant, and would take long to take apart.
+_LONGEST = 4000
 _OUTSIDE_OF_BRACKETS = re.compile(r",(?![^\[]*\])")
 
 
@@ -93,8 +94,8 @@ def views_of(said: str, types: Mapping[Place, Any]) -> tuple[str, dict[Place, Vi
         If there is no such input, or forms can't be brought together.
     """
     name, _, places = said.partition("=")
-    if not name or not places:
-        raise InputError(f"shared input {said!r}: write it as input=task.input,other.input")
+    if not name or not places or len(said) > _LONGEST:
+        raise InputError(f"shared input {said[:80]!r}: write it as input=task.input,other.input")
     found: dict[Place, View | None] = {}
     for text in _OUTSIDE_OF_BRACKETS.split(places):
         place, factor, offset = _parsed(said, text, types)
@@ -115,7 +116,9 @@ def _parsed(said: str, text: str, types: Mapping[Place, Any]) -> tuple[Place, tu
     if match is None or match["place"] not in known:
         raise InputError(f"shared input {said}: there is no input {text!r}; there are {', '.join(known)}")
     factor, offset = (_numbers(match[part]) for part in ("factor", "offset"))
-    if not all(map(math.isfinite, (*factor, *offset))) or 0 in factor:
+    with np.errstate(over="ignore", under="ignore"):
+        rounded = [np.array(numbers, "float32") for numbers in (factor, offset)]
+    if not all(np.isfinite(numbers).all() for numbers in rounded) or 0 in rounded[0]:
         raise InputError(f"shared input {said}: {text} needs factors that are finite and not 0, and finite offsets")
     return known[match["place"]], factor, tuple(-n for n in offset) if match["sign"] == "-" else offset
 

@@ -100,6 +100,8 @@ def _shapes(folder: Path, model: Path) -> Iterator[Sequence[str | Path]]:
         ):
             if (option, text) != ("--share-input", ""):
                 yield ["compile", model, "-o", "out", "--no-compare", option, text]
+    for text in ("net.x*0", "net.x*[1,", "net.x-1e999,net.x", "[/red]", "," * 100_000, "net.x*" + "9" * 3000):
+        yield ["compile", model, "-o", "out", "--no-compare", "--share-input", f"f={text}"]
 
 
 def _paths(folder: Path, bundle: Path, model: Path, sample: str) -> Iterator[Sequence[str | Path]]:
