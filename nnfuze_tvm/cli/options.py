@@ -134,10 +134,15 @@ def _compression_options() -> dict[str, tuple[Any, Any]]:
 
 
 def _input_fields(
-    share_input: list[str] | None, chain: list[str] | None, state: list[str] | None, shape: list[str] | None
+    share_input: list[str] | None,
+    chain: list[str] | None,
+    state: list[str] | None,
+    shape: list[str] | None,
+    merge: str | None,
 ) -> dict[str, Any]:
     shapes = _parse_shapes(shape or [])
-    return {"shared_inputs": share_input or None, "chains": chain or [], "states": state or [], "shapes": shapes}
+    links = {"shared_inputs": share_input or None, "chains": chain or [], "states": state or []}
+    return {**links, "shapes": shapes, "merge": merge}
 
 
 def _parse_shapes(texts: Sequence[str]) -> dict[str, list[int]]:
@@ -201,6 +206,9 @@ _CHAIN = typer.Option(
 )
 _STATE = typer.Option(help="An input that is the network's output of the call before, zeros at first: input=output.")
 _SHAPE = typer.Option(help="Shape of an input, where the file leaves it open: name=1,3,224,224.")
+_MERGE = typer.Option(
+    help="Directory of nnfuze merge with these networks: they share the trunk that was learnt there.", metavar="DIR"
+)
 _TRACKER = typer.Option(help="RPC tracker of the boards: host:port.")
 _KEY = typer.Option(help="Key of the boards at the tracker.")
 SecretFile = Annotated[
@@ -225,6 +233,7 @@ Inputs = Annotated[
             "chain": (Annotated[list[str] | None, _CHAIN], None),
             "state": (Annotated[list[str] | None, _STATE], None),
             "shape": (Annotated[list[str] | None, _SHAPE], None),
+            "merge": (Annotated[str | None, _MERGE], None),
         },
         _input_fields,
     ),

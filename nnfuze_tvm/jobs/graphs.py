@@ -20,6 +20,7 @@ from nnfuze_tvm.graph import ir
 from nnfuze_tvm.graph.links import wire
 from nnfuze_tvm.graph.wiring import Wiring
 from nnfuze_tvm.jobs.announce import NOTE, Announce, note_threads, silent
+from nnfuze_tvm.jobs.learnt_trunk import with_learnt_trunk
 from nnfuze_tvm.jobs.request import NetworkRequest
 from nnfuze_tvm.passes import pipeline
 from nnfuze_tvm.passes.compress import method, method_settings
@@ -42,8 +43,8 @@ class Graphs:
     loaded : tvm.IRModule
         One function per task.
     stages : dict of str to tvm.IRModule
-        ``merged`` and the name of every compression method that was asked for, in the order in which they follow; what
-        was trained is called ``<method>, fine-tuned``.
+        ``merged``, ``trunk learnt`` if there is one, and the name of every compression method that was asked for, in
+        the order in which they follow; what was trained is called ``<method>, fine-tuned``.
     calibration : dict of str to numpy.ndarray, optional
         Samples by input.
     integer : collection of str
@@ -92,7 +93,7 @@ def make_graphs(
     portable: bool = False,
     on_merged: Callable[[Graphs], object] = lambda _: None,
 ) -> Graphs:
-    """Load the networks, merge them, and compress the merged one as options and policy say.
+    """Load the networks, merge them, with a learnt trunk if there is one, and compress that as options and policy say.
 
     Parameters
     ----------
@@ -121,13 +122,17 @@ def make_graphs(
     links = (request.shared_inputs, request.chains, request.states)
     wiring = wire(loaded, *links)
     merged = _run(pipeline.merge_phases(*links), loaded)
-    asked = _asked_for(policy, merged, request.options)
+    stages = {"merged": merged}
+    if request.merge is not None:
+        stages["trunk learnt"] = with_learnt_trunk(request.merge, request.models, merged)
+    graph = list(stages.values())[-1]
+    asked = _asked_for(policy, graph, request.options)
     method_settings.check_used(pipeline.METHODS, asked, request.options)
     samples = None
     if request.calibration is not None:
         samples = load_calibration(request.calibration, merged, host_executor)
         _note_constants(samples, ir.states(merged), announce)
-    on_merged(Graphs(loaded, wiring, {"merged": merged}, samples))
+    on_merged(Graphs(loaded, wiring, stages, samples))
     features = None if portable else llvm_features(resolve(request.target))
     for one in asked:
         if samples is None:
@@ -141,7 +146,7 @@ def make_graphs(
 
         trained = FineTuning(merged, asked, request, announce)
     inputs = method.Inputs(policy, samples, request.options, host_executor, announce)
-    stages = _compressed(merged, asked, inputs, trained)
+    stages |= _compressed(graph, asked, inputs, trained)
     return Graphs(loaded, wiring, stages, samples, _integer(policy, list(stages.values())[-1]))
 
 
@@ -155,20 +160,20 @@ def _note_constants(samples: Mapping[str, np.ndarray], states: Collection[str], 
 
 
 def _compressed(
-    merged: tvm.IRModule, asked: Sequence[method.Method], inputs: method.Inputs, trained: FineTuning | None
+    before: tvm.IRModule, asked: Sequence[method.Method], inputs: method.Inputs, trained: FineTuning | None
 ) -> dict[str, tvm.IRModule]:
-    """Return the graph of each stage: a network as it was merged, and behind each method and its training."""
-    stages = {"merged": merged}
+    """Return the graph of a network behind each method and its training."""
+    stages = {}
     for one in asked:
         inputs.announce(one.activity)
-        before = list(stages.values())[-1]
         compressed = stages[one.name] = pipeline.compression_phase(one, inputs)(before)
         if one is PRUNED and (names := _kept_whole(inputs.policy, before, compressed)):
             inputs.announce(
                 f"{NOTE}keep changes nothing of {', '.join(names)}: all channels are needed, as for outputs"
             )
         if trained is not None and one.training is not None:
-            stages[f"{one.name}, fine-tuned"] = trained.after(compressed, one)
+            compressed = stages[f"{one.name}, fine-tuned"] = trained.after(compressed, one)
+        before = compressed
     return stages
 
 

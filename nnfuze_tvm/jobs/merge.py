@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import logging
 import math
@@ -26,12 +25,13 @@ from nnfuze_tvm.graph.samples import by_inference
 from nnfuze_tvm.jobs.announce import Announce, duration, silent
 from nnfuze_tvm.jobs.data import Arrays
 from nnfuze_tvm.jobs.directory import JOB, JobDirectory, replace
+from nnfuze_tvm.jobs.learnt_trunk import digest, file_names
 from nnfuze_tvm.jobs.request import model_path
 from nnfuze_tvm.passes import pipeline
 from nnfuze_tvm.passes.compress.calibration import load_calibration
 from nnfuze_tvm.passes.merge.common_inputs import CommonInputs
 from nnfuze_tvm.reading.arrays import read_arrays
-from nnfuze_tvm.reading.files import open_file, parse_json, read_file
+from nnfuze_tvm.reading.files import parse_json, read_file
 from nnfuze_tvm.reading.limits import MOST_EPOCHS, MOST_THREADS
 from nnfuze_tvm.report.merging import Attempt, CurvePoint, MergeReport, TaskScore
 from nnfuze_tvm.report.merging_html import render_merge_html
@@ -51,7 +51,6 @@ _KEPT, _SAID = 30.0, 5.0
 # What may not change between a merge and its going on.
 _FIXED = ("networks", "shared_inputs", "data", "evaluation", "budget", "epochs", "seed", "threads", "torch")
 _STATE = "state.pt"
-_BLOCK = 1 << 20
 # So many steps a trial has at least, however few samples there are, and how fast is learnt at first.
 _LEAST, _RATE = 1000, 3e-3
 # What the report says of a layer as it was measured.
@@ -155,16 +154,6 @@ def _check_place(path: Path) -> None:
 
 def _facts(options: Options) -> dict[str, Any]:
     """Return what a merge is about."""
-
-    def digest(path: str | None) -> str | None:
-        if path is None:
-            return None
-        found = hashlib.sha256()
-        with open_file(path) as file:
-            while block := file.read(_BLOCK):
-                found.update(block)
-        return found.hexdigest()
-
     absolute = [model[: -len(model_path(model))] + os.path.abspath(model_path(model)) for model in options.models]
     kept = {**asdict(options), "models": absolute, "data": os.path.abspath(options.data)}
     kept["evaluation"] = options.evaluation and os.path.abspath(options.evaluation)
@@ -173,7 +162,7 @@ def _facts(options: Options) -> dict[str, Any]:
         "shared_inputs": list(options.shared_inputs),
         "networks": [digest(model_path(model)) for model in options.models],
         "data": digest(options.data),
-        "evaluation": digest(options.evaluation),
+        "evaluation": options.evaluation and digest(options.evaluation),
         "budget": options.budget,
         "epochs": options.epochs,
         "seed": options.seed,
@@ -228,22 +217,11 @@ def _merge(
     found = share(mod, samples, options.budget, schedule, diary, evaluation)
     announce("writing")
     report = _report(mod, samples, options, found, diary)
-    files = {name: _file(found.module, task) for task, name in _names(ir.tasks(found.module)).items()}
+    files = {name: _file(found.module, task) for task, name in file_names(ir.tasks(found.module)).items()}
     files["report.json"], files["report.html"] = report.to_json().encode(), render_merge_html(report).encode()
     for name, content in files.items():
         replace(path / name, content)
     return report
-
-
-def _names(tasks: Sequence[str]) -> dict[str, str]:
-    """Return the name of each task's file: no two are the same, and none is hidden."""
-    found: dict[str, str] = {}
-    for task in tasks:
-        name = task.replace(os.sep, "_").lstrip(".") or "_"
-        while f"{name}.onnx" in found.values():
-            name += "_"
-        found[task] = f"{name}.onnx"
-    return found
 
 
 class _Diary(Watch):

@@ -34,6 +34,8 @@ class NetworkRequest(BaseModel):
         Inputs that are outputs of other networks, or of the same one at the call before; see `graph.links.wire`.
     shapes : dict
         Input shapes, by name or ``task:name``.
+    merge : str, optional
+        A directory of ``nnfuze merge``: the networks share the trunk that was learnt there.
     target : str
         See `devices.targets.resolve`.
     optimize : str
@@ -69,6 +71,7 @@ class NetworkRequest(BaseModel):
     chains: list[str] = Field(default_factory=list)
     states: list[str] = Field(default_factory=list)
     shapes: dict[str, list[int]] = Field(default_factory=dict)
+    merge: str | None = None
     target: str = "host"
     optimize: Literal["speed", "memory"] = "speed"
     threads: Annotated[int, Field(ge=1, le=MOST_THREADS)] = 1

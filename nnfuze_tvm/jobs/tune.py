@@ -103,8 +103,10 @@ def tune_graph(
     announce(f"tuning, up to {request.trials} trials per kernel")
     try:
         Path(work_dir).mkdir(parents=True, exist_ok=True)
-        models = [_absolute(model) for model in request.models]
-        fields = request.model_copy(update={"models": models}).to_fields()
+        given = {name: getattr(request, name) for name in ("calibration", "policy", "finetune", "merge")}
+        absolute = {name: os.path.abspath(path) for name, path in given.items() if path is not None}
+        absolute["models"] = [_absolute(model) for model in request.models]
+        fields = request.model_copy(update=absolute).to_fields()
         replace(Path(work_dir) / _REQUEST_FILE, json.dumps(fields, indent=1) + "\n")
     except OSError as error:
         raise InputError(f"--work-dir {work_dir}: can't be written ({error.strerror})") from None
