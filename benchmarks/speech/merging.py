@@ -1,8 +1,8 @@
 """The shipped networks that were trained apart, on one trunk: not shared, stitched only, as `nnfuze merge` makes them.
 
-Learns from clips without labels that `synthesize.py` makes, or from the 128 calibration clips; what is kept is decided
-by other clips with labels (of the speeds of training), and what is printed is the accuracy on the evaluation
-clips, which nothing before has seen. Needs espeak-ng, and PyTorch beside the package:
+Learns from clips without labels that `synthesize.py` makes, of many words, or from the 128 calibration clips; what is
+kept is decided by other clips with labels, and what is printed is the accuracy on the evaluation clips. Each of the
+three has its own words behind "unknown". Needs espeak-ng, and PyTorch beside the package:
 
     python benchmarks/speech/merging.py --clips 12000 --seeds 3
     python benchmarks/speech/merging.py --calibration --budget 2
@@ -25,7 +25,7 @@ from nnfuze_tvm.jobs.merge import merge
 from nnfuze_tvm.report.merging import MergeReport
 from nnfuze_tvm.training.distill import answers
 from nnfuze_tvm.training.network import Network
-from synthesize import STEPS_PER_UNIT, make_clips, render
+from synthesize import KEYWORDS, OFTEN, SPEAKERS, STEPS_PER_UNIT, make_clips, render
 
 SPEECH = Path(__file__).parents[2] / "examples" / "speech"
 TASKS = ("keyword", "speaker")
@@ -33,11 +33,12 @@ TASKS = ("keyword", "speaker")
 LEARNT, DECIDE = 77, 78
 
 
-def clips(path: Path, count: int, seed: int, *, labels: bool) -> Path:
-    """Make clips as a file, unless it is there."""
+def clips(path: Path, count: int, split: str, seed: int, *, labels: bool) -> Path:
+    """Make clips as a file, about one of each rendering, unless it is there."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        audio, keyword, speaker = make_clips(render("training", 20, seed), count, "training", seed)
+        spoken = len(SPEAKERS) * (len(KEYWORDS) + OFTEN.get(split, 3))
+        audio, keyword, speaker = make_clips(render(split, count // spoken, seed), count, split, seed)
         named = {"keyword": keyword, "speaker": speaker} if labels else {}
         np.savez(path, audio=(audio.astype("float32") / STEPS_PER_UNIT)[:, None], **named)
     return path
@@ -95,7 +96,7 @@ def rows(report: MergeReport) -> list[tuple[str, ...]]:
 def main() -> None:
     """Merge, and print two tables: what was tried with the first seed, and what came of all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clips", type=int, default=12_000)
+    parser.add_argument("--clips", type=int, default=20_000)
     parser.add_argument("--calibration", action="store_true", help="learn from the 128 calibration clips only")
     parser.add_argument("--budget", type=float, default=0.5, help="points of accuracy that a task may lose")
     parser.add_argument("--epochs", type=int, default=20)
@@ -104,9 +105,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/merging"))
     parser.add_argument("--json", type=Path, help="write the figures to a file, too")
     arguments = parser.parse_args()
-    decide = clips(arguments.out / "decide.npz", 2000, DECIDE, labels=True)
+    decide = clips(arguments.out / "decide.npz", 2000, "deciding", DECIDE, labels=True)
     made = arguments.out / f"clips{arguments.clips}.npz"
-    data = SPEECH / "calibration.npz" if arguments.calibration else clips(made, arguments.clips, LEARNT, labels=False)
+    data = (
+        SPEECH / "calibration.npz"
+        if arguments.calibration
+        else clips(made, arguments.clips, "unlabelled", LEARNT, labels=False)
+    )
     given = accuracies([str(SPEECH / "independent" / f"{task}.onnx") for task in TASKS])
     results = [run(arguments, data, decide, seed) for seed in range(arguments.seeds)]
     first = results[0]["report"]

@@ -1,8 +1,8 @@
 """Speech that espeak-ng speaks, mixed with noise and turned into log-mel features.
 
 A *rendering* is one word spoken once by one speaker. A *clip* is one second of a rendering, shifted, scaled and
-mixed with noise. Training and evaluation never share a rendering: training speaks at even numbers of words per
-minute, evaluation at odd ones.
+mixed with noise. Evaluation shares no rendering with the rest: it speaks at odd numbers of words per minute, and
+everything else at even ones.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ KEYWORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go
 UNKNOWN, SILENCE = len(KEYWORDS), len(KEYWORDS) + 1
 KEYWORD_LABELS = (*KEYWORDS, "unknown", "silence")
 
-# The words behind "unknown". Those for the evaluation are never heard in training.
+# The words behind "unknown". Those for the evaluation are never heard in training, nor in what is learnt from without
+# labels, which is whatever people say.
 UNKNOWN_WORDS = {
     "training": (
         "house bird cat tree happy seven marvin sheila wow zero nine learn follow visual bed eight five four one "
@@ -29,7 +30,28 @@ UNKNOWN_WORDS = {
         "island jacket kitchen letter mountain paper river silver tiger village yellow pencil orange"
     ).split(),
     "evaluation": "dog market people winter button planet school travel monkey basket ruler helmet".split(),
+    "unlabelled": (
+        "about above across after again air almost alone along also always animal another anything apple area around "
+        "ask autumn away back ball bank basin bath beach bear beauty because become before begin behind believe below "
+        "beside better between beyond bicycle black blanket blue boat body book border born both bottle bottom box "
+        "bread break breakfast bring brother brown build burn butter buy call camera captain carry castle "
+        "catch cause chair change cheese children church circle city class clean clear climb clock close cloud coat "
+        "coffee cold colour come common cook copper corner cotton count country course cover cross cup dance dark "
+        "daughter day deep desk different dinner dream dress drink drive dry early earth east easy eat edge egg empty "
+        "end enough evening every example eye face fall family famous farm fast father feather feel fence field fight "
+        "fire fish flat floor flower fly fold food foot forest forget fork free fresh friend from fruit full funny "
+        "future gentle girl give glass gold good grass great green grey ground group grow guitar hair half hand happen "
+        "harbour hard hat head hear heart heavy hill history hold holiday home honey hope horse hospital hot hour "
+        "hundred hungry ice idea important inside iron job join journey judge jump keep key kind king knee knife know "
+        "lady lake lamp language large last laugh lead leaf leather leave leg lemon less library lift light line lion "
+        "listen little long loud love lunch machine make man many map mark match meal measure meat medicine meeting "
+        "metal middle milk minute mirror modern money month moon morning mother mouth move narrow nature "
+        "neck needle neighbour nest never new night noise north nose nothing notice number"
+    ).split(),
+    "deciding": "object ocean office open order oven owner page paint palace parent party pepper".split(),
 }
+# How many times as often as one keyword the unknown words together are spoken.
+OFTEN = {"unlabelled": 12}
 
 
 @dataclass(frozen=True)
@@ -117,10 +139,10 @@ def render(split: str, per_keyword: int, seed: int) -> list[Rendering]:
     Parameters
     ----------
     split : str
-        "training" (even speeds) or "evaluation" (odd speeds).
+        A key of `UNKNOWN_WORDS`: speeds are odd in "evaluation", even elsewhere.
     per_keyword : int
         Renderings of every keyword by every speaker; the unknown words together are spoken three times as often as
-        one keyword.
+        one keyword, or as `OFTEN` says.
     seed : int
         Seed of the jitter.
     """
@@ -129,7 +151,7 @@ def render(split: str, per_keyword: int, seed: int) -> list[Rendering]:
     renderings = []
     start = time.monotonic()
     for index, speaker in enumerate(SPEAKERS):
-        unknown = [(UNKNOWN, others[i % len(others)]) for i in range(3 * per_keyword)]
+        unknown = [(UNKNOWN, others[i % len(others)]) for i in range(OFTEN.get(split, 3) * per_keyword)]
         for label, word in [*enumerate(KEYWORDS)] * per_keyword + unknown:
             speed = 2 * int(rng.integers(60, 100)) + (split == "evaluation")
             pitch = int(np.clip(speaker.pitch + rng.integers(-8, 9), 0, 99))
