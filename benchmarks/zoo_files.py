@@ -34,7 +34,7 @@ EVALUATION_SAMPLES = 8
 # Accuracies are those on as many samples as these multiply-accumulates are enough for, within two bounds.
 _MACS, _LEAST, _MOST = 1e10, 32, 256
 # What chooses layers by their errors gets as many to see these on, within two bounds.
-_SHOWN = CALIBRATION_SAMPLES, 128
+_SHOWN = 32, 128
 
 
 @dataclass(frozen=True)
@@ -201,8 +201,6 @@ def judged(work: Workload, shipped: Shipped, mod: tvm.IRModule) -> Workload:
 def shown(work: Workload, shipped: Shipped, mod: tvm.IRModule) -> Workload:
     """Return a workload with more samples to quantize by, in a directory of its own; the first are its own."""
     count = _enough(mod, *_SHOWN)
-    if count == CALIBRATION_SAMPLES:
-        return work
     directory = work.directory / f"by-{count}"
     directory.mkdir(exist_ok=True)
     return replace(work, calibration=[_calibration(shipped, count)], directory=directory)
