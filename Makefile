@@ -14,8 +14,8 @@ unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 .PHONY: demo test test-arm test-train test-all soak lint format clean
 
 demo: $(STAMP)
-	$(BIN)/nnfuze compile $(SPEECH)/shared/keyword.onnx $(SPEECH)/shared/speaker.onnx --target host \
-	  --calibration $(SPEECH)/calibration.npz --evaluation $(SPEECH)/evaluation.npz \
+	$(BIN)/nnfuze compile $(SPEECH)/independent/keyword.onnx $(SPEECH)/independent/speaker.onnx --target host \
+	  --merge $(SPEECH)/merged --calibration $(SPEECH)/calibration.npz --evaluation $(SPEECH)/evaluation.npz \
 	  --quantize int8 --prune 0.75 --trials 16 --work-dir build/demo-tuning --force -o build/demo
 
 # Some tests wait for others' processes most of the time, so there are more workers than the two cores that this asks for.

@@ -1,6 +1,6 @@
 """The two shipped pairs of networks, merged and quantized without tuning, beside two ONNX Runtime sessions.
 
-All stages of a pair and both sessions are measured in one process, in turns, one thread each, median of many; ratios
+The independent pair also with the trunk that it learnt to share. All stages of a pair and both sessions are measured in one process, in turns, one thread each, median of many; ratios
 are to ONNX Runtime in float32. Run it on a quiet machine: ``python -m benchmarks.speech_pairs``.
 """
 
@@ -19,10 +19,11 @@ from nnfuze_tvm.report import Report
 
 SPEECH = Path(__file__).parent.parent / "examples" / "speech"
 TASKS = ("keyword", "speaker")
+PAIRS = (("shared", None), ("independent", None), ("independent", "merged"))
 
 
-def measure(pair: str, prune: float | None) -> Report:
-    """Return the report of compiling one pair (``shared`` or ``independent``) to int8."""
+def measure(pair: str, trunk: str | None, prune: float | None) -> Report:
+    """Return the report of compiling one pair (``shared`` or ``independent``) to int8, perhaps with a learnt trunk."""
     with tempfile.TemporaryDirectory() as scratch:
         return nnfuze_tvm.compile(
             [str(SPEECH / pair / f"{task}.onnx") for task in TASKS],
@@ -31,6 +32,7 @@ def measure(pair: str, prune: float | None) -> Report:
             evaluation=str(SPEECH / "evaluation.npz"),
             quantize="int8",
             prune=prune,
+            merge=trunk and str(SPEECH / trunk),
         )
 
 
@@ -59,7 +61,11 @@ def main() -> None:
     parser.add_argument("--prune", type=float, help="fraction of the channels to keep, for example 0.75")
     parser.add_argument("--json", metavar="FILE", help="write the rows to a file, too")
     arguments = parser.parse_args()
-    found = [row for pair in ("shared", "independent") for row in rows(pair, measure(pair, arguments.prune))]
+    found = [
+        row
+        for pair, trunk in PAIRS
+        for row in rows(f"{pair}, {trunk}" if trunk else pair, measure(pair, trunk, arguments.prune))
+    ]
     table = Table("pair", "stage", "latency, µs", "of ONNX Runtime", "bytes", "of the files", *TASKS)
     for row in found:
         table.add_row(

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from nnfuze_tvm.passes.compress.policy import Policy
 
 CHOICE_ATTR = "nnfuze.choice"
-# Errors are measured on so many inferences, on fewer where that would be more multiply-accumulates or operators in all,
-# or where the float network's tensors would take more memory.
-_SAMPLES, _MACS, _CALLS, _BYTES = 64, 1.5e12, 300_000, 1 << 29
+# Errors are measured on so many inferences, on fewer where that would be more operators in all, down to so many; or
+# more multiply-accumulates, or where the float network's tensors would take more memory.
+_SAMPLES, _CALLS, _LEAST, _MACS, _BYTES = 64, 100_000, 8, 1.5e12, 1 << 29
 # Of so many samples, every other one is kept from the quantizer while errors are measured on it.
 _HALVED = 8
 # About so often the whole network is computed to find out what may have fewer bits.
@@ -266,8 +266,8 @@ class _Search:
         macs = max(1, sum(map(ops.macs, self.calls.values())))
         made = [b.var for b in bindings(self.mod["main"]) if isinstance(b.var.ty, relax.TensorType)]
         size = 4 * sum(math.prod(static_shape(var)) for var in made)
-        work = min(int(_MACS / (macs * runs)), int(_CALLS / (len(made) * runs)))
-        count = max(1, min(len(found), _SAMPLES, work, _BYTES // max(1, size)))
+        by_macs, by_calls = int(_MACS / (macs * runs)), max(_LEAST, int(_CALLS / (len(made) * runs)))
+        count = max(1, min(len(found), _SAMPLES, by_macs, by_calls, _BYTES // max(1, size)))
         return spread(found, count)
 
 
