@@ -1,7 +1,8 @@
 """The two shipped pairs of networks, merged and quantized without tuning, beside two ONNX Runtime sessions.
 
-The independent pair also with the trunk that it learnt to share. All stages of a pair and both sessions are measured in one process, in turns, one thread each, median of many; ratios
-are to ONNX Runtime in float32. Run it on a quiet machine: ``python -m benchmarks.speech_pairs``.
+The independent pair also with the trunk that it learnt to share. All stages of a pair and both sessions are measured
+in one process, in turns, one thread each, median of many; ratios are to ONNX Runtime in float32. Run it on a quiet
+machine: ``python -m benchmarks.speech_pairs``.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from nnfuze_tvm.analysis import metrics
 from nnfuze_tvm.frontend.export import export
 from nnfuze_tvm.graph import dataflow, evaluate
 from nnfuze_tvm.graph.cuts import Cut, Stitch, beginning, cuts, graft
+from nnfuze_tvm.graph.ir import static_shape
 from nnfuze_tvm.passes import MergeTasks, ShareCodebooks, ShareTrunk, ZipFeatures, ZipUnits
 from nnfuze_tvm.passes.merge.share_codebooks import stored_bytes
 
@@ -61,9 +62,9 @@ class Row:
     vector: int = 0
 
 
-def networks(folder: Path) -> tvm.IRModule:
+def networks(folder: Path, batch: int = BATCH) -> tvm.IRModule:
     """Return the two networks of a folder, for batches."""
-    shapes = {"audio": (BATCH, 1, 49, 40)}
+    shapes = {"audio": (batch, 1, 49, 40)}
     return nnfuze_tvm.load([folder / f"{task}.onnx" for task in TASKS], shapes=shapes)
 
 
@@ -120,11 +121,12 @@ def _features(func: tvm.relax.Function, samples: Mapping[str, np.ndarray]) -> It
 def measured(row: Row, whole: int, data: Mapping[str, np.ndarray]) -> list[str]:
     """Return the cells of a row: what is shared, bytes, and the accuracy of each task."""
     merged = _after(row.mod, MergeTasks(), ShareTrunk())
-    macs = sum(layer.macs for layer in metrics.layers(merged))
+    batch = static_shape(merged["main"].params[0])[0]
+    macs = sum(layer.macs for layer in metrics.layers(merged)) * BATCH // batch
     size = stored_bytes(merged, row.vector) if row.vector else metrics.size(merged).bytes
     session = InferenceSession(export(merged).SerializeToString(), providers=["CPUExecutionProvider"])
     audio = data["audio"]
-    parts = [session.run(TASKS, {"audio": audio[at : at + BATCH]}) for at in range(0, len(audio) - BATCH + 1, BATCH)]
+    parts = [session.run(TASKS, {"audio": audio[at : at + batch]}) for at in range(0, len(audio) - batch + 1, batch)]
     answers = [np.concatenate(each) for each in zip(*parts, strict=True)]
     right = []
     for task, scores in zip(TASKS, answers, strict=True):
@@ -140,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     samples, data = dict(np.load(SPEECH / "calibration.npz")), dict(np.load(SPEECH / "evaluation.npz"))
     whole = sum(layer.macs for layer in metrics.layers(mod))
     table = Table("method", "trunk up to", "shared", "bytes", *TASKS)
-    trained = (Row(folder.name, "", networks(folder)) for folder in args.merged)
+    trained = (Row(folder.name, "", networks(folder, batch=1)) for folder in args.merged)
     for row in (*rows(mod, samples), *trained):
         table.add_row(row.method, row.upto, *measured(row, whole, data))
         print(row.method, row.upto, file=sys.stderr, flush=True)
