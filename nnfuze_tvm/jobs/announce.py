@@ -17,11 +17,6 @@ def silent(_: str) -> None:
     """Tell nobody."""
 
 
-def duration(seconds: float) -> str:
-    """Return how long something still takes, in seconds or minutes."""
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
-
-
 def note_threads(threads: int, announce: Announce) -> None:
     """Say so if there are more threads than this machine has cores to run them."""
     cores = os.cpu_count() or 1

@@ -20,12 +20,13 @@ from nnfuze_tvm.deploy.runner import signature
 from nnfuze_tvm.devices import scratch
 from nnfuze_tvm.errors import InputError
 from nnfuze_tvm.graph import ir
-from nnfuze_tvm.jobs.announce import Announce, duration
+from nnfuze_tvm.jobs.announce import Announce
 from nnfuze_tvm.jobs.directory import JobDirectory
 from nnfuze_tvm.jobs.request import WORK_DIR, NetworkRequest
 from nnfuze_tvm.passes.compress.calibration import load_calibration
 from nnfuze_tvm.passes.compress.method import Method, Training
 from nnfuze_tvm.reading.arrays import read_arrays, read_npz
+from nnfuze_tvm.report.text import duration
 from nnfuze_tvm.training.course import Schedule
 from nnfuze_tvm.training.distill import Progress
 from nnfuze_tvm.training.finetune import learn, with_parameters

@@ -22,7 +22,7 @@ from nnfuze_tvm.frontend import load
 from nnfuze_tvm.frontend.export import export as to_onnx
 from nnfuze_tvm.graph import dataflow, ir
 from nnfuze_tvm.graph.samples import by_inference
-from nnfuze_tvm.jobs.announce import Announce, duration, silent
+from nnfuze_tvm.jobs.announce import Announce, silent
 from nnfuze_tvm.jobs.data import Arrays
 from nnfuze_tvm.jobs.directory import JOB, JobDirectory, replace
 from nnfuze_tvm.jobs.learnt_trunk import digest, file_names
@@ -36,6 +36,7 @@ from nnfuze_tvm.reading.limits import MOST_EPOCHS, MOST_THREADS
 from nnfuze_tvm.report.merging import Attempt, CurvePoint, MergeReport, TaskScore
 from nnfuze_tvm.report.merging_html import render_merge_html
 from nnfuze_tvm.report.record import LayerUse
+from nnfuze_tvm.report.text import duration
 from nnfuze_tvm.training.course import Schedule
 from nnfuze_tvm.training.judge import Evaluation, Score
 from nnfuze_tvm.training.merging import Search, Shared, Watch, share

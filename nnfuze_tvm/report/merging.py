@@ -155,7 +155,7 @@ def render_merge(report: MergeReport) -> list[Table | str]:
         tasks.add_row(task, report.originals[task].text, report.scores[task].text)
     line = (
         f"{text.count(report.macs)} MACs of {text.count(report.macs_before)}; {text.percent(report.shared)} of them "
-        f"serve several tasks; learnt for {text.seconds(report.seconds)} from {report.samples} samples"
+        f"serve several tasks; learnt for {text.duration(report.seconds)} from {report.samples} samples"
     )
     return [*([tried] if report.attempts else []), tasks, line]
 

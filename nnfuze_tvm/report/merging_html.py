@@ -37,7 +37,7 @@ def render_merge_html(report: MergeReport) -> str:
             drawing and drawing + figures.legend(network),
         ),
     ]
-    return page(" + ".join(report.tasks), facts, "".join(body), f"learnt for {text.seconds(report.seconds)}")
+    return page(" + ".join(report.tasks), facts, "".join(body), f"learnt for {text.duration(report.seconds)}")
 
 
 def _table(heads: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:

@@ -12,6 +12,11 @@ _NAMED = 3
 _NOISE = 0.02
 
 
+def duration(seconds: float) -> str:
+    """Return how long something takes, in seconds or minutes."""
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
 def seconds(value: float | None) -> str:
     """Return a duration with a fitting unit."""
     if value is None:
