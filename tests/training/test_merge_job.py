@@ -210,8 +210,3 @@ def test_a_directory_is_one_merges(given, tmp_path, monkeypatch):
     (tmp_path / "state.pt").write_bytes(b"no state")
     with pytest.raises(InputError, match="damaged; delete it"):
         job.merge(None, tmp_path)
-
-
-def test_files_are_seen_and_are_not_each_others():
-    names = job._names(["a/b", "a_b", "../x", "...", "a_b_"])
-    assert names == {"a/b": "a_b.onnx", "a_b": "a_b_.onnx", "../x": "_x.onnx", "...": "_.onnx", "a_b_": "a_b__.onnx"}
