@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -130,16 +131,17 @@ def test_a_merge_that_was_killed_goes_on_to_the_same_files(given, tmp_path):
     ]
     subprocess.run([*command, *models(given), *options, "-o", str(whole)], check=True)
     rng, arguments = np.random.default_rng(), [*models(given), *options]
-    for _ in range(2):
+    for number in (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGKILL):
         running = subprocess.Popen([*command, *arguments, "-o", str(killed)])
         while running.poll() is None and not (killed / "state").exists():
             time.sleep(0.1)
-        time.sleep(rng.uniform(0, 1))
-        running.kill()
+        time.sleep(rng.uniform(0, 2))
+        running.send_signal(number)
         running.wait()
     subprocess.run([*command, "-o", str(killed)], check=True)
     for name in ("one.onnx", "two.onnx"):
         assert (whole / name).read_bytes() == (killed / name).read_bytes()
+    assert {file.name for file in whole.iterdir()} == {file.name for file in killed.iterdir()}
 
 
 _RUN = "from nnfuze_tvm import cli; import sys; sys.exit(cli.run(sys.argv[1:]))"
