@@ -15,7 +15,7 @@ from nnfuze_tvm.graph import dataflow, ir
 from nnfuze_tvm.graph.views import View, views_of
 from nnfuze_tvm.graph.wiring import Result, Source, State, Window, Wiring
 
-_PRODUCER = re.compile(r"(?P<task>[^:]+):(?P<output>.+?)(\[(?P<window>\d+)\])?")
+_PRODUCER = re.compile(r"(?P<task>[^:]+):(?P<output>.+?)(\[(?P<window>[0-9]{1,9})\])?")
 
 
 def wire(
@@ -201,8 +201,8 @@ class _Wirer:
         names = self.outputs[task]
         if name in names:
             return Result(task, names.index(name))
-        if name.isdecimal() and int(name) < len(names):
-            return Result(task, int(name))
+        if name in (numbers := [str(n) for n in range(len(names))]):
+            return Result(task, numbers.index(name))
         raise InputError(f"{link}: task {task!r} has no output {name!r}; it has {', '.join(names)}")
 
     def _chain(self, link: str, place: tuple[str, str]) -> None:

@@ -14,10 +14,11 @@ import numpy as np
 
 from nnfuze_tvm.analysis import measure
 from nnfuze_tvm.deploy.runner import Input, sample_batches, signature
-from nnfuze_tvm.devices import scratch
 from nnfuze_tvm.errors import InputError
+from nnfuze_tvm.jobs.destination import destination, whole
 from nnfuze_tvm.jobs.graphs import Graphs
 from nnfuze_tvm.reading.arrays import read_arrays, read_npy
+from nnfuze_tvm.reading.files import check_kind
 
 Arrays = Mapping[str, np.ndarray]
 Answers = Mapping[str, Any]
@@ -137,6 +138,8 @@ def save_answers(answers: Answers, directory: str | os.PathLike[str]) -> list[Pa
         Path(directory).mkdir(parents=True, exist_ok=True)
         for name, array in flat(answers).items():
             path = Path(directory) / f"{name.replace(os.sep, '_')}.npy"
+            if path.exists():
+                check_kind(path)
             np.save(path, array)
             written.append(path)
     except OSError as error:
@@ -153,12 +156,8 @@ def array_file(path: str | os.PathLike[str]) -> Iterator[dict[str, np.ndarray]]:
     InputError
         If it can't be written.
     """
-    try:
-        with scratch.folder(parent=Path(path).parent) as directory:
-            arrays: dict[str, np.ndarray] = {}
-            yield arrays
-            file = directory / "arrays.npz"
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-            os.replace(file, path)
-    except OSError as error:
-        raise InputError(f"--output {path}: can't be written ({error.strerror or error})") from None
+    with whole(destination(path, force=True), path) as file:
+        arrays: dict[str, np.ndarray] = {}
+        yield arrays
+        with open(file, "wb") as out:
+            np.savez(out, **arrays)  # type: ignore[arg-type]

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from nnfuze_tvm.errors import InputError
-from nnfuze_tvm.reading.files import parse_json, read_file
+from nnfuze_tvm.reading.files import check_kind, parse_json, read_file
 
 JOB = "job.json"
 
@@ -44,6 +44,7 @@ class JobDirectory:
 
     def __init__(self, path: str | os.PathLike[str], kind: str) -> None:
         self.path = Path(path)
+        self._kind = kind
         try:
             (self.path / "logs").mkdir(parents=True, exist_ok=True)
             # A pipe in its place is not waited for.
@@ -64,14 +65,27 @@ class JobDirectory:
     @property
     def process_log(self) -> Path:
         """Where child processes print to."""
-        return self.path / "logs" / "processes.log"
+        return self._writable("processes.log")
+
+    def _writable(self, name: str) -> Path:
+        """Return a log's path; a pipe in its place is not waited for."""
+        path = self.path / "logs" / name
+        try:
+            if os.path.lexists(path):
+                check_kind(path)
+        except OSError as err:
+            raise InputError(f"{path}: {err.strerror}; delete it to go on") from None
+        return path
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
         """Give an empty directory that vanishes at the end; one that a killed job left is emptied."""
         scratch = self.path / "scratch"
         shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir()
+        try:
+            scratch.mkdir()
+        except OSError as err:
+            raise InputError(f"{scratch}: {err.strerror}; delete it to go on") from None
         try:
             yield scratch
         finally:
@@ -80,7 +94,7 @@ class JobDirectory:
     @contextmanager
     def logging(self, name: str) -> Iterator[None]:
         """Send what jobs log into ``logs/<name>.log``."""
-        handler = logging.FileHandler(self.path / "logs" / f"{name}.log")
+        handler = logging.FileHandler(self._writable(f"{name}.log"))
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger = logging.getLogger("nnfuze_tvm.jobs")
         before = logger.propagate
@@ -99,7 +113,7 @@ class JobDirectory:
         Raises
         ------
         InputError
-            If they do: its results can't be compared with new ones.
+            If they do: its results can't be compared with new ones; or if the job is of another kind.
         """
         path = self.path / JOB
         try:
@@ -109,19 +123,26 @@ class JobDirectory:
         except OSError as err:
             raise InputError(f"{path}: can't be read ({err.strerror}); delete it to go on without it") from None
         before = before if isinstance(before, dict) else {}
+        kind = before.get("kind", self._kind)
+        if kind != self._kind:
+            raise InputError(
+                f"work directory {self.path} belongs to a {kind!r:.50}, not to a {self._kind}; use another one"
+            )
         for name in fixed:
             if before.get(name, facts[name]) != facts[name]:
                 raise InputError(
                     f"work directory {self.path} belongs to a job with {name} {before[name]!r}, "
                     f"not {facts[name]!r}; use another directory"
                 )
-        replace(path, json.dumps(facts, indent=1) + "\n")
+        replace(path, json.dumps({"kind": self._kind, **facts}, indent=1) + "\n")
 
 
 def replace(path: Path, content: str | bytes) -> None:
     """Write a file so that it is always either the old or the new one."""
     temporary = path.with_name(f".{path.name}.new")
-    with open(temporary, "wb") as out:
+    # A pipe or a link there is not written to.
+    temporary.unlink(missing_ok=True)
+    with open(temporary, "xb") as out:
         out.write(content.encode() if isinstance(content, str) else content)
         out.flush()
         os.fsync(out.fileno())

@@ -15,7 +15,6 @@ import tvm
 
 from nnfuze_tvm.analysis import metrics
 from nnfuze_tvm.deploy.runner import signature
-from nnfuze_tvm.devices import scratch
 from nnfuze_tvm.errors import CheckError, InputError, first_line
 from nnfuze_tvm.frontend.export import export as to_onnx
 from nnfuze_tvm.graph import evaluate, ir
@@ -25,6 +24,7 @@ from nnfuze_tvm.jobs.check.differences import largest, tolerated, typical
 from nnfuze_tvm.jobs.check.originals import calls_of
 from nnfuze_tvm.jobs.check.samples import samples
 from nnfuze_tvm.jobs.data import Arrays, EvaluationData
+from nnfuze_tvm.jobs.destination import destination, whole
 from nnfuze_tvm.jobs.graphs import Graphs, make_graphs
 from nnfuze_tvm.jobs.request import NetworkRequest, model_path
 
@@ -100,27 +100,17 @@ def export(
     if check:
         announce("checking")
         said = _check(graphs, data)
-    try:
-        with scratch.folder(parent=path.parent) as directory:
-            file = directory / "network"
-            file.write_bytes(data)
-            os.replace(file, path)
-    except OSError as error:
-        raise InputError(f"--output {output}: can't be written ({error.strerror or error})") from None
+    with whole(path, output) as file:
+        file.write_bytes(data)
     return _described(graphs.last, model, len(data), said)
 
 
 def _destination(output: str | os.PathLike[str], models: Sequence[str], force: bool) -> Path:
-    path = Path(os.path.abspath(output))
-    if path.is_dir() or any(path.exists() and path.samefile(model_path(model)) for model in models):
-        what = "a directory" if path.is_dir() else "one of the networks"
-        raise InputError(f"--output {output}: is {what}; give the name of a new file")
+    path = destination(output, force=force)
+    if any(path.exists() and path.samefile(model_path(model)) for model in models):
+        raise InputError(f"--output {output}: is one of the networks; give the name of a new file")
     if path.suffix != ".onnx":
         raise InputError(f"--output {output}: what is written is an ONNX file; give a name that ends in .onnx")
-    if os.path.lexists(path) and not force:
-        raise InputError(f"--output {output}: exists already; use --force to replace it")
-    if not os.access(path.parent, os.W_OK):
-        raise InputError(f"--output {output}: {path.parent} is no directory that can be written")
     return path
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import logging
 import math
 import os
@@ -51,7 +53,9 @@ _LOG.setLevel(logging.INFO)
 _KEPT, _SAID = 30.0, 5.0
 # What may not change between a merge and its going on.
 _FIXED = ("networks", "shared_inputs", "data", "evaluation", "budget", "epochs", "seed", "threads", "torch")
-_STATE = "state.pt"
+_STATE = "state"
+# Bytes of its digest.
+_DIGEST = 32
 # So many steps a trial has at least, however few samples there are, and how fast is learnt at first.
 _LEAST, _RATE = 1000, 3e-3
 # What the report says of a layer as it was measured.
@@ -133,7 +137,8 @@ def merge(
     try:
         directory.claim(facts, _FIXED)
         with directory.logging("merge"):
-            return _merge(mod, samples, evaluation, options, path, announce)
+            diary = _Diary(path / _STATE, announce, [facts[name] for name in _FIXED])
+            return _merge(mod, samples, evaluation, options, path, diary, announce)
     finally:
         directory.close()
 
@@ -209,10 +214,15 @@ def _run(phases: Sequence[tvm.transform.Pass], mod: tvm.IRModule) -> tvm.IRModul
 
 
 def _merge(
-    mod: tvm.IRModule, samples: Arrays, evaluation: Evaluation, options: Options, path: Path, announce: Announce
+    mod: tvm.IRModule,
+    samples: Arrays,
+    evaluation: Evaluation,
+    options: Options,
+    path: Path,
+    diary: _Diary,
+    announce: Announce,
 ) -> MergeReport:
     torch.set_num_threads(options.threads)
-    diary = _Diary(path / _STATE, announce)
     announce("asking the networks")
     schedule = Schedule(epochs=options.epochs, least=_LEAST, rate=_RATE, seed=options.seed)
     found = share(mod, samples, options.budget, schedule, diary, evaluation)
@@ -226,7 +236,7 @@ def _merge(
 
 
 class _Diary(Watch):
-    """Keeps a search's state in a file, and says how far it is.
+    """Keeps a search's state in a file, behind a digest of it and of what the search is about; says how far it is.
 
     Attributes
     ----------
@@ -234,8 +244,8 @@ class _Diary(Watch):
         For how long has been searched, earlier runs included.
     """
 
-    def __init__(self, path: Path, announce: Announce) -> None:
-        self._path, self._tell = path, announce
+    def __init__(self, path: Path, announce: Announce, about: Sequence[Any]) -> None:
+        self._path, self._tell, self._about = path, announce, json.dumps(about).encode()
         self._earlier, self._began = 0.0, time.monotonic()
         self._kept = self._said = self._began
         self._trial: tuple[str, float, int] = ("", self._began, 0)
@@ -255,18 +265,25 @@ class _Diary(Watch):
             return None
         except OSError as error:
             raise InputError(f"{self._path}: can't be read ({error.strerror})") from None
+        data = content[_DIGEST:]
+        if content[:_DIGEST] != self._digest(data):
+            raise InputError(f"{self._path}: damaged, or of another merge; delete it to begin anew")
         try:
-            state: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True)
-            self._earlier = state.pop("seconds")
-        except Exception:  # whatever PyTorch makes of a damaged file
-            raise InputError(f"{self._path}: damaged; delete it to begin anew") from None
+            state: dict[str, Any] = torch.load(io.BytesIO(data), weights_only=True)
+            self._earlier = float(state.pop("seconds"))
+        except Exception:  # whatever PyTorch makes of what it didn't write
+            raise InputError(f"{self._path}: no state of a merge; delete it to begin anew") from None
         return state
+
+    def _digest(self, data: bytes) -> bytes:
+        return hashlib.sha256(self._about + data).digest()
 
     def keep(self, search: Search, *, now: bool) -> None:
         if now or time.monotonic() - self._kept > _KEPT:
             written = io.BytesIO()
             torch.save({**search.state(), "seconds": self.seconds}, written)
-            replace(self._path, written.getvalue())
+            data = written.getvalue()
+            replace(self._path, self._digest(data) + data)
             self._kept = time.monotonic()
 
     def began(self, candidate: Candidate) -> None:

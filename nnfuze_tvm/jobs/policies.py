@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tvm
 
 from nnfuze_tvm.analysis import metrics
-from nnfuze_tvm.errors import InputError
 from nnfuze_tvm.graph import ir
 from nnfuze_tvm.jobs.announce import Announce, silent
+from nnfuze_tvm.jobs.destination import destination, whole
 from nnfuze_tvm.jobs.graphs import make_graphs
 from nnfuze_tvm.jobs.request import NetworkRequest
 from nnfuze_tvm.passes import pipeline
@@ -90,11 +89,7 @@ def write_policy(
     NNFuzeError
         If anything given doesn't fit, or the file is there.
     """
-    target = Path(output)
-    if target.is_dir() or (target.exists() and not force):
-        raise InputError(f"{output}: is already there" + ("" if target.is_dir() else "; --force replaces it"))
-    if not target.parent.is_dir():
-        raise InputError(f"{output}: there is no directory {target.parent}")
+    target = destination(output, force=force)
     graphs = make_graphs(NetworkRequest.parse(models, fields), announce)
     losses = {}
     if graphs.calibration is not None:
@@ -105,8 +100,9 @@ def write_policy(
         _facts(layer, seconds=seconds.get(layer.name), losses=losses.get(layer.name, {}))
         for layer in metrics.layers(graphs.last)
     ]
-    whole = Policy(Policy.uniform(keep=1.0, bits=32).default, {each.name: {} for each in facts})
-    whole.save(target, {each.name: _comment(each, sum(one.macs for one in facts)) for each in facts})
+    policy = Policy(Policy.uniform(keep=1.0, bits=32).default, {each.name: {} for each in facts})
+    with whole(target, output) as file:
+        policy.save(file, {each.name: _comment(each, sum(one.macs for one in facts)) for each in facts})
     return facts
 
 

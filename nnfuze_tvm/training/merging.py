@@ -158,7 +158,10 @@ class Search:
         # By donor and task: those on the donor's trunk as a trial left them that failed deeper.
         self._warm: dict[tuple[str, str], dict[str, relax.Function]] = {}
         if (found := watch.found()) is not None:
-            self._restore(found)
+            try:
+                self._restore(found)
+            except Exception:  # whatever is not as `state` made it
+                raise InputError("what was kept of the search is no state of it; delete it to begin anew") from None
 
     def module(self) -> tvm.IRModule:
         """Return the tasks' functions as they are now."""
@@ -196,6 +199,8 @@ class Search:
         now["curve"] = [Point(**point) for point in now["curve"]]
         now["before"] = {task: Score(**score) for task, score in now["before"].items()}
         self._round = _Round(**now)
+        if not {*self._round.alone} <= {*self._originals}:
+            raise ValueError("other tasks")
 
     def _followers(self, donor: str) -> list[str]:
         """Return who is on a task's trunk."""

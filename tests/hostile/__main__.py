@@ -13,7 +13,7 @@ from pathlib import Path
 
 import onnx
 
-from tests.hostile import arrays, documents, harness, networks, options
+from tests.hostile import arrays, documents, doors, harness, networks, options
 from tests.hostile.harness import Case
 from tests.tiny_networks import classifier
 
@@ -26,7 +26,7 @@ def all_cases(folder: Path) -> Iterator[Case]:
     onnx.save(classifier(), model)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         assert cli.run(["compile", str(model), "-o", str(bundle), "--no-compare"]) == 0
-    for kind in (arrays, networks, documents, options):
+    for kind in (arrays, networks, documents, options, doors):
         place = folder / kind.__name__.rpartition(".")[2]
         place.mkdir()
         yield from kind.cases(place, bundle, model)
@@ -50,7 +50,7 @@ def main() -> None:
             faults += bool(outcome.faults)
             seconds += outcome.seconds
             if outcome.faults or given.verbose:
-                print(f"{outcome.case.name} ({outcome.seconds:.1f} s): {'; '.join(outcome.faults) or 'fine'}")
+                print(f"{outcome.case.name!a} ({outcome.seconds:.1f} s): {'; '.join(outcome.faults) or 'fine'}")
                 lines = [line for line in outcome.errors.splitlines() if not line.startswith("nnfuze: ")]
                 print("   ", "\n    ".join(ascii(line)[:400] for line in lines[-3:]), flush=True)
         print(f"{len(chosen)} cases, {faults} with faults, {seconds:.0f} s of processor time")

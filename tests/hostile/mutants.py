@@ -24,6 +24,7 @@ from nnfuze_tvm.cli import guard
 from nnfuze_tvm.deploy import manifest as manifests
 from nnfuze_tvm.errors import NNFuzeError
 from nnfuze_tvm.frontend import load
+from nnfuze_tvm.frontend.exported_program import check_archive
 from nnfuze_tvm.jobs import data, tune, tuning
 from nnfuze_tvm.jobs.tuning.directory import Final, Trial, load_database
 from nnfuze_tvm.jobs.tuning.kernels import _plain
@@ -148,10 +149,15 @@ def kinds(folder: Path) -> dict[str, tuple[Callable[[random.Random], bytes], str
     networks = [classifier(), _shapes()]
     tflite_seed = _tflite()
     npz_seeds = [archive({"x.npy": saved(samples(2)), "y.npy": saved(np.arange(3))}, how) for how in (0, 8)]
+    program = archive({"p/version": b"0", "p/models/model.json": b"{}", "p/data/weights/weight_0": bytes(100)})
     manifest = _manifest()
     workload = _workload()
-    policy = {"default": {"keep": 1.0, "bits": 32}, "layers": {"net/conv": {"bits": 32, "keep": 0.5}, "net/*": {}}}
-    options = {"models": ["a.onnx"], "trials": 3, "target": "host", "threads": 1, "shapes": {"x": [1, 2]}, "wait": 1.0}
+    policy = {"default": {"keep": 1.0, "bits": 32, "rank": 0.5, "rank_error": 0.1},
+              "layers": {"net/conv": {"bits": 32, "keep": 0.5}, "net/*": {"sparsity": 0.5},
+                         "net/d?": {"weights": 4, "activations": 8, "format": "int"}}}  # fmt: skip
+    options = {"models": ["a.onnx"], "trials": 3, "target": "host", "threads": 1, "shapes": {"x": [1, 2]}, "wait": 1.0,
+               "chains": ["x=a:y[2]"], "states": ["h=g"], "quantize": "auto", "max_error": 0.1, "sparsity": 0.5,
+               "finetune": "a.npz", "epochs": 3, "calibration": "a.npz"}  # fmt: skip
     trial = {"kernel": "k", "decisions": [1, 2], "seconds": [1e-3, 2e-3], "error": None, "device": "a:1", "rule": "r",
              "code": "c", "started": 1.0, "finished": 2.0, "trace": [[], []], "lost": []}  # fmt: skip
     assert Trial(**trial) and Final("k", ((1,),), ([1.0],), 1, "d")
@@ -176,6 +182,7 @@ def kinds(folder: Path) -> dict[str, tuple[Callable[[random.Random], bytes], str
         "tflite": (lambda rng: changed_bytes(tflite_seed, rng), "m.tflite", lambda path: load([path], ["m"])),
         "npz": (lambda rng: changed_bytes(rng.choice(npz_seeds), rng), "m.npz", lambda p: data.read_arrays(str(p), "")),
         "npy": (lambda rng: changed_bytes(saved(samples(1)), rng), "m.npy", lambda p: data.read_inputs([f"x={p}"])),
+        "program": (lambda rng: changed_bytes(program, rng), "m.pt2", check_archive),
         "policy": (lambda rng: text(policy, rng), "policy.json", Policy.load),
         "options": (lambda rng: text(options, rng), "options.json", lambda p: tune._saved_request(str(p.parent), {})),
         "manifest": (signed, "manifest.json", lambda path: manifests.read_manifest(path.parent)),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,3 +59,33 @@ def test_what_only_a_running_job_needs(tmp_path: Path) -> None:
         logging.getLogger("nnfuze_tvm.jobs.anything").warning("device lost")
     assert not scratch.exists()
     assert "device lost" in (tmp_path / "logs" / "search.log").read_text()
+
+
+def test_a_job_of_another_kind_is_left_alone(tmp_path: Path) -> None:
+    first = JobDirectory(tmp_path, "merge")
+    first.claim({"seed": 1}, ("seed",))
+    first.close()
+    other = JobDirectory(tmp_path, "tuning job")
+    with pytest.raises(InputError, match="belongs to a 'merge', not to a tuning job"):
+        other.claim({"target": "host"}, ())
+    assert json.loads((tmp_path / "job.json").read_text()) == {"kind": "merge", "seed": 1}
+
+
+def test_pipes_and_links_in_a_job_are_not_written_to(tmp_path: Path) -> None:
+    directory = JobDirectory(tmp_path / "job", "job")
+    (tmp_path / "file").write_text("mine")
+    os.symlink(tmp_path / "file", directory.path / ".job.json.new")
+    directory.claim({}, ())
+    assert (tmp_path / "file").read_text() == "mine"
+    os.mkfifo(directory.path / ".job.json.new")
+    directory.claim({}, ())
+    for name in ("search.log", "processes.log"):
+        os.mkfifo(directory.path / "logs" / name)
+    with pytest.raises(InputError, match="a pipe, not a file"), directory.logging("search"):
+        pass
+    with pytest.raises(InputError, match="a pipe, not a file"):
+        _ = directory.process_log
+    (tmp_path / "folder").mkdir()
+    os.symlink(tmp_path / "folder", directory.path / "scratch")
+    with pytest.raises(InputError, match="scratch: File exists; delete it"), directory.scratch():
+        pass

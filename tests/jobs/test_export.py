@@ -122,7 +122,7 @@ def test_wrong_answers_are_not_written(models, tmp_path, monkeypatch):
 
 
 def test_destinations(models, tmp_path):
-    with pytest.raises(InputError, match="is a directory"):
+    with pytest.raises(InputError, match="a directory, not a file"):
         job.export(models, tmp_path)
     with pytest.raises(InputError, match="is one of the networks"):
         job.export(models, models[0], force=True)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+import torch
 import tvm
 
 from nnfuze_tvm import cli, load
@@ -147,16 +151,17 @@ def test_a_merge_that_was_killed_goes_on_to_the_same_files(given, tmp_path):
     ]
     subprocess.run([*command, *models(given), *options, "-o", str(whole)], check=True)
     rng, arguments = np.random.default_rng(), [*models(given), *options]
-    for _ in range(2):
+    for number in (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGKILL):
         running = subprocess.Popen([*command, *arguments, "-o", str(killed)])
-        while running.poll() is None and not (killed / "state.pt").exists():
+        while running.poll() is None and not (killed / "state").exists():
             time.sleep(0.1)
-        time.sleep(rng.uniform(0, 1))
-        running.kill()
+        time.sleep(rng.uniform(0, 2))
+        running.send_signal(number)
         running.wait()
     subprocess.run([*command, "-o", str(killed)], check=True)
     for name in ("one.onnx", "two.onnx"):
         assert (whole / name).read_bytes() == (killed / name).read_bytes()
+    assert {file.name for file in whole.iterdir()} == {file.name for file in killed.iterdir()}
 
 
 _RUN = "from nnfuze_tvm import cli; import sys; sys.exit(cli.run(sys.argv[1:]))"
@@ -207,6 +212,41 @@ def test_a_directory_is_one_merges(given, tmp_path, monkeypatch):
     job.merge(models(given), tmp_path, data=str(given / "data.npz"), budget=100.0, epochs=1)
     with pytest.raises(InputError, match="belongs to a job with budget 100"):
         job.merge(models(given), tmp_path, data=str(given / "data.npz"), budget=1.0, epochs=1)
-    (tmp_path / "state.pt").write_bytes(b"no state")
-    with pytest.raises(InputError, match="damaged; delete it"):
-        job.merge(None, tmp_path)
+    (tmp_path / "tuned").mkdir()
+    (tmp_path / "tuned" / "job.json").write_text('{"kind": "tuning job"}')
+    with pytest.raises(InputError, match="belongs to a 'tuning job', not to a merge"):
+        job.merge(models(given), tmp_path / "tuned", data=str(given / "data.npz"))
+    good = (tmp_path / "state").read_bytes()
+    for bad in (b"", b"no state", good[:-1], good[:5000] + bytes([good[5000] ^ 1]) + good[5001:]):
+        (tmp_path / "state").write_bytes(bad)
+        with pytest.raises(InputError, match="damaged, or of another merge; delete it"):
+            job.merge(None, tmp_path)
+
+
+def test_states_that_somebody_made(given, tmp_path, monkeypatch):
+    """With the right digest."""
+    monkeypatch.setattr(job, "_LEAST", 3)
+    job.merge(models(given), tmp_path, data=str(given / "data.npz"), budget=100.0, epochs=1)
+    diary = job._Diary(tmp_path / "state", lambda _: None, _about(tmp_path))
+    good = diary.found()
+    assert good is not None
+    for change in (
+        {"functions": "[" * 100_000}, {"functions": "{}"}, {"warm": 1}, {"tried": [1]}, {"round": None},
+        {"round": {**good["round"], "alone": ["three"]}}, {"round": {**good["round"], "alone": None}},
+        {"round": {**good["round"], "curve": [1]}},
+    ):  # fmt: skip
+        written = io.BytesIO()
+        torch.save({**good, "seconds": 1.0, **change}, written)
+        (tmp_path / "state").write_bytes(diary._digest(written.getvalue()) + written.getvalue())
+        with pytest.raises(InputError, match="no state of it; delete it"):
+            job.merge(None, tmp_path)
+
+
+def _about(directory: Path) -> list[Any]:
+    facts = json.loads((directory / "job.json").read_text())
+    return [facts[name] for name in job._FIXED]
+
+
+def test_files_are_seen_and_are_not_each_others():
+    names = job._names(["a/b", "a_b", "../x", "...", "a_b_"])
+    assert names == {"a/b": "a_b.onnx", "a_b": "a_b_.onnx", "../x": "_x.onnx", "...": "_.onnx", "a_b_": "a_b__.onnx"}
