@@ -27,6 +27,7 @@ from nnfuze_tvm.passes.lower.skip_blocks import SkipBlocks
 from nnfuze_tvm.passes.lower.strided_rows import StridedRows
 from nnfuze_tvm.passes.lower.transposed_convolutions import TransposedConvolutions
 from nnfuze_tvm.passes.lower.unsigned_bytes import UnsignedBytes
+from nnfuze_tvm.passes.lower.weight_only import WeightOnly
 from nnfuze_tvm.passes.lower.whole_channels import WholeChannels
 from nnfuze_tvm.passes.lower.whole_columns import WholeColumns
 from nnfuze_tvm.passes.lower.whole_rows import WholeRows
@@ -73,6 +74,7 @@ __all__ = [
     "ToNHWC",
     "TransposedConvolutions",
     "UnsignedBytes",
+    "WeightOnly",
     "WholeChannels",
     "WholeColumns",
     "WholeRows",

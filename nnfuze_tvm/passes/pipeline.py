@@ -35,6 +35,7 @@ from nnfuze_tvm.passes.lower.skip_nan import legalizations as max_poolings
 from nnfuze_tvm.passes.lower.strided_rows import StridedRows
 from nnfuze_tvm.passes.lower.transposed_convolutions import TransposedConvolutions
 from nnfuze_tvm.passes.lower.unsigned_bytes import UnsignedBytes
+from nnfuze_tvm.passes.lower.weight_only import WeightOnly
 from nnfuze_tvm.passes.lower.whole_channels import Channels, WholeChannels
 from nnfuze_tvm.passes.lower.whole_columns import WholeColumns
 from nnfuze_tvm.passes.lower.whole_rows import WholeRows
@@ -135,8 +136,9 @@ def lowering_phases(machine: Machine) -> list[tvm.transform.Pass]:
     winograd = Winograd(machine.integer_winograd, machine.far_macs)
     return [
         layout_phase(),
-        # Phase 6: quantize/dequantize islands become integer operators.
-        phase("integer", RealizeInteger(), LateReshapes(), Shuffles()),
+        # Phase 6: dense layers of floats read the codes of their weights, quantize/dequantize islands become integer
+        # operators.
+        phase("integer", WeightOnly(), RealizeInteger(), LateReshapes(), Shuffles()),
         # Phase 7: what is zero in blocks is skipped, branches of one shape are in one kernel, and bits counted, where
         # that pays. What still is a convolution of few input channels gets reductions that dot products can take, and
         # so does a product of few products.
