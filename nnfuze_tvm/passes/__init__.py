@@ -2,6 +2,7 @@
 
 from nnfuze_tvm.passes.compress.block_sparse import BlockSparse
 from nnfuze_tvm.passes.compress.equalize.equalize import Equalize
+from nnfuze_tvm.passes.compress.few_bit_weights import FewBitWeights
 from nnfuze_tvm.passes.compress.four_bits import FourBits
 from nnfuze_tvm.passes.compress.half_precision import HalfPrecision
 from nnfuze_tvm.passes.compress.insert_qdq import InsertQDQ
@@ -46,6 +47,7 @@ __all__ = [
     "BlockSparse",
     "ByteTables",
     "Equalize",
+    "FewBitWeights",
     "FewChannels",
     "FoldBatchNorm",
     "FourBits",

@@ -9,6 +9,7 @@ from importlib import import_module
 import tvm
 from tvm import relax
 
+from nnfuze_tvm.passes.compress import few_bit_weights
 from nnfuze_tvm.passes.compress.method import Inputs, Method
 from nnfuze_tvm.passes.lower.batching.batch_branches import BatchBranches
 from nnfuze_tvm.passes.lower.bit_serial.bit_serial import BitSerial, Pays
@@ -49,16 +50,19 @@ from nnfuze_tvm.passes.simplify.fuse_gelu import FuseGelu
 _PHASE = "phase "
 
 # Phases 3 and 4: what is removed, then what the rest computes in. Each runs if the policy of a layer asks for it.
-METHODS: tuple[Method, ...] = tuple(
-    import_module(f"nnfuze_tvm.passes.compress.{name}").METHOD
-    for name in (
-        "prune.prune_channels",
-        "low_rank",
-        "block_sparse",
-        "four_bits",
-        "insert_qdq",
-        "half_precision",
-    )
+METHODS: tuple[Method, ...] = (
+    *(
+        import_module(f"nnfuze_tvm.passes.compress.{name}").METHOD
+        for name in (
+            "prune.prune_channels",
+            "low_rank",
+            "block_sparse",
+            "four_bits",
+            "insert_qdq",
+            "half_precision",
+        )
+    ),
+    *few_bit_weights.METHODS,
 )
 
 
