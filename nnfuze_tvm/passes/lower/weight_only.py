@@ -19,6 +19,7 @@ from nnfuze_tvm.graph.integers.sums import OUT_ELEMENTWISE_FUSABLE
 from nnfuze_tvm.graph.ir import static_shape
 from nnfuze_tvm.graph.packed_weights import IN_WORD, Packed, packed
 from nnfuze_tvm.passes.compress.quantizable import integer_layers
+from nnfuze_tvm.passes.lower.integer.few_bit_data import few_bit_data, moved_from
 from nnfuze_tvm.passes.lower.whole_channels import first_channels
 
 # Outputs are a multiple of this: whole vectors, whatever the machine.
@@ -40,7 +41,8 @@ class WeightOnly:
 
 
 def _rewrite(func: relax.Function, builder: relax.BlockBuilder) -> relax.Function:
-    integer = integer_layers(func)
+    integer, few = integer_layers(func), few_bit_data(func)
+    bound = {binding.var: binding.value for binding in bindings(func)}
     held: dict[Value, _Codes] = {}
     emitter, values, changed = Emitter(), dict[Value, Value](), False
     for binding in bindings(func):
@@ -50,7 +52,9 @@ def _rewrite(func: relax.Function, builder: relax.BlockBuilder) -> relax.Functio
             held[binding.var] = codes
         weights = _weights(binding.value, held)
         # Integers have one scale per output.
-        if weights is not None and (name not in integer or len(weights.scales) > 1):
+        if weights is not None and len(weights.scales) == 1:
+            weights = None if name in integer or moved_from(binding.value.args[0], bound) in few else weights
+        if weights is not None:
             value, changed = _layer(builder, emitter, name, value.args[0], weights), True
         values[binding.var] = emitter.emit(value, name)
     if not changed:
