@@ -22,8 +22,9 @@ from nnfuze_tvm.passes.compress.quantizable import integer_layers
 from nnfuze_tvm.passes.lower.integer.few_bit_data import few_bit_data, moved_from
 from nnfuze_tvm.passes.lower.whole_channels import first_channels
 
-# Outputs are a multiple of this: whole vectors, whatever the machine.
-_OUTPUTS = 16
+# Outputs become a multiple of one of these: of the last, which is whole vectors on every machine, or, for several
+# vectors to be summed at once, of a larger one that adds at most one output to so many.
+_OUTPUTS, _MANY = (64, 32, 16), 16
 
 
 @module_pass(opt_level=0, name="WeightOnly")
@@ -107,7 +108,8 @@ def _weights(value: Value, held: dict[Value, _Codes]) -> Packed | None:
 def _layer(builder: relax.BlockBuilder, emitter: Emitter, name: str, data: Value, weights: Packed) -> Value:
     """Return the result of a layer."""
     outputs = weights.codes.shape[1]
-    whole = weights.padded(-(-outputs // _OUTPUTS) * _OUTPUTS)
+    sizes = [-(-outputs // multiple) * multiple for multiple in _OUTPUTS]
+    whole = weights.padded(next((size for size in sizes if size - outputs <= outputs // _MANY), sizes[-1]))
     operands = [constant(each) for each in (whole.words, whole.scales, whole.zeros) if each is not None]
 
     def sums(data: te.Tensor, words: te.Tensor, scales: te.Tensor, *zeros: te.Tensor) -> te.Tensor:
@@ -116,7 +118,7 @@ def _layer(builder: relax.BlockBuilder, emitter: Emitter, name: str, data: Value
     call = builder.call_te(sums, data, *operands, primfunc_name_hint=f"weights{whole.bits}_matmul")
     gvar = call.args[0]
     builder.update_func(gvar, builder.get()[gvar].with_attr("op_pattern", OUT_ELEMENTWISE_FUSABLE))
-    if whole is weights or whole.codes.shape == weights.codes.shape:
+    if whole.codes.shape == weights.codes.shape:
         return call
     return first_channels(builder, emitter.emit(call, name), outputs)
 

@@ -17,7 +17,7 @@ from tests.helpers import evaluate_module, few
 from tests.schedules import kernels
 
 # Of kernels that are built: bits, inputs of a block, whether there are zero points, rows, outputs.
-CASES = [(4, 32, False, 1, 64), (4, 16, True, 9, 33), (8, 24, False, 5, 48), (8, 48, True, 2, 16)]
+CASES = [(4, 32, False, 1, 250), (4, 16, True, 9, 33), (8, 24, False, 5, 48), (8, 48, True, 2, 16)]
 
 
 def network(bits, block, with_points, rows, outputs, seed=0):
