@@ -61,7 +61,7 @@ class Packed:
 
 
 def packed(codes: np.ndarray, scales: np.ndarray, zeros: np.ndarray) -> Packed | None:
-    """Return a matrix as packed codes; None if it has none of 8 bits, or too small blocks.
+    """Return a matrix as packed codes; None if it has none of 8 bits, too small blocks, or scales that are no numbers.
 
     Parameters
     ----------
@@ -70,6 +70,8 @@ def packed(codes: np.ndarray, scales: np.ndarray, zeros: np.ndarray) -> Packed |
     scales, zeros : numpy.ndarray
         One of each per code, or what broadcasts to that.
     """
+    if not np.isfinite(scales).all():
+        return None
     shape, wide = codes.shape, codes.astype("int16")
     scales, zeros = np.broadcast_to(scales, shape), np.broadcast_to(zeros.astype("int16"), shape)
     shifted = wide - zeros

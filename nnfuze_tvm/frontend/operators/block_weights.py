@@ -53,16 +53,18 @@ def _fields(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
 def _matmul_of_codes(node: Node, inputs: Operands) -> Any:
     """Multiply by a matrix ``[N, K]`` of 2, 4 or 8 bits with a scale, and perhaps a zero point, per block of inputs."""
     data, matrix, scales, points, order, bias = (inputs[k] for k in range(6))
-    depth, outputs, size = (int(node.attributes[name]) for name in ("K", "N", "block_size"))
+    depth, outputs, size = (int(node.attributes.get(name, 0)) for name in ("K", "N", "block_size"))
     bits = int(node.attributes.get("bits", 4))
     if bits not in (2, 4, 8):
         raise ValueError(f"weights of {bits} bits are not supported, only of 2, 4 and 8")
     packed, scale, point = known(matrix), known(scales), known(points)
     if packed is None or scale is None or (points is not None and point is None):
         raise ValueError("weights that are not constant are not supported")
+    if min(depth, outputs, size) < 1:
+        raise ValueError(f"{outputs}×{depth} weights in blocks of {size} are not supported")
     blocks = -(-depth // size)
     whole = packed.size == outputs * blocks * size * bits // 8 and scale.size == outputs * blocks
-    if packed.dtype != np.uint8 or not whole or min(depth, outputs, size) < 1:
+    if packed.dtype != np.uint8 or not whole:
         raise ValueError(f"{packed.size} bytes and {scale.size} scales are none of {outputs}×{depth} weights")
     _check_order(known(order) if order is not None else np.arange(depth) // size, depth, size)
     codes = _fields(packed.reshape(outputs, -1), bits, blocks * size)[:, :depth]
@@ -133,8 +135,8 @@ def dequantized(node: Node, data: Value, scale: Value, zero: Value | None) -> Va
     size, axis = block_of(node, data, scale)
     codes, factor, point = known(data), known(scale), known(zero)
     if codes is not None and codes.dtype in (np.int8, np.uint8) and factor is not None and codes.size:
-        if zero is None or point is not None:
-            point = np.zeros(factor.shape, codes.dtype) if point is None else point
+        point = np.zeros(factor.shape, codes.dtype) if zero is None else point
+        if point is not None and (point.shape, point.dtype) == (factor.shape, codes.dtype):
             return real_blocks(node, codes, factor.astype("float32"), point, axis, size)
     scale, zero = spread(node, data, scale, zero)
     return relax.op.multiply(relax.op.subtract(relax.op.astype(data, "float32"), zero), scale)

@@ -71,9 +71,11 @@ class FewBitWeights:
 
 
 def _is_dense(value: Call) -> bool:
+    """Tell whether a layer is a product with a matrix of finite numbers."""
     if op_name(value) != "matmul" or not isinstance(value.args[1], GenericConst):
         return False
-    return len(static_shape(value.args[1])) == 2 and {str(arg.ty.dtype) for arg in value.args} == {"float32"}
+    whole = len(static_shape(value.args[1])) == 2 and {str(arg.ty.dtype) for arg in value.args} == {"float32"}
+    return whole and bool(np.isfinite(array(value.args[1])).all())
 
 
 def _rounded(call: Call, levels: int, emitter: Emitter) -> Call:

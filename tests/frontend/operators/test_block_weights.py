@@ -14,7 +14,9 @@ from tests.frontend.operators.one_node import check_network, imported, numbers, 
 from tests.helpers import few
 
 
-def product(bits=4, block=16, depth=64, outputs=24, rows=3, points="", bias=False, dtype="float32", order=None):
+def product(
+    bits=4, block=16, depth=64, outputs=24, rows=3, points="", bias=False, dtype="float32", order=None, claimed=None
+):
     """A `MatMulNBits`, with zero points in ``bytes`` or ``floats``, and its data."""
     rng = np.random.default_rng([bits, block, depth, outputs])
     blocks = -(-depth // block)
@@ -33,7 +35,7 @@ def product(bits=4, block=16, depth=64, outputs=24, rows=3, points="", bias=Fals
     ]
     while operands[-1] is None:
         operands.pop()
-    sizes = {"K": depth, "N": outputs, "bits": bits, "block_size": block}
+    sizes = {"K": depth, "N": outputs, "bits": bits, "block_size": block} | (claimed or {})
     return one_node("com.microsoft.MatMulNBits", operands, set(range(1, 6)), opset=21, **sizes)
 
 
@@ -74,6 +76,8 @@ def test_the_usual_order_of_inputs_is_none():
     [
         ({"order": np.arange(64, dtype="int32")[::-1] // 16}, "g_idx that reorders"),
         ({"bits": 3, "block": 64}, "weights of 3 bits"),
+        ({"claimed": {"block_size": 0}}, "24×64 weights in blocks of 0"),
+        ({"claimed": {"K": 640}}, "none of 24×640 weights"),
     ],
 )
 def test_what_is_refused(given, reason):
