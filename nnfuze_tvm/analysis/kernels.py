@@ -267,7 +267,8 @@ def kernel_uses(
         plain = [tvm.IRModule({"main": fused[name.removesuffix("_prepacked")]}) for name in parts]
         operations = 2 * sum(layer.macs for layer in own) / kernel.calls if own else sum(map(estimate_tir_flops, plain))
         multiplied = _winograd_operations(plain[0]["main"]) if kernel.rule == _WINOGRAD else operations
-        integer = bool(own) and any(dtype in _NARROW for _, dtype in kernel.arguments[:2])
+        operands = [dtype for _, dtype in kernel.arguments[:2]]
+        integer = bool(own) and any(map(_NARROW.__contains__, operands)) and not operands[0].startswith("float")
         delivered = delivered_bytes(lowered[kernel.name], target, machine, size if len(parts) > 1 else 0)
         found.append(
             KernelUse(

@@ -13,7 +13,7 @@ import tvm_ffi
 from tvm import relax, tirx
 from tvm.ir import Call, GenericConst
 
-from nnfuze_tvm.graph import ir, ops
+from nnfuze_tvm.graph import ir, ops, packed_weights
 from nnfuze_tvm.graph.dataflow import bindings, op_name, operands, output_fields
 
 _INTEGERS = ("int8", "uint8", "int16", "uint16")
@@ -161,7 +161,7 @@ def size(mod: tvm.IRModule) -> Size:
             if array.ndim == 0 or array.size == 0 or (_viewable(constant) and key in seen):
                 continue
             seen.add(key)
-            elements += array.size
+            elements += array.size * (packed_weights.IN_WORD if array.dtype == packed_weights.WORD else 1)
             total += array.nbytes
             zeros += array.size - int(np.count_nonzero(array))
     return Size(elements, total, zeros / elements if elements else 0.0)

@@ -27,7 +27,6 @@ from nnfuze_tvm.passes.compress import method, method_settings
 from nnfuze_tvm.passes.compress.calibration import load_calibration
 from nnfuze_tvm.passes.compress.policy import Policy
 from nnfuze_tvm.passes.compress.prune.prune_channels import METHOD as PRUNED
-from nnfuze_tvm.passes.compress.quantizable import INTEGER
 from nnfuze_tvm.passes.compress.within_budget import Choice, choice_of
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ class Graphs:
     calibration : dict of str to numpy.ndarray, optional
         Samples by input.
     integer : collection of str
-        The layers of the last stage that were to be quantized to 8 bits.
+        The layers of the last stage whose weights were to be integers.
     wiring : Wiring
         How the networks hang together.
     """
@@ -204,10 +203,10 @@ def _kept_whole(policy: Policy, before: tvm.IRModule, after: tvm.IRModule) -> li
 
 
 def _integer(policy: Policy, graph: tvm.IRModule) -> set[str]:
-    """Return the layers that the policy gives activations of 8 bits."""
+    """Return the layers that the policy gives weights of integers."""
     lineage = ir.lineage(graph)
     names = [layer.name for layer in metrics.layers(graph)]
-    return {name for name in names if policy.for_layer(name, lineage).precision in INTEGER}
+    return {name for name in names if policy.for_layer(name, lineage).precision.format == "int"}
 
 
 def _run(phases: Sequence[tvm.transform.Pass], mod: tvm.IRModule) -> tvm.IRModule:

@@ -2,6 +2,7 @@
 
 from nnfuze_tvm.passes.compress.block_sparse import BlockSparse
 from nnfuze_tvm.passes.compress.equalize.equalize import Equalize
+from nnfuze_tvm.passes.compress.few_bit_weights import FewBitWeights
 from nnfuze_tvm.passes.compress.four_bits import FourBits
 from nnfuze_tvm.passes.compress.half_precision import HalfPrecision
 from nnfuze_tvm.passes.compress.insert_qdq import InsertQDQ
@@ -27,6 +28,7 @@ from nnfuze_tvm.passes.lower.skip_blocks import SkipBlocks
 from nnfuze_tvm.passes.lower.strided_rows import StridedRows
 from nnfuze_tvm.passes.lower.transposed_convolutions import TransposedConvolutions
 from nnfuze_tvm.passes.lower.unsigned_bytes import UnsignedBytes
+from nnfuze_tvm.passes.lower.weight_only import WeightOnly
 from nnfuze_tvm.passes.lower.whole_channels import WholeChannels
 from nnfuze_tvm.passes.lower.whole_columns import WholeColumns
 from nnfuze_tvm.passes.lower.whole_rows import WholeRows
@@ -47,6 +49,7 @@ __all__ = [
     "ByteTables",
     "CommonInputs",
     "Equalize",
+    "FewBitWeights",
     "FewChannels",
     "FoldBatchNorm",
     "FourBits",
@@ -75,6 +78,7 @@ __all__ = [
     "ToNHWC",
     "TransposedConvolutions",
     "UnsignedBytes",
+    "WeightOnly",
     "WholeChannels",
     "WholeColumns",
     "WholeRows",

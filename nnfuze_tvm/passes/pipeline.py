@@ -9,6 +9,7 @@ from importlib import import_module
 import tvm
 from tvm import relax
 
+from nnfuze_tvm.passes.compress import few_bit_weights
 from nnfuze_tvm.passes.compress.method import Inputs, Method
 from nnfuze_tvm.passes.lower.batching.batch_branches import BatchBranches
 from nnfuze_tvm.passes.lower.bit_serial.bit_serial import BitSerial, Pays
@@ -35,6 +36,7 @@ from nnfuze_tvm.passes.lower.skip_nan import legalizations as max_poolings
 from nnfuze_tvm.passes.lower.strided_rows import StridedRows
 from nnfuze_tvm.passes.lower.transposed_convolutions import TransposedConvolutions
 from nnfuze_tvm.passes.lower.unsigned_bytes import UnsignedBytes
+from nnfuze_tvm.passes.lower.weight_only import WeightOnly
 from nnfuze_tvm.passes.lower.whole_channels import Channels, WholeChannels
 from nnfuze_tvm.passes.lower.whole_columns import WholeColumns
 from nnfuze_tvm.passes.lower.whole_rows import WholeRows
@@ -48,16 +50,19 @@ from nnfuze_tvm.passes.simplify.fuse_gelu import FuseGelu
 _PHASE = "phase "
 
 # Phases 3 and 4: what is removed, then what the rest computes in. Each runs if the policy of a layer asks for it.
-METHODS: tuple[Method, ...] = tuple(
-    import_module(f"nnfuze_tvm.passes.compress.{name}").METHOD
-    for name in (
-        "prune.prune_channels",
-        "low_rank",
-        "block_sparse",
-        "four_bits",
-        "insert_qdq",
-        "half_precision",
-    )
+METHODS: tuple[Method, ...] = (
+    *(
+        import_module(f"nnfuze_tvm.passes.compress.{name}").METHOD
+        for name in (
+            "prune.prune_channels",
+            "low_rank",
+            "block_sparse",
+            "four_bits",
+            "insert_qdq",
+            "half_precision",
+        )
+    ),
+    *few_bit_weights.METHODS,
 )
 
 
@@ -135,8 +140,9 @@ def lowering_phases(machine: Machine) -> list[tvm.transform.Pass]:
     winograd = Winograd(machine.integer_winograd, machine.far_macs)
     return [
         layout_phase(),
-        # Phase 6: quantize/dequantize islands become integer operators.
-        phase("integer", RealizeInteger(), LateReshapes(), Shuffles()),
+        # Phase 6: dense layers of floats read the codes of their weights, quantize/dequantize islands become integer
+        # operators.
+        phase("integer", WeightOnly(), RealizeInteger(), LateReshapes(), Shuffles()),
         # Phase 7: what is zero in blocks is skipped, branches of one shape are in one kernel, and bits counted, where
         # that pays. What still is a convolution of few input channels gets reductions that dot products can take, and
         # so does a product of few products.

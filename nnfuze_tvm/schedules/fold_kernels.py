@@ -36,12 +36,17 @@ class FoldKernels:
         names = {b.value: b.var.name for b in bindings(main) if isinstance(b.value, tvm.ir.Var)}
         emitter = Emitter()
         known: dict[Value, Value] = {}
+        several: dict[Value, list[tvm.runtime.Tensor]] = {}
         origins = sources(mod)
         pairs = []
         for binding in bindings(main):
             value = substitute(binding.value, known)
-            if binding.var in foldable:
-                result = _result(library, value)
+            if binding.var in foldable and isinstance(value.ty, relax.TupleType):
+                several[binding.var] = _results(library, value)
+            elif isinstance(value, relax.TupleGetItem) and value.tuple_value in several:
+                known[binding.var] = relax.const(several[value.tuple_value][value.index])
+            elif binding.var in foldable:
+                (result,) = _results(library, value)
                 known[binding.var] = relax.const(result)
                 if (source := _packed_source(library, value, origins)) is not None:
                     origins[address(result)] = source
@@ -56,21 +61,21 @@ class FoldKernels:
 def _is_foldable(value: Value, foldable: dict[Value, Call]) -> bool:
     return (
         op_name(value) == "call_tir"
-        and isinstance(value.ty, relax.TensorType)
         and len(value.args) == 2
         and len(value.args[1].fields) > 0
         and all(isinstance(argument, GenericConst) or argument in foldable for argument in value.args[1].fields)
     )
 
 
-def _result(library: tvm.runtime.Module, call: Call) -> tvm.runtime.Tensor:
+def _results(library: tvm.runtime.Module, call: Call) -> list[tvm.runtime.Tensor]:
     return _computed(library, call, [argument.value for argument in call.args[1].fields])
 
 
-def _computed(library: tvm.runtime.Module, call: Call, arguments: list[tvm.runtime.Tensor]) -> tvm.runtime.Tensor:
-    result = tvm.runtime.empty(static_shape(call), str(call.ty.dtype))
-    library[call.args[0].name_hint](*arguments, result)
-    return result
+def _computed(library: tvm.runtime.Module, call: Call, arguments: list[tvm.runtime.Tensor]) -> list[tvm.runtime.Tensor]:
+    types = call.ty.fields if isinstance(call.ty, relax.TupleType) else [call.ty]
+    results = [tvm.runtime.empty([int(size) for size in ty.shape.values], str(ty.dtype.dtype)) for ty in types]
+    library[call.args[0].name_hint](*arguments, *results)
+    return results
 
 
 def _packed_source(
@@ -84,5 +89,6 @@ def _packed_source(
     wide = np.zeros(static_shape(argument), str(argument.ty.dtype.dtype))
     small = source.numpy()
     wide[: len(small)] = small
-    packed = _computed(library, call, [tvm.runtime.tensor(wide)]).numpy()
+    (result,) = _computed(library, call, [tvm.runtime.tensor(wide)])
+    packed = result.numpy()
     return tvm.runtime.tensor(packed[: len(small)].astype(small.dtype))

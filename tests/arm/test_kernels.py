@@ -16,9 +16,10 @@ from nnfuze_tvm.devices.targets import resolve
 from nnfuze_tvm.graph import ir
 from nnfuze_tvm.graph.evaluate import evaluate
 from nnfuze_tvm.passes.lower.bit_serial.bit_serial import BitSerial
+from nnfuze_tvm.passes.lower.weight_only import WeightOnly
 from tests.graph import recurrent
 from tests.graph.calls import calls, examples
-from tests.passes.lower import test_bit_serial, test_skip_blocks
+from tests.passes.lower import test_bit_serial, test_skip_blocks, test_weight_only
 from tests.schedules import kernels
 
 Board = Callable[[str], str]
@@ -207,3 +208,12 @@ def test_counted_bits_are_the_same_sums(name: str, session: Session, board: Boar
         counting = BitSerial(test_bit_serial.always)(mod)
         (got,) = run_on_board(counting, target, inputs, remote, tmp_path, f"{n}.so")
         np.testing.assert_array_equal(got, evaluate(mod["main"], inputs)[0], err_msg=str(numbers))
+
+
+def test_weights_of_few_bits_give_the_products(session: Session, board: Board, tmp_path: Path) -> None:
+    target, remote = resolve("rpi3"), session(board(str(BOARDS["rpi3"].emulated)))
+    for n, case in enumerate(test_weight_only.CASES[1:3]):
+        mod, inputs = test_weight_only.network(*case)
+        (got,) = run_on_board(WeightOnly()(mod), target, inputs, remote, tmp_path, f"{n}.so")
+        (want,) = evaluate(mod["main"], inputs)
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-6 * np.abs(want).max(), err_msg=str(case))

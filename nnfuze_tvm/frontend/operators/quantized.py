@@ -14,6 +14,7 @@ import onnx
 from onnx import helper
 from tvm import relax
 
+from nnfuze_tvm.frontend.operators import block_weights
 from nnfuze_tvm.frontend.operators.expansion import Expansion, in_float32
 from nnfuze_tvm.frontend.operators.node import Converter, Node, Operands, known
 from nnfuze_tvm.frontend.operators.values import dtype_of
@@ -50,33 +51,8 @@ def _type_attribute(node: Node, name: str) -> str | None:
     return str(helper.tensor_dtype_to_np_dtype(value)) if value else None
 
 
-def _spread(node: Node, data: Value, scale: Value, zero: Value | None) -> list[Value]:
-    """Return a scale per element of the data, and a zero point in float32, where each is for a block of them."""
-    size, axis = node.attributes["block_size"], node.attributes.get("axis", 1)
-    shape = ir.static_shape(data)
-    axis %= len(shape)
-    blocks = [*shape[:axis], -(-shape[axis] // size), *shape[axis + 1 :]]
-    if list(ir.static_shape(scale)) != blocks:
-        raise ValueError(
-            f"a scale of shape {list(ir.static_shape(scale))} for blocks of shape {blocks} is not supported"
-        )
-    spread = []
-    for value in (scale, zero):
-        if value is None:
-            spread.append(constant(np.zeros((), "float32")))
-            continue
-        value, number = in_float32(node, value), known(value)
-        if number is not None:
-            repeated = np.repeat(number.astype("float32"), size, axis)
-            spread.append(constant(repeated.take(range(shape[axis]), axis)))
-            continue
-        repeated = node.emit(relax.op.repeat(value, size, axis))
-        spread.append(node.emit(relax.op.strided_slice(repeated, [axis], [0], [shape[axis]])))
-    return spread
-
-
 def _quantize_blocks(node: Node, data: Value, scale: Value, zero: Value | None, dtype: str) -> Value:
-    scale, zero = _spread(node, data, scale, zero)
+    scale, zero = block_weights.spread(node, data, scale, zero)
     limits = np.iinfo(dtype)
     rounded = relax.op.add(relax.op.round(relax.op.divide(in_float32(node, data), scale)), zero)
     return relax.op.astype(relax.op.clip(rounded, int(limits.min), int(limits.max)), dtype)
@@ -104,8 +80,7 @@ def _dequantize(node: Node, inputs: Operands) -> Any:
     if wanted not in _FLOATS:
         raise ValueError(f"dequantizing to {wanted} is not supported")
     if node.attributes.get("block_size", 0):
-        scale, zero = _spread(node, data, scale, zero)
-        real = relax.op.multiply(relax.op.subtract(relax.op.astype(data, "float32"), zero), scale)
+        real = block_weights.dequantized(node, data, scale, zero)
     else:
         axis = _axis(node, data, scale)
         zero = constant(np.zeros((), dtype_of(data))) if zero is None else _parameter(zero)

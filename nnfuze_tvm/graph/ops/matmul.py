@@ -169,7 +169,7 @@ OPERATORS = {
         integer=integer,
         half=True,
         batch=batch,
-        kernels=("dense",),
+        kernels=("dense", "weight_only"),
     ),
 }
 

@@ -16,6 +16,7 @@ from nnfuze_tvm.graph.constants import array
 from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, operands, output_fields, substitute
 from nnfuze_tvm.graph.ir import lineage
 from nnfuze_tvm.passes.compress.method import Features, Method, Precision
+from nnfuze_tvm.passes.compress.stored_weights import with_constants
 
 if TYPE_CHECKING:
     from nnfuze_tvm.passes.compress.policy import Policy
@@ -50,7 +51,8 @@ class HalfPrecision:
                 names = {b.var.name for b in bindings(func) if _computes_in_half(b.value) and ops.is_layer(b.value)}
                 chosen = {name for name in names if self.policy.for_layer(name, origins).precision == FLOAT16}
                 if chosen:
-                    result.update_func(gvar, _rewrite(func, chosen))
+                    # Codes of weights would be cast at every call, by kernels that can't have them packed.
+                    result.update_func(gvar, _rewrite(with_constants(func, chosen)[0], chosen))
         return result
 
 

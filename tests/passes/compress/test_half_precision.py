@@ -23,6 +23,7 @@ from nnfuze_tvm.passes.compress.half_precision import HalfPrecision
 from nnfuze_tvm.passes.compress.insert_qdq import InsertQDQ
 from nnfuze_tvm.passes.compress.policy import Policy
 from tests.helpers import evaluate_module, run_module
+from tests.passes.lower import test_weight_only
 from tests.tiny_networks import save_pair
 
 HALF = Policy.uniform(bits=16)
@@ -125,3 +126,12 @@ def test_asked_for_where_the_cpu_has_it(tmp_path):
         make_graphs(NetworkRequest.parse(models, {"quantize": "fp16", "target": "aarch64"}))
     graphs = make_graphs(NetworkRequest.parse(models, {"quantize": "fp16", "target": ARM}))
     assert list(graphs.stages) == ["merged", "fp16"]
+
+
+def test_weights_that_a_file_stores_as_codes_become_float16_ones() -> None:
+    mod, inputs = test_weight_only.network(4, 32, True, 3, 16)
+    new = HalfPrecision(HALF)(mod)
+    (layer,) = [b.value for b in bindings(new["main"]) if op_name(b.value) == "matmul"]
+    assert isinstance(layer.args[1], tvm.ir.GenericConst) and str(layer.args[1].ty.dtype) == "float16"
+    (want,), (got,) = evaluate_module(mod, inputs), evaluate_module(new, inputs)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-2 * np.abs(want).max())

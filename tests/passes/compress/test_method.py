@@ -20,7 +20,7 @@ from nnfuze_tvm.passes.compress import method, method_settings
 from nnfuze_tvm.passes.compress.method import Features, Inputs, Method, Option, PolicyField, Precision
 from nnfuze_tvm.passes.compress.policy import LayerPolicy, Policy
 
-INT4 = Precision(4, 32, "int")
+INT3 = Precision(3, 32, "int")
 
 
 @module_pass(opt_level=0, name="RoundWeights")
@@ -35,7 +35,7 @@ class RoundWeights:
         for binding in bindings(func):
             value = substitute(binding.value, done)
             wanted = self.policy.for_layer(binding.var.name, lineage(mod)).precision
-            if op_name(value) == "matmul" and isinstance(value.args[1], GenericConst) and wanted == INT4:
+            if op_name(value) == "matmul" and isinstance(value.args[1], GenericConst) and wanted == INT3:
                 weight = array(value.args[1])
                 scale = np.abs(weight).max(0) / 7
                 value = relax.op.matmul(value.args[0], constant(np.rint(weight / scale) * scale, "float32"))
@@ -44,16 +44,16 @@ class RoundWeights:
 
 
 METHOD = Method(
-    name="int4",
+    name="int3",
     activity="rounding weights",
     passes=lambda inputs: [RoundWeights(inputs.policy)],
-    precision=INT4,
+    precision=INT3,
     remark="for weights alone",
 )
 
 
 @pytest.fixture
-def four_bits(monkeypatch):
+def three_bits(monkeypatch):
     monkeypatch.setattr(pipeline, "METHODS", (*pipeline.METHODS, METHOD))
 
 
@@ -86,29 +86,29 @@ def levels(mod):
 def test_bits_are_refused_without_a_method():
     with pytest.raises(PolicyError, match=r"'default\.weights' 5: no method takes it; there are 4, 8, 16 and 32"):
         Policy.parse({"default": {"weights": 5}})
-    with pytest.raises(PolicyError, match=r"weights 4 with activations 32: no method takes them"):
-        Policy.parse({"default": {"weights": 4}}).validate_layers(["t/head"])
-    assert "int4" not in str(method_settings.options(pipeline.METHODS)["quantize"].type)
+    with pytest.raises(PolicyError, match=r"weights 16 with activations 32: no method takes them"):
+        Policy.parse({"default": {"weights": 16}}).validate_layers(["t/head"])
+    assert "int3" not in str(method_settings.options(pipeline.METHODS)["quantize"].type)
 
 
-def test_one_object_makes_four_bits_a_policy_value_an_option_and_a_stage(four_bits):
-    policy = Policy.parse({"layers": {"*/body": {"weights": 4}}})
-    assert policy.for_layer("t/body").precision == INT4
+def test_one_object_makes_three_bits_a_policy_value_an_option_and_a_stage(three_bits):
+    policy = Policy.parse({"layers": {"*/body": {"weights": 3}}})
+    assert policy.for_layer("t/body").precision == INT3
     mod = network()
     assert levels(mod)["t/body"] == 8
     found = stages(mod, policy)
-    assert list(found) == ["int4"]
-    rounded = array(bindings(found["int4"]["main"])[0].value.args[1])
+    assert list(found) == ["int3"]
+    rounded = array(bindings(found["int3"]["main"])[0].value.args[1])
     exact = array(bindings(mod["main"])[0].value.args[1])
     scale = np.abs(exact).max(0) / 7
     np.testing.assert_allclose(rounded / scale, np.rint(exact / scale), atol=1e-5)
-    np.testing.assert_array_equal(*(array(bindings(m["main"])[1].value.args[1]) for m in (mod, found["int4"])))
+    np.testing.assert_array_equal(*(array(bindings(m["main"])[1].value.args[1]) for m in (mod, found["int3"])))
 
     option = method_settings.options(pipeline.METHODS)["quantize"]
-    assert "'int4'" in str(option.type) and option.help.endswith(", or int4 for weights alone.")
-    asked = Policy().with_default(method_settings.settings(pipeline.METHODS, {"quantize": "int4"}))
-    assert asked.for_layer("t/head").precision == INT4
-    with pytest.raises(PolicyError, match=r"there are .*weights 4 with activations 32 \(int\)"):
+    assert "'int3'" in str(option.type) and option.help.endswith(", or int3 for weights alone.")
+    asked = Policy().with_default(method_settings.settings(pipeline.METHODS, {"quantize": "int3"}))
+    assert asked.for_layer("t/head").precision == INT3
+    with pytest.raises(PolicyError, match=r"there are .*weights 3 with activations 32 \(int\)"):
         Policy.parse({"default": {"weights": 4, "activations": 16}}).validate_layers(["t/head"])
     with pytest.raises(PolicyError, match=r"'default\.bits' 4: no method takes it; there are 8, 16 and 32"):
         Policy.parse({"default": {"bits": 4}})

@@ -11,16 +11,20 @@ from tvm.relax import op
 
 from nnfuze_tvm.deploy.build import machine
 from nnfuze_tvm.devices.targets import resolve
+from nnfuze_tvm.graph import ir
 from nnfuze_tvm.graph.contraction import Contraction
 from nnfuze_tvm.graph.dataflow import bindings, op_name
 from nnfuze_tvm.passes.lower.bit_serial.bit_serial import BitSerial
 from nnfuze_tvm.passes.lower.bit_serial.planes import Planes
 from nnfuze_tvm.passes.lower.integer.realize_integer import RealizeInteger
+from nnfuze_tvm.passes.lower.weight_only import WeightOnly
 from tests.helpers import evaluate_module, few
 from tests.schedules import kernels
 
 SIGNS = None
-DATA = [SIGNS, (0, 1), (0, 3), (-1, 1), (-2, 1), (0, 7), (-8, 7)]
+# Codes of uint8 are stored as int8 from here on.
+LEAST = -128
+DATA = [SIGNS, (0, 1), (0, 3), (-1, 1), (-2, 1), (0, 7), (-8, 7), (LEAST, -127), (LEAST, -125)]
 # Of kernels that are built: what data and weights are, and output channels.
 CASES = [(SIGNS, (-1, 1), 64), ((0, 3), (-2, -1, 0, 1), 24), ((0, 3), (-3, -1, 1, 3), 16)]
 WEIGHTS = [(-1, 1), (-127, 127), (-1, 0, 1), (-3, -1, 1, 3), (-2, -1, 0, 1), (0, 1), (-8, 7)]
@@ -35,7 +39,10 @@ def codes(builder, data, bounds):
     if bounds is SIGNS:
         positive = builder.emit(op.greater(data, relax.const(np.int8(0))))
         return builder.emit(op.where(positive, relax.const(np.int8(1)), relax.const(np.int8(-1))))
-    bounded = builder.emit(op.clip(builder.emit(op.astype(data, "int32")), *bounds))
+    wide = builder.emit(op.astype(data, "int32"))
+    if bounds[0] == LEAST:
+        wide = builder.emit(op.add(wide, relax.const(np.int32(LEAST))))
+    bounded = builder.emit(op.clip(wide, *bounds))
     return builder.emit(op.astype(bounded, "uint8" if bounds[0] >= 0 else "int8"))
 
 
@@ -118,10 +125,10 @@ def test_data_of_many_numbers_are_multiplied():
     assert not counts(BitSerial(always)(mod))
 
 
-@pytest.mark.parametrize("where", ["sign", "compared"])
+@pytest.mark.parametrize("where", ["sign", "compared", "stored"])
 def test_a_layer_of_float_signs_and_two_weights_per_channel_is_one_of_integers(where):
     rng = np.random.default_rng(3)
-    weights = (rng.choice([-1, 1], (100, 32)) * rng.uniform(0.1, 2, 32)).astype("float32")
+    weights, sizes = rng.choice([-1, 1], (100, 32)).astype("int8"), rng.uniform(0.1, 2, 32).astype("float32")
     bias = rng.standard_normal(32).astype("float32")
     one = relax.const(np.float32(1))
 
@@ -131,14 +138,19 @@ def test_a_layer_of_float_signs_and_two_weights_per_channel_is_one_of_integers(w
             signs = builder.emit(op.sign(data))
         else:
             signs = builder.emit(op.where(builder.emit(op.greater_equal(data, relax.const(np.float32(0)))), one, -one))
-        product = builder.emit(op.matmul(signs, relax.const(weights)))
+        matrix = relax.const(weights * sizes)
+        if where == "stored":
+            zero = relax.const(np.zeros(32, "int8"))
+            matrix = builder.emit(op.dequantize(relax.const(weights), relax.const(sizes), zero, axis=1))
+        product = builder.emit(op.matmul(signs, matrix))
         return relax.Tuple([builder.emit(op.add(product, relax.const(bias)))])
 
     mod = kernels.single_function({"x": ((4, 100), "float32")}, body)
     data = rng.standard_normal((4, 100)).astype("float32")
     data[0, :9] = 0
-    integer = BitSerial(always)(RealizeInteger()(mod))
-    assert counts(integer)
+    integer = BitSerial(always)(RealizeInteger()(WeightOnly()(mod)))
+    kernels_of = [b.value.args[0].name_hint for b in bindings(integer["main"]) if op_name(b.value) == "call_tir"]
+    assert "bit_serial" in kernels_of and not ir.float_layers(integer)
     (want,), (got,) = evaluate_module(mod, {"x": data}), evaluate_module(integer, {"x": data})
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-4 * np.abs(want).max())
 

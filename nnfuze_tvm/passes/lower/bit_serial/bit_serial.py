@@ -92,10 +92,13 @@ def _few_bits(value: Value, levels: Levels) -> _Layer | None:
         of_data = Planes.of(np.arange(data.min(), data.max() + 1))
     if not of_data.bipolar:
         of_data = Planes.of(np.append(data.astype("int64"), 1))
+        above = Planes.above(data.astype("int64"))
+        if above is not None and len(above.weights) < len(of_data.weights):
+            of_data = above
     if max(len(of_data.weights), len(of_weights.weights)) > _MOST_PLANES:
         return None
     *pixels, outputs = static_shape(value)
-    borders = _borders(window, value) if of_data.bipolar else (Border(1), Border(1))
+    borders = _borders(window, value) if of_data.least else (Border(1), Border(1))
     sums = Sums(of_data, of_weights, window, tuple(pixels), weights.shape[-1], borders)
     rows = pixels[-2] if op_name(value) == "nn.conv2d" else 1
     work = Contraction(rows, pixels[-1], outputs, int(np.prod(weights.shape[1:])), weights.shape[-1], *dtypes)

@@ -17,11 +17,16 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Planes:
-    """How integers are planes of bits: what they are all multiples of, each plane's weight, and which of two ways."""
+    """How integers are planes of bits: what they are all multiples of, each plane's weight, and which of two ways.
+
+    To those of data that are not bipolar an ``offset`` is added whose bits in the planes are zero: codes of uint8 that
+    are few are stored as int8 from -128 on.
+    """
 
     factor: int
     weights: tuple[int, ...]
     bipolar: bool
+    offset: int = 0
 
     @staticmethod
     def of(values: np.ndarray) -> Planes:
@@ -37,10 +42,17 @@ class Planes:
         *powers, last = _powers(count)
         return Planes(factor, (*powers, -last), False)
 
+    @staticmethod
+    def above(values: np.ndarray) -> Planes | None:
+        """Return the planes of what integers are more than the smallest of them; None if that has bits of theirs."""
+        low = int(values.min())
+        count = int(values.max() - low).bit_length()
+        return None if count == 0 or low % (1 << count) else Planes(1, _powers(count), False, low)
+
     @property
     def least(self) -> int:
         """The number all of whose bits are zero."""
-        return -self.factor * sum(self.weights) if self.bipolar else 0
+        return -self.factor * sum(self.weights) if self.bipolar else self.offset
 
     def bits(self, values: np.ndarray) -> np.ndarray:
         """Return integers ``[...]`` as bits ``[planes, ...]``."""

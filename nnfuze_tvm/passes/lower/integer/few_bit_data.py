@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import tvm
 from tvm import relax
-from tvm.ir import GenericConst
+from tvm.ir import Call, GenericConst
 
 from nnfuze_tvm.graph import ops
-from nnfuze_tvm.graph.constants import array
-from nnfuze_tvm.graph.dataflow import Value, bindings
+from nnfuze_tvm.graph.constants import array, constant
+from nnfuze_tvm.graph.dataflow import Value, bindings, op_name
+from nnfuze_tvm.graph.evaluate import call_of_constants
 from nnfuze_tvm.graph.integers.context import few_codes
 from nnfuze_tvm.graph.ir import static_shape
 from nnfuze_tvm.graph.levels import Levels
@@ -26,21 +29,42 @@ def few_bit_data(func: relax.Function) -> dict[tvm.ir.Var, np.ndarray]:
     for binding in bindings(func):
         levels.see(binding.var, binding.value)
         bound[binding.var] = binding.value
-        own = ops.layer(binding.value)
-        if own is None or not _has_few_weights(binding.value, own.filters.outer):
+        operator = ops.of(binding.value)
+        own = operator.layer(binding.value) if operator is not None and operator.layer is not None else None
+        if own is None:
             continue
-        data = binding.value.args[0]
-        while ops.effect_of(bound.get(data)) == "moves" and levels.of(bound[data].args[0]) is not None:
-            data = bound[data].args[0]
+        data = moved_from(binding.value.args[0], bound)
         numbers = levels.of(data)
-        if numbers is not None and data in bound and str(data.ty.dtype) == "float32":
+        if numbers is None or data not in bound or str(data.ty.dtype) != "float32":
+            continue
+        if _has_few_weights(binding.value.args[1], own.filters.outer, bound):
             found[data] = numbers.astype("float64")
     return found
 
 
-def _has_few_weights(layer: Value, axis: int) -> bool:
-    weights = layer.args[1]
-    if not isinstance(weights, GenericConst) or 0 in static_shape(weights):
+def moved_from(value: Value, bound: Mapping[Value, Value]) -> Value:
+    """Return the value whose numbers another one holds at other places; itself if it is nothing that was moved."""
+    while ops.effect_of(bound.get(value)) == "moves":
+        value = bound[value].args[0]
+    return value
+
+
+def _has_few_weights(weights: Value, axis: int, bound: Mapping[Value, Value]) -> bool:
+    if 0 in static_shape(weights):
         return False
-    values = array(weights)
-    return values.dtype == np.float32 and few_codes(values.astype("float64"), axis) is not None
+    values = _numbers(weights, bound)
+    return values is not None and values.dtype == np.float32 and few_codes(values.astype("float64"), axis) is not None
+
+
+def _numbers(weights: Value, bound: Mapping[Value, Value]) -> np.ndarray | None:
+    """Return weights that are constant, or dequantized and moved; None of others."""
+    if isinstance(weights, GenericConst):
+        return array(weights)
+    call = bound.get(weights)
+    if not isinstance(call, Call) or (op_name(call) != "dequantize" and ops.effect_of(call) != "moves"):
+        return None
+    source = _numbers(call.args[0], bound)
+    if source is None:
+        return None
+    operands = [constant(source), *call.args[1:]]
+    return call_of_constants(Call(call.op, operands, call.attrs, call.ty_args, call.span, call.ty))
