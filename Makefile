@@ -10,6 +10,9 @@ SPEECH := examples/speech
 # A virtual environment or module path of the caller must not reach into ours. Tests start some hundred processes, which
 # would each compile the whole package.
 unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
+# Every core has a worker or two, so threads of NumPy's and PyTorch's products would only wait for each other.
+test test-arm test-train: export OPENBLAS_NUM_THREADS = 1
+test test-arm test-train: export MKL_NUM_THREADS = 1
 
 .PHONY: demo test test-arm test-train test-all soak lint format clean
 

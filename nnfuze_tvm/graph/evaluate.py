@@ -20,8 +20,8 @@ from nnfuze_tvm.graph.dataflow import Value, bindings, op_name, output_fields
 
 Run = Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]
 """One inference: arrays by input name → outputs in tuple order."""
-Executor = Callable[[tvm.IRModule], Run]
-"""Makes a module with one function ``main`` ready to run on this machine."""
+Executor = Callable[[tvm.IRModule, int], Run]
+"""Makes a module with one function ``main`` ready to run on this machine, so many times."""
 Hook = Callable[[Value, Any], Any]
 """``(what a binding binds, its value) -> value``: the value that is gone on with."""
 
@@ -29,13 +29,15 @@ Hook = Callable[[Value, Any], Any]
 QUICKLY = {"kind": "llvm", "opt-level": 0}
 
 
-def executor(mod: tvm.IRModule) -> Run:
+def executor(mod: tvm.IRModule, inferences: int = 1) -> Run:
     """Return what computes ``main`` of a module.
 
     Parameters
     ----------
     mod : tvm.IRModule
         One straight-line Relax function ``main`` with static shapes, and the PrimFuncs that it calls.
+    inferences : int
+        How often it will be run, see `Executor`; it is the same however often.
 
     Raises
     ------

@@ -14,7 +14,7 @@ import numpy as np
 import tvm
 
 from nnfuze_tvm.analysis import measure
-from nnfuze_tvm.deploy.executor import host_executor
+from nnfuze_tvm.deploy.executor import calibration_executor
 from nnfuze_tvm.deploy.manifest import package_versions
 from nnfuze_tvm.deploy.runner import signature
 from nnfuze_tvm.devices import scratch
@@ -109,7 +109,7 @@ def _data(original: tvm.IRModule, path: str) -> tuple[dict[str, np.ndarray], dic
     names = [param.name for param in original["main"].params]
     given = {name: values for name, values in arrays.items() if name in ir.tasks(original) and name not in names}
     samples = {name: values for name, values in arrays.items() if name not in given}
-    checked = load_calibration(samples, original, host_executor, what)
+    checked = load_calibration(samples, original, calibration_executor, what)
     count = max(len(checked[i.name]) for i in inputs)
     labels = measure.labels_of(given, outputs, count, what)
     for task in labels:

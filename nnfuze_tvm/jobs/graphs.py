@@ -12,7 +12,7 @@ from tvm import relax
 
 from nnfuze_tvm.analysis import metrics
 from nnfuze_tvm.deploy.bundle import unfit
-from nnfuze_tvm.deploy.executor import host_executor
+from nnfuze_tvm.deploy.executor import calibration_executor
 from nnfuze_tvm.deploy.manifest import describe_target
 from nnfuze_tvm.devices.targets import llvm_features, resolve
 from nnfuze_tvm.frontend import load
@@ -129,7 +129,7 @@ def make_graphs(
     method_settings.check_used(pipeline.METHODS, asked, request.options)
     samples = None
     if request.calibration is not None:
-        samples = load_calibration(request.calibration, merged, host_executor)
+        samples = load_calibration(request.calibration, merged, calibration_executor)
         _note_constants(samples, ir.states(merged), announce)
     on_merged(Graphs(loaded, wiring, stages, samples))
     features = None if portable else llvm_features(resolve(request.target))
@@ -144,7 +144,7 @@ def make_graphs(
         from nnfuze_tvm.jobs.finetuning import FineTuning
 
         trained = FineTuning(merged, asked, request, announce)
-    inputs = method.Inputs(policy, samples, request.options, host_executor, announce)
+    inputs = method.Inputs(policy, samples, request.options, calibration_executor, announce)
     stages |= _compressed(graph, asked, inputs, trained)
     return Graphs(loaded, wiring, stages, samples, _integer(policy, list(stages.values())[-1]))
 

@@ -141,11 +141,13 @@ def _facts(layer: metrics.LayerCost, **more: Any) -> LayerFacts:
 
 def _losses(graph: tvm.IRModule, samples: Mapping[str, np.ndarray]) -> dict[str, dict[float, float]]:
     """Return what layers' channels are worth, by the names of the layers that make them."""
-    from nnfuze_tvm.deploy.executor import host_executor
+    from nnfuze_tvm.deploy.executor import calibration_executor
 
     coupling = CoupledFunction(graph["main"])
     found: dict[str, dict[float, float]] = {}
-    for group, gone in zip(coupling.groups(), eliminations(graph, coupling, samples, host_executor), strict=True):
+    for group, gone in zip(
+        coupling.groups(), eliminations(graph, coupling, samples, calibration_executor), strict=True
+    ):
         size = len(group.classes)
         errors = {keep: float(np.sqrt(gone.errors[size - max(1, round(keep * size))])) for keep in _KEEPS}
         for name in group.names:

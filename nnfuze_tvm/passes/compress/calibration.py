@@ -82,10 +82,10 @@ def load_calibration(
 def _recorded(samples: Mapping[str, np.ndarray], mod: tvm.IRModule, executor: Executor) -> dict[str, np.ndarray]:
     """Return the states that samples leave to each other."""
     main = mod["main"]
-    run = executor(mod)
     zeros = {p.name: np.zeros(static_shape(p), str(p.ty.dtype)) for p in main.params if p.name in ir.states(mod)}
     taken: dict[str, list[np.ndarray]] = {name: [] for name in zeros}
-    for given, _ in stream(zeros, run, batches(samples, [p for p in main.params if p.name not in zeros])):
+    calls = list(batches(samples, [p for p in main.params if p.name not in zeros]))
+    for given, _ in stream(zeros, executor(mod, len(calls)), calls):
         for name, values in taken.items():
             values.append(np.atleast_1d(given[name]))
     return {name: np.concatenate(values) for name, values in taken.items()}
@@ -143,8 +143,9 @@ def observed(
     InputError
         If that is not finite.
     """
-    run = executor(with_kernels_of(mod, func))
-    for batch in islice(batches(samples, func.params), most):
+    inferences = list(islice(batches(samples, func.params), most))
+    run = executor(with_kernels_of(mod, func), len(inferences))
+    for batch in inferences:
         values = run(batch)
         if not all(np.isfinite(each).all() for each in values):
             raise InputError("calibration data: the network makes NaN or infinity of it")
@@ -276,8 +277,9 @@ def collect_ranges(
     """
     ranges = {tensor: Range(axis) for tensor, axis in tensors.items()}
     inner = [tensor for tensor in ranges if tensor not in set(func.params)]
-    run = executor(with_kernels_of(mod, returning(func, inner))) if inner else None
-    for batch in batches(samples, func.params):
+    inferences = list(batches(samples, func.params))
+    run = executor(with_kernels_of(mod, returning(func, inner)), len(inferences)) if inner else None
+    for batch in inferences:
         for param in func.params:
             if param in ranges:
                 ranges[param].observe(batch[param.name])

@@ -110,7 +110,7 @@ def test_ranges_of_inputs_and_inner_tensors():
     data = good()
     image = func.params[0]
     ranges = collect_ranges(
-        Network, func, {image: 1, relu: 1}, data, lambda mod: lambda inputs: run_module(mod, inputs)
+        Network, func, {image: 1, relu: 1}, data, lambda mod, _: lambda inputs: run_module(mod, inputs)
     )
     assert ranges[image].low == data["image"].min() and ranges[image].high == data["image"].max()
     assert ranges[relu].low == 0 and ranges[relu].high == data["image"].max()
