@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -182,7 +183,9 @@ class TestFiles:
         writer.start()
         try:
             with pytest.raises(OSError, match="it is being written"):
-                for _ in range(200):
+                # Where others run, it takes a while until a write comes in between.
+                deadline = time.monotonic() + 30
+                while time.monotonic() < deadline:
                     files.read_file(path)
         finally:
             stop.set()
