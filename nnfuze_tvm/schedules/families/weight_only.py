@@ -69,7 +69,9 @@ def tiles(cols: int, channels: int, inputs: int, hw: Hardware) -> list[RegisterT
     """
     lanes = divisors(channels, hw.lanes("float32"))[0]
     found = []
-    for pixels, vectors in product(range(1, min(cols, 16) + 1), (1, 2, 4)):
+    # x86 unpacks the codes of a vector out of one that is in memory; ARM needs registers for both.
+    several = (1, 2, 4) if hw.isa == "arm" else (1, 2, 4, 8)
+    for pixels, vectors in product(range(1, min(cols, 16) + 1), several):
         sums = pixels * vectors
         if channels % (vectors * lanes) or sums + vectors + 3 > hw.registers or sums * lanes * 4 > STACK_BYTES:
             continue
