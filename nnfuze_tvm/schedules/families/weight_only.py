@@ -7,7 +7,6 @@ there, and are scaled once. Weights are packed ``[channel_block][word][channels]
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import product
 from math import prod
 
@@ -18,22 +17,14 @@ from nnfuze_tvm.devices.hardware import Hardware
 from nnfuze_tvm.schedules.blocks import blocks, extents, has_one_output, iter_kinds
 from nnfuze_tvm.schedules.knobs import choose
 from nnfuze_tvm.schedules.loops import PARALLEL_MIN_OPS, STACK_BYTES, divisors, unroll_tile
+from nnfuze_tvm.schedules.register_tile import RegisterTile
 from nnfuze_tvm.schedules.rewrites import overlap, tails
 from nnfuze_tvm.schedules.rule import Rule
 
 # As the pass names its blocks.
 _PRODUCTS, _SUMS = "block_products", "scaled_sums"
-# Instructions that make floats of a vector of codes; what scales a vector of sums.
-_UNPACK, _SCALE = 4, 3
-
-
-@dataclass(frozen=True)
-class Tile:
-    """``pixels`` × ``channels``, in vectors of ``lanes``."""
-
-    pixels: int
-    channels: int
-    lanes: int
+# Instructions that make floats of a vector of codes; what a broadcast of data costs, which is a load; what scales sums.
+_UNPACK, _BROADCAST, _SCALE = 4, 0.5, 3
 
 
 def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
@@ -64,7 +55,7 @@ def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
     return True
 
 
-def tiles(cols: int, channels: int, inputs: int, hw: Hardware) -> list[Tile]:
+def tiles(cols: int, channels: int, inputs: int, hw: Hardware) -> list[RegisterTile]:
     """Return register tiles, best first: those with the fewest instructions per multiply-add.
 
     Parameters
@@ -78,20 +69,22 @@ def tiles(cols: int, channels: int, inputs: int, hw: Hardware) -> list[Tile]:
     """
     lanes = divisors(channels, hw.lanes("float32"))[0]
     found = []
-    for pixels, vectors in product(range(1, min(cols, 8) + 1), (1, 2, 4, 8)):
+    # x86 unpacks the codes of a vector out of one that is in memory; ARM needs registers for both.
+    several = (1, 2, 4) if hw.isa == "arm" else (1, 2, 4, 8)
+    for pixels, vectors in product(range(1, min(cols, 16) + 1), several):
         sums = pixels * vectors
         if channels % (vectors * lanes) or sums + vectors + 3 > hw.registers or sums * lanes * 4 > STACK_BYTES:
             continue
         waste = -(-cols // pixels) * pixels / cols
-        cost = 1 + _UNPACK / pixels + 1 / vectors + _SCALE / inputs
+        cost = 1 + _UNPACK / pixels + _BROADCAST / vectors + _SCALE / inputs
         # An addition waits for the one before it.
         cost = max(cost, 8 / sums)
-        found.append((cost * waste, sums, Tile(pixels, vectors * lanes, lanes)))
+        found.append((cost * waste, sums, RegisterTile(pixels, vectors * lanes, lanes, False)))
     found.sort(key=lambda each: each[:2])
-    return [tile for *_, tile in found] or [Tile(1, lanes, lanes)]
+    return [tile for *_, tile in found] or [RegisterTile(1, lanes, lanes, False)]
 
 
-def _pack_weights(sch: s_tir.Schedule, products: SBlockRV, sums: SBlockRV, tile: Tile) -> None:
+def _pack_weights(sch: s_tir.Schedule, products: SBlockRV, sums: SBlockRV, tile: RegisterTile) -> None:
     for block in (products, sums):
         for number in range(1, len(sch.get(block).reads)):
             packed = sch.cache_read(block, number, "global")
@@ -101,7 +94,7 @@ def _pack_weights(sch: s_tir.Schedule, products: SBlockRV, sums: SBlockRV, tile:
             sch.annotate(packed, "meta_schedule.layout_rewrite_preproc", True)
 
 
-def _tile_loops(sch: s_tir.Schedule, out: SBlockRV, tile: Tile, channels: int) -> tuple[list[LoopRV], LoopRV]:
+def _tile_loops(sch: s_tir.Schedule, out: SBlockRV, tile: RegisterTile, channels: int) -> tuple[list[LoopRV], LoopRV]:
     """Tile the result; return the loops around the tiles of rows, and the one over them."""
     *outer, pixel, channel = sch.get_loops(out)
     extent, own = int(sch.get(pixel).extent), int(sch.get(channel).extent)
@@ -117,7 +110,7 @@ def _tile_loops(sch: s_tir.Schedule, out: SBlockRV, tile: Tile, channels: int) -
     return [block, *outer], pixels
 
 
-def _sum_loops(sch: s_tir.Schedule, sums: SBlockRV, pixels: LoopRV, tile: Tile) -> LoopRV:
+def _sum_loops(sch: s_tir.Schedule, sums: SBlockRV, pixels: LoopRV, tile: RegisterTile) -> LoopRV:
     """Schedule what scales and adds; return the loop of its reduction."""
     sch.compute_at(sums, pixels, preserve_unit_loops=True)
     *_, pixel, channel, block = sch.get_loops(sums)
@@ -127,7 +120,7 @@ def _sum_loops(sch: s_tir.Schedule, sums: SBlockRV, pixels: LoopRV, tile: Tile) 
     return block
 
 
-def _product_loops(sch: s_tir.Schedule, products: SBlockRV, block: LoopRV, tile: Tile) -> LoopRV:
+def _product_loops(sch: s_tir.Schedule, products: SBlockRV, block: LoopRV, tile: RegisterTile) -> LoopRV:
     """Schedule the products of one block of inputs; return the outermost loop of their reduction."""
     sch.compute_at(products, block, preserve_unit_loops=True)
     *_, pixel, _block, channel, word, code = sch.get_loops(products)
