@@ -68,8 +68,16 @@ def test_the_version_is_shown_without_tvm(tmp_path: Path) -> None:
     assert text.startswith("nnfuze 0.") and "TVM 0.27" in text and quick
 
 
-def test_help_has_examples_and_the_methods_options(tmp_path: Path) -> None:
-    first, _ = shown_without_tvm(["compile", "-h"], tmp_path)
+@pytest.fixture(scope="module")
+def helped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A cache after one help, and what that was."""
+    cache = tmp_path_factory.mktemp("cache")
+    return cache, shown_without_tvm(["compile", "-h"], cache)[0]
+
+
+def test_help_has_examples_and_the_methods_options(helped: tuple[Path, str], tmp_path: Path) -> None:
+    cache, first = helped
+    shutil.copytree(cache, tmp_path, dirs_exist_ok=True)
     again, quick = shown_without_tvm(["compile", "-h"], tmp_path)
     assert quick and again.splitlines()[:-1] == first.splitlines()[:-1]
     assert "nnfuze compile keyword.onnx" in again
@@ -80,11 +88,11 @@ def test_help_has_examples_and_the_methods_options(tmp_path: Path) -> None:
     assert shown_without_tvm(["compile", "-h"], Path("/proc")) == (first, False)
 
 
-def test_what_is_wrong_with_files_and_shapes_is_said_quickly(models: list[str], tmp_path: Path) -> None:
-    shown_without_tvm(["compile", "-h"], tmp_path)
-    nowhere, quick = shown_without_tvm(["compile", "nowhere.onnx", "-o", "x"], tmp_path)
+def test_what_is_wrong_with_files_and_shapes_is_said_quickly(models: list[str], helped: tuple[Path, str]) -> None:
+    cache, _ = helped
+    nowhere, quick = shown_without_tvm(["compile", "nowhere.onnx", "-o", "x"], cache)
     assert "nowhere.onnx: no such file" in nowhere and quick
-    shape, quick = shown_without_tvm(["compile", *models, "--shape", "x=1,2,3", "-o", "x"], tmp_path)
+    shape, quick = shown_without_tvm(["compile", *models, "--shape", "x=1,2,3", "-o", "x"], cache)
     assert "input 'x' is 1x2x6x6, of 4 dimensions; 1x2x3 has 3" in shape and quick
 
 
