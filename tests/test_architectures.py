@@ -61,7 +61,8 @@ def slow(*values):
     "name",
     [
         "ds_cnn",
-        "resnet8",
+        # Two of it are below.
+        slow("resnet8"),
         "mlp_autoencoder",
         slow("resnet18"),
         slow("mobilenet_v1"),
@@ -134,7 +135,8 @@ def test_two_heads_on_one_trunk_of_a_larger_network():
 @pytest.mark.parametrize(
     ("name", "rule", "target"),
     [
-        ("resnet8", "conv2d", "aarch64"),
+        # It runs on emulated boards.
+        slow("resnet8", "conv2d", "aarch64"),
         ("resnet8", "conv2d", "x86-64-v4"),
         ("transformer", "dense", "aarch64+dotprod"),
         ("transformer", "dense", "x86-64-v3"),

@@ -18,7 +18,8 @@ from nnfuze_tvm.graph.ir import static_shape
 
 # What a network and a layer take to compile, and NumPy for an operator, for a multiply-accumulate of a matrix product
 # and for a number that it writes; in seconds, from networks of 0.3 to 600 million multiply-accumulates.
-_BUILD, _LAYER, _CALL, _MAC, _NUMBER = 0.1, 0.2, 2e-4, 1e-10, 2e-9
+# A layer takes up to four times as long; so does NumPy on a busy machine, where its threads wait for each other.
+_BUILD, _LAYER, _CALL, _MAC, _NUMBER = 0.1, 0.05, 2e-4, 1e-10, 2e-9
 # NumPy keeps all values of an inference.
 _MOST_NUMBERS = 1 << 26
 
