@@ -30,7 +30,7 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file, line = blocks("python")
     (root / "nnfuze_tvm/passes/compress/factored.py").write_text(file, encoding="utf-8")
     text = (root / PIPELINE).read_text(encoding="utf-8")
-    without = line.replace('        "factored",\n', "")
+    without = line.replace('            "factored",\n', "")
     assert text.count(without) == 1, "the page shows another list of methods than pipeline.py"
     (root / PIPELINE).write_text(text.replace(without, line), encoding="utf-8")
     (policy,) = blocks("json")

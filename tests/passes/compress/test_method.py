@@ -190,7 +190,7 @@ def test_the_executor_that_jobs_hand_in_runs_the_network():
     policy = Policy.uniform(keep=0.5, bits=8)
     ran = []
 
-    def executor(asked):
+    def executor(asked, _count):
         run = evaluate.executor(asked)
         ran.append(asked)
         return lambda batch: [output * 2 for output in run(batch)]

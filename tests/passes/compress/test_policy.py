@@ -178,7 +178,7 @@ def test_the_short_form_and_the_long_one_combine_field_by_field(default, pattern
     ("pattern", "exact", "said"),
     [
         ({"bits": 8}, {"weights": 32}, "weights 32 with activations 8: no method takes them; there are weights 4 with"),
-        ({}, {"weights": 8}, r"weights 8 with activations 32: no method takes them"),
+        ({}, {"activations": 8}, r"weights 32 with activations 8: no method takes them"),
         ({"bits": 8}, {"format": "float"}, r"weights 8 with activations 8 \(float\): no method takes them"),
     ],
 )
@@ -220,7 +220,7 @@ def test_a_layers_policy_names_what_is_wrong():
     with pytest.raises(PolicyError, match="'keep' should be less than or equal to 1"):
         LayerPolicy(keep=2.0)
     with pytest.raises(PolicyError, match="no method takes them"):
-        LayerPolicy(weights=8)
+        LayerPolicy(activations=8)
     said = "keep=1.0, rank=1.0, rank_error=0.0, sparsity=0.0, weights=8, activations=8, format='int'"
     assert repr(LayerPolicy(bits=8)) == f"LayerPolicy({said})"
     assert LayerPolicy(bits=8) == LayerPolicy(weights=8, activations=8) != LayerPolicy(bits=16)
