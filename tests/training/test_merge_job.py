@@ -245,8 +245,3 @@ def test_states_that_somebody_made(given, tmp_path, monkeypatch):
 def _about(directory: Path) -> list[Any]:
     facts = json.loads((directory / "job.json").read_text())
     return [facts[name] for name in job._FIXED]
-
-
-def test_files_are_seen_and_are_not_each_others():
-    names = job._names(["a/b", "a_b", "../x", "...", "a_b_"])
-    assert names == {"a/b": "a_b.onnx", "a_b": "a_b_.onnx", "../x": "_x.onnx", "...": "_.onnx", "a_b_": "a_b__.onnx"}
