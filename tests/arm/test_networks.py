@@ -40,7 +40,7 @@ ALWAYS = {
     "pair-A": [],
     "pair-B": [],
     "ds_cnn": ["cortex-a53", "cortex-a76", "max"],
-    "resnet8": ["cortex-a53", "max"],
+    "resnet8": ["max"],
     "mobilenet_v1_025": [],
     "mlp_autoencoder": ["cortex-a72"],
     "transformer": ["max"],
