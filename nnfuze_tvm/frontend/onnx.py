@@ -17,6 +17,7 @@ from nnfuze_tvm.frontend import onnx_file, onnx_import
 from nnfuze_tvm.frontend.onnx_file import Source
 from nnfuze_tvm.frontend.onnx_states import states_of
 from nnfuze_tvm.graph import dataflow, ir
+from nnfuze_tvm.graph.views import forms
 
 
 def load(
@@ -118,8 +119,9 @@ def _adopt_kernels(
 
 
 def _check_shared(mod: tvm.IRModule, sources: Sequence[Source], shared_inputs: Sequence[str]) -> None:
+    several = forms(shared_inputs)
     for name in shared_inputs:
-        if "=" in name:  # several forms of an input, which are brought together where networks are
+        if name in several:  # they are brought together where networks are
             continue
         owners = [(source, param) for source in sources for param in mod[source.task].params if param.name == name]
         if not owners:

@@ -12,7 +12,7 @@ from tvm_ffi import structural_equal
 
 from nnfuze_tvm.errors import InputError
 from nnfuze_tvm.graph import dataflow, ir
-from nnfuze_tvm.graph.views import View, views_of
+from nnfuze_tvm.graph.views import View, forms, shape_of, text_of, views_of, without_ones
 from nnfuze_tvm.graph.wiring import Result, Source, State, Window, Wiring
 
 _PRODUCER = re.compile(r"(?P<task>[^:]+):(?P<output>.+?)(\[(?P<window>[0-9]{1,9})\])?")
@@ -52,7 +52,7 @@ def wire(
 
 class _Wirer:
     def __init__(self, mod: tvm.IRModule, shared: Sequence[str] | None) -> None:
-        said = [] if shared is None else [text for text in shared if "=" in text]
+        said = forms(shared or ())
         self.shared = None if shared is None else [text for text in shared if text not in said]
         self.tasks = ir.tasks(mod)
         self.outputs: dict[str, list[str]] = {task: [] for task in self.tasks}
@@ -85,7 +85,7 @@ class _Wirer:
         if not outputs:
             raise InputError("all outputs are fed back or feed others; at least one has to leave the network")
         sources = {place: self.sources[place] for place in self.types}
-        shapes = {place: _shape(ty) for place, ty in self.types.items()}
+        shapes = {place: shape_of(ty) for place, ty in self.types.items()}
         return Wiring(tuple(self.tasks), order, inputs, tuple(self.states), sources, shapes, outputs)
 
     def _views(self, said: Sequence[str]) -> dict[tuple[str, str], tuple[str, View | None]]:
@@ -210,14 +210,14 @@ class _Wirer:
         assert match is not None
         result = self._result(f"chain {link}", match["task"], match["output"])
         given, wanted = self.results[result.task][result.place], self.types[place]
-        have, want = _shape(given), _shape(wanted)
-        texts = f"the output is {_text(given)}, the input {_text(wanted)}"
+        have, want = shape_of(given), shape_of(wanted)
+        texts = f"the output is {text_of(given)}, the input {text_of(wanted)}"
         if str(given.dtype) != str(wanted.dtype):
             raise InputError(f"chain {link}: {texts}; they must be of one type")
         self.inner.add(result)
         count = int(match["window"]) if match["window"] else 1
         if count == 1:
-            if _without_ones(have) != _without_ones(want):
+            if without_ones(have) != without_ones(want):
                 hint = f"; to read the last results write {link}[{n}]" if (n := _results(have, want)) else ""
                 raise InputError(f"chain {link}: {texts}; they don't fit" + hint)
             self.sources[place] = result
@@ -250,7 +250,7 @@ class _Wirer:
         given, wanted = self.results[task][result.place], self.types[place]
         if not structural_equal(given, wanted):
             raise InputError(
-                f"state {link}: the output is {_text(given)}, the input {_text(wanted)}; they must be alike"
+                f"state {link}: the output is {text_of(given)}, the input {text_of(wanted)}; they must be alike"
             )
         alone = sum(other == name for _, other in self.types) == 1
         called = self._unique(name if alone else f"{task}.{name}")
@@ -279,7 +279,7 @@ def _window(have: tuple[int, ...], want: tuple[int, ...]) -> tuple[tuple[int, ..
         longer = [axis for axis, (a, b) in enumerate(zip(have, want, strict=True)) if a != b]
         if len(longer) == 1 and want[longer[0]] > have[longer[0]]:
             return have, longer[0], want[longer[0]]
-    small, large = _without_ones(have), _without_ones(want)
+    small, large = without_ones(have), without_ones(want)
     for axis, length in enumerate(large):
         if (*large[:axis], *large[axis + 1 :]) == small:
             return (*small[:axis], 1, *small[axis:]), axis, length
@@ -297,15 +297,3 @@ def _results(have: tuple[int, ...], want: tuple[int, ...]) -> int:
         return 0
     view, axis, length = found
     return -(-length // view[axis])
-
-
-def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(dim for dim in shape if dim != 1)
-
-
-def _shape(ty: Any) -> tuple[int, ...]:
-    return tuple(int(dim) for dim in ty.shape.values)
-
-
-def _text(ty: Any) -> str:
-    return f"{ty.dtype} {'x'.join(map(str, _shape(ty))) or 'number'}"

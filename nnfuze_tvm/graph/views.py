@@ -62,7 +62,7 @@ class View:
         """Emit what the task takes of the input."""
         if self.axes != tuple(range(len(self.axes))):
             value = emitter.emit(relax.op.permute_dims(value, list(self.axes)))
-        if tuple(int(dim) for dim in value.ty.shape) != self.shape:
+        if shape_of(value.ty) != self.shape:
             value = emitter.emit(relax.op.reshape(value, self.shape))
         if str(value.ty.dtype) != self.dtype:
             value = emitter.emit(relax.op.astype(value, self.dtype))
@@ -75,6 +75,11 @@ class View:
     def _numbers(self, numbers: tuple[float, ...]) -> np.ndarray:
         rest = len(self.shape) - self.channels - 1
         return np.array(numbers, self.dtype).reshape([-1] + [1] * rest if len(numbers) > 1 else [])
+
+
+def forms(shared: Sequence[str]) -> list[str]:
+    """Return what is said of inputs in several forms, see `views_of`; the rest are names."""
+    return [said for said in shared if "=" in said]
 
 
 def views_of(said: str, types: Mapping[Place, Any]) -> tuple[str, dict[Place, View | None]]:
@@ -131,9 +136,9 @@ def _view(
     said: str, name: str, common: Any, own: Any, factor: tuple[float, ...], offset: tuple[float, ...]
 ) -> View | None:
     """Return how a task takes an input of a type; None if as it is."""
-    have, want = (tuple(int(dim) for dim in ty.shape) for ty in (common, own))
+    have, want = shape_of(common), shape_of(own)
     dtypes = tuple(str(ty.dtype) for ty in (common, own))
-    texts = " and ".join(f"{d} {'x'.join(map(str, s))}" for d, s in zip(dtypes, (have, want), strict=True))
+    texts = f"{text_of(common)} and {text_of(own)}"
     axes = _axes(have, want)
     if axes is None:
         raise InputError(
@@ -157,12 +162,23 @@ def _axes(have: Sequence[int], want: Sequence[int]) -> tuple[int, ...] | None:
     same = tuple(range(rank))
     ways = [same, (0, rank - 1, *same[1:-1]), (0, *same[2:], 1)] if rank > 2 else [same]
     exact = [axes for axes in ways if [have[axis] for axis in axes] == [*want]]
-    ones = [axes for axes in ways if _without_ones([have[axis] for axis in axes]) == _without_ones(want)]
+    ones = [axes for axes in ways if without_ones([have[axis] for axis in axes]) == without_ones(want)]
     return next(iter([*exact, *ones]), None)
 
 
-def _without_ones(shape: Sequence[int]) -> list[int]:
-    return [dim for dim in shape if dim != 1]
+def without_ones(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return a shape but for its dimensions of 1."""
+    return tuple(dim for dim in shape if dim != 1)
+
+
+def shape_of(ty: Any) -> tuple[int, ...]:
+    """Return the static shape of a tensor's type."""
+    return tuple(int(dim) for dim in ty.shape.values)
+
+
+def text_of(ty: Any) -> str:
+    """Return a tensor's type as messages say it."""
+    return f"{ty.dtype} {'x'.join(map(str, shape_of(ty))) or 'number'}"
 
 
 def _channels(said: str, have: Sequence[int], want: Sequence[int], axes: Sequence[int], counts: set[int]) -> int:

@@ -123,7 +123,7 @@ def make_graphs(
     merged = _run(pipeline.merge_phases(*links), loaded)
     stages = {"merged": merged}
     if request.merge is not None:
-        stages["trunk learnt"] = with_learnt_trunk(request.merge, request.models, merged)
+        stages["trunk learnt"] = with_learnt_trunk(request.merge, request.models, request.shared_inputs or (), merged)
     graph = list(stages.values())[-1]
     asked = _asked_for(policy, graph, request.options)
     method_settings.check_used(pipeline.METHODS, asked, request.options)

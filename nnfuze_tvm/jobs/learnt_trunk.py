@@ -13,6 +13,7 @@ from tvm_ffi import structural_equal
 from nnfuze_tvm.errors import InputError
 from nnfuze_tvm.frontend import load
 from nnfuze_tvm.graph import dataflow, ir
+from nnfuze_tvm.graph.views import forms
 from nnfuze_tvm.jobs.directory import JOB
 from nnfuze_tvm.jobs.request import model_path
 from nnfuze_tvm.passes import pipeline
@@ -41,7 +42,9 @@ def digest(path: str | os.PathLike[str]) -> str:
     return found.hexdigest()
 
 
-def with_learnt_trunk(directory: str, models: Sequence[str], merged: tvm.IRModule) -> tvm.IRModule:
+def with_learnt_trunk(
+    directory: str, models: Sequence[str], shared_inputs: Sequence[str], merged: tvm.IRModule
+) -> tvm.IRModule:
     """Return networks as ``nnfuze merge`` made them, merged.
 
     Parameters
@@ -50,6 +53,8 @@ def with_learnt_trunk(directory: str, models: Sequence[str], merged: tvm.IRModul
         What it was told to write to.
     models : sequence of str
         The networks that it was given, ``path`` or ``task=path``.
+    shared_inputs : sequence of str
+        What was said of their inputs.
     merged : tvm.IRModule
         The same, merged without learning.
 
@@ -69,8 +74,14 @@ def with_learnt_trunk(directory: str, models: Sequence[str], merged: tvm.IRModul
             f"{what}: {', '.join(missing)} not there; give a directory of nnfuze merge of the same tasks; one that was "
             f"interrupted goes on with nnfuze merge -o {directory}"
         )
-    if (folder / JOB).is_file() and _made_of(folder) != [digest(model_path(model)) for model in models]:
-        raise InputError(f"{what}: was made of other networks than the given ones")
+    if (folder / JOB).is_file():
+        networks, inputs = _made_of(folder)
+        if networks != [digest(model_path(model)) for model in models]:
+            raise InputError(f"{what}: was made of other networks than the given ones")
+        if inputs != forms(shared_inputs):
+            raise InputError(
+                f"{what}: was made with --share-input {' '.join(inputs) or 'of names only'}; give the same"
+            )
     mod = load([str(file) for file in files.values()], tasks=list(files))
     if ir.small_weights(merged):
         mod = ir.with_small_weights(mod)
@@ -80,11 +91,12 @@ def with_learnt_trunk(directory: str, models: Sequence[str], merged: tvm.IRModul
     return learnt
 
 
-def _made_of(folder: Path) -> object:
+def _made_of(folder: Path) -> tuple[object, list[str]]:
+    """Return what a merge says of its networks, and of inputs in several forms."""
     try:
         facts = parse_json(read_file(folder / JOB))
-        return facts["networks"]
-    except (OSError, ValueError, KeyError, TypeError):
+        return facts["networks"], forms([str(said) for said in facts.get("shared_inputs", [])])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"--merge {folder}: {JOB} is damaged") from None
 
 
