@@ -37,7 +37,7 @@ def clips(path: Path, count: int, split: str, seed: int, *, labels: bool) -> Pat
     """Make clips as a file, about one of each rendering, unless it is there."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        spoken = len(SPEAKERS) * (len(KEYWORDS) + OFTEN.get(split, 3))
+        spoken = len(SPEAKERS) * (len(KEYWORDS) + OFTEN[split])
         audio, keyword, speaker = make_clips(render(split, count // spoken, seed), count, split, seed)
         named = {"keyword": keyword, "speaker": speaker} if labels else {}
         np.savez(path, audio=(audio.astype("float32") / STEPS_PER_UNIT)[:, None], **named)

@@ -51,7 +51,7 @@ UNKNOWN_WORDS = {
     "deciding": "object ocean office open order oven owner page paint palace parent party pepper".split(),
 }
 # How many times as often as one keyword the unknown words together are spoken.
-OFTEN = {"unlabelled": 12}
+OFTEN = {"training": 3, "evaluation": 3, "deciding": 3, "unlabelled": 12}
 
 
 @dataclass(frozen=True)
@@ -141,8 +141,7 @@ def render(split: str, per_keyword: int, seed: int) -> list[Rendering]:
     split : str
         A key of `UNKNOWN_WORDS`: speeds are odd in "evaluation", even elsewhere.
     per_keyword : int
-        Renderings of every keyword by every speaker; the unknown words together are spoken three times as often as
-        one keyword, or as `OFTEN` says.
+        Renderings of every keyword by every speaker; the unknown words together are spoken as often as `OFTEN` says.
     seed : int
         Seed of the jitter.
     """
@@ -151,7 +150,7 @@ def render(split: str, per_keyword: int, seed: int) -> list[Rendering]:
     renderings = []
     start = time.monotonic()
     for index, speaker in enumerate(SPEAKERS):
-        unknown = [(UNKNOWN, others[i % len(others)]) for i in range(OFTEN.get(split, 3) * per_keyword)]
+        unknown = [(UNKNOWN, others[i % len(others)]) for i in range(OFTEN[split] * per_keyword)]
         for label, word in [*enumerate(KEYWORDS)] * per_keyword + unknown:
             speed = 2 * int(rng.integers(60, 100)) + (split == "evaluation")
             pitch = int(np.clip(speaker.pitch + rng.integers(-8, 9), 0, 99))

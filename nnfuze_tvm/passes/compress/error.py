@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import stdtrit
 
 # How sure it is that a bound of an error holds.
 _SURE = 0.95
@@ -55,6 +54,8 @@ def error_bound(answers: Sequence[np.ndarray], exact: Sequence[np.ndarray]) -> f
     answers, exact : sequence of numpy.ndarray
         The output of each inference, as it is and as it should be.
     """
+    from scipy.special import stdtrit  # slow to import, and only budgets need it
+
     error, count = output_error(answers, exact), len(exact)
     if count < 2 or error == 0 or not math.isfinite(error):
         return error
