@@ -162,12 +162,17 @@ def resized(func: relax.Function, cut: Cut) -> relax.Function:
 
 def _resized(value: dataflow.Value, shape: tuple[int, ...]) -> dataflow.Value:
     """Average where images become smaller, interpolate where they become larger."""
-    size = shape[2:]
-    if len(shape) != 4 or ir.static_shape(value)[2:] == size:
+    size, given = shape[2:], ir.static_shape(value)[2:]
+    if len(shape) != 4 or given == size:
         return value
-    if all(new <= old for new, old in zip(size, ir.static_shape(value)[2:], strict=True)):
+    if any(new > old for new, old in zip(size, given, strict=True)):
+        return op.image.resize2d(value, size, layout="NCHW", method="linear")
+    windows = [-(-old // new) for new, old in zip(size, given, strict=True)]
+    beyond = [new * window - old for new, window, old in zip(size, windows, given, strict=True)]
+    if any(rest < 0 or rest >= window for rest, window in zip(beyond, windows, strict=True)):
         return op.nn.adaptive_avg_pool2d(value, size)
-    return op.image.resize2d(value, size, layout="NCHW", method="linear")
+    # Windows side by side, the last ones smaller: unlike overlapping ones, ONNX has them, and so have integers.
+    return op.nn.avg_pool2d(value, windows, windows, (0, 0, *beyond), count_include_pad=False)
 
 
 def fits(donor: Cut, cut: Cut) -> bool:

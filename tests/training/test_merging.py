@@ -14,8 +14,8 @@ from tvm.relax import op
 
 from nnfuze_tvm.errors import InputError
 from nnfuze_tvm.graph import ir
-from nnfuze_tvm.graph.cuts import Cut, Stitch, beginning, cuts, graft
-from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, with_functions
+from nnfuze_tvm.graph.cuts import Cut, Stitch, beginning, cuts, graft, resized
+from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, op_name, with_functions
 from nnfuze_tvm.graph.evaluate import evaluate
 from nnfuze_tvm.passes.merge.merge_tasks import MergeTasks
 from nnfuze_tvm.passes.merge.share_trunk import ShareTrunk
@@ -83,6 +83,31 @@ def test_a_graft_goes_on_from_the_donors_features():
     head = next(b.value.args[1] for b in bindings(own) if b.var.name == "b/head").value.numpy()
     np.testing.assert_allclose(evaluate(grafted, {"image": data})[0], wanted @ head, rtol=1e-4)
     assert "b/stitch" in [b.var.name for b in bindings(grafted)]
+
+
+@pytest.mark.parametrize(
+    ("given", "size", "operator"),
+    [((13, 10), (7, 5), "avg_pool2d"), ((8, 8), (3, 8), "avg_pool2d"), ((5, 9), (4, 2), "adaptive_avg_pool2d")],
+)
+def test_images_become_smaller_by_windows_side_by_side_where_these_fit(given, size, operator):
+    x = relax.Var("x", relax.TensorType((1, 2, *given), "float32"))
+    builder = relax.BlockBuilder()
+    with builder.function("f", [x]):
+        with builder.dataflow():
+            result = builder.emit_output(relax.Tuple([builder.emit(relax.op.nn.relu(x))]))
+        builder.emit_func_output(result)
+    small = resized(builder.get()["f"], Cut(0, "x", (1, 2, *size), 1, True))
+    assert op_name(bindings(small)[-1].value) == f"nn.{operator}"
+    data = np.random.default_rng(0).uniform(size=(1, 2, *given)).astype("float32")
+    found = evaluate(small, {"x": data})[0]
+    assert found.shape == (1, 2, *size)
+    if operator == "avg_pool2d":
+        rows, columns = (-(-old // new) for old, new in zip(given, size, strict=True))
+        want = [
+            [data[..., y * rows :, x * columns :][..., :rows, :columns].mean((2, 3)) for x in range(size[1])]
+            for y in range(size[0])
+        ]
+        np.testing.assert_allclose(found, np.array(want).transpose(2, 3, 0, 1), rtol=1e-5)
 
 
 def test_other_inputs_do_not_share():
