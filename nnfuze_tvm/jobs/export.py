@@ -137,7 +137,8 @@ def _compare(graphs: Graphs, data: bytes) -> str:
     """Return what a comparison with ONNX Runtime says, which computes node by node and then as it likes best."""
     mod = graphs.last
     given, want = _answers(graphs)
-    both = [[run(sample) for sample in given] for run in (calls_of(data, plain=True), calls_of(data))]
+    model = onnx.ModelProto.FromString(data)
+    both = [[run(sample) for sample in given] for run in (calls_of(model, "plain"), calls_of(model, "usual"))]
     errors, usual = (
         [max(pair) for pair in zip(*(apart(got, want) for got in both), strict=True)] for apart in (largest, typical)
     )

@@ -59,7 +59,7 @@ def test_shipped_pairs_pruned_in_int8(pair):
     integer, float_graph = executor(RealizeInteger()(mod)), hooked_executor(mod)
     inner = onnx.ModelProto.FromString(model.SerializeToString())
     inner.graph.output.extend(onnx.ValueInfoProto(name=name) for name in codes)
-    runs = [calls_of(inner.SerializeToString(), plain=True), calls_of(model.SerializeToString())]
+    runs = [calls_of(inner, "plain"), calls_of(model, "usual")]
     ours: list[np.ndarray] = []
 
     def keep(value: Value, result: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -13,7 +13,10 @@ from nnfuze_tvm.frontend import onnx_file
 from nnfuze_tvm.frontend.onnx_file import Source
 from nnfuze_tvm.frontend.onnx_tensors import nodes
 from nnfuze_tvm.graph.wiring import Run, Wiring
+from nnfuze_tvm.jobs.check.unsaturated import multiplies_bytes, unsaturated
 from nnfuze_tvm.jobs.data import Arrays
+
+How = Literal["exact", "plain", "usual"]
 
 _RECURRENT = frozenset({"LSTM", "GRU", "RNN", "Loop", "Scan", "ClippedLSTM", "DynamicQuantizeLSTM"})
 
@@ -56,10 +59,12 @@ class Originals:
         heavy : bool
             Whether there is too much to compute for ONNX's own evaluator.
         sessions : sequence of onnxruntime.InferenceSession, optional
-            The networks in ONNX Runtime, where somebody has opened them already.
+            The networks in ONNX Runtime, where somebody has opened them already: taken where they are exact.
         """
         try:
-            runs = [_calls(session) for session in sessions] or [_session(source.model) for source in self.sources]
+            if any(multiplies_bytes(source.model) for source in self.sources):
+                sessions = ()
+            runs = [_calls(session) for session in sessions] or [calls_of(source.model) for source in self.sources]
             self.what, self._runs = "ONNX Runtime", runs
             return ""
         except Exception:  # missing, or there is something in a file that it can't run
@@ -76,7 +81,7 @@ class Originals:
     def plainly(self) -> None:
         """Compute node by node from now on; what ONNX Runtime makes of a graph may compute it a bit differently."""
         if self.what == "ONNX Runtime":
-            self._runs = [_session(source.model, plain=True) for source in self.sources]
+            self._runs = [calls_of(source.model, "plain") for source in self.sources]
 
     def __call__(self, sample: Arrays) -> list[np.ndarray]:
         """Return what the merged network returns for one inference: outputs, and the next values of its states."""
@@ -115,24 +120,32 @@ def with_all_tensors(source: Source) -> tuple[Source, list[tuple[str, str]]]:
 
 def traced(source: Source, what: str) -> Run:
     """Return what computes a network node by node."""
-    return _session(source.model, plain=True) if what == "ONNX Runtime" else _evaluator(source.model)
+    return calls_of(source.model, "plain") if what == "ONNX Runtime" else _evaluator(source.model)
 
 
-def _session(model: onnx.ModelProto, plain: bool = False) -> Run:
-    return calls_of(model.SerializeToString(), plain)
+def calls_of(model: onnx.ModelProto, how: How = "exact") -> Run:
+    """Return an ONNX network in ONNX Runtime.
 
-
-def calls_of(model: bytes, plain: bool = False) -> Run:
-    """Return an ONNX network in ONNX Runtime; a plain one is computed node by node."""
+    Parameters
+    ----------
+    model : onnx.ModelProto
+        The network.
+    how : str
+        ``exact`` computes what the network says, in floats where it has QDQ, and no product is saturated; ``plain``
+        does so node by node; ``usual`` is what everybody gets, which saturates on x86 without VNNI.
+    """
     import onnxruntime
 
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = settings.inter_op_num_threads = 1
     settings.log_severity_level = 4
-    if plain:
+    if how != "usual":
+        settings.add_session_config_entry("session.disable_quant_qdq", "1")
+        model = unsaturated(model)
+    if how == "plain":
         settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     providers = ["CPUExecutionProvider"]
-    return _calls(onnxruntime.InferenceSession(model, settings, providers=providers))
+    return _calls(onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=providers))
 
 
 def _calls(session: Any) -> Run:

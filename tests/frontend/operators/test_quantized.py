@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import onnxruntime
 import pytest
 import tvm
 from hypothesis import given, settings
@@ -13,6 +12,7 @@ from onnx import helper
 from nnfuze_tvm.frontend import load
 from nnfuze_tvm.graph import ir
 from nnfuze_tvm.graph.dataflow import bindings, op_name
+from nnfuze_tvm.jobs.check.originals import calls_of
 from nnfuze_tvm.passes import pipeline
 from nnfuze_tvm.passes.lower.integer.realize_integer import RealizeInteger
 from tests.frontend.operators.one_node import one_node, refusal
@@ -30,7 +30,7 @@ def single(operator, arrays, feeds=(0,), domain="", opset=13, **attributes):
 def check(operator, arrays, feeds=(0,), *, step=1, floats=False, **options):
     """Compare the QDQ form and the integer one, which may have ``floats`` in it, with ONNX Runtime."""
     model, given = single(operator, arrays, feeds, **options)
-    (expected,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, given)
+    (expected,) = calls_of(model)(given)
     loaded = load([model], ["t"])
     merged = tvm.transform.Sequential(pipeline.merge_phases(None))(loaded)
     integer = RealizeInteger()(merged)
@@ -193,7 +193,7 @@ def test_a_tensor_of_zeros_has_a_scale():
     model.graph.node[0].output.extend(["scale", "zero"])
     model.graph.output.extend(map(helper.make_empty_tensor_value_info, ["scale", "zero"]))
     got = evaluate_module(load([model], ["t"]), given, "t")
-    expected = onnxruntime.InferenceSession(model.SerializeToString()).run(None, given)
+    expected = calls_of(model)(given)
     for ours, theirs in zip(got, expected, strict=True):
         assert ours.dtype == theirs.dtype
         np.testing.assert_array_equal(ours, theirs)
@@ -205,12 +205,12 @@ def test_quantizing_per_channel_and_back(axis, dtype):
     data = np.random.default_rng(0).standard_normal((3, 3, 5)).astype("float32")
     scale, zero = np.linspace(0.01, 0.05, data.shape[axis], dtype="f4"), np.arange(data.shape[axis]).astype(dtype)
     quantized, given = single("QuantizeLinear", [data, scale, zero], opset=21, axis=axis)
-    (expected,) = onnxruntime.InferenceSession(quantized.SerializeToString()).run(None, given)
+    (expected,) = calls_of(quantized)(given)
     (got,) = evaluate_module(load([quantized], ["t"]), given, "t")
     assert got.dtype == expected.dtype
     np.testing.assert_array_equal(got, expected)
     back, given = single("DequantizeLinear", [got, scale, zero], opset=21, axis=axis)
-    (expected,) = onnxruntime.InferenceSession(back.SerializeToString()).run(None, given)
+    (expected,) = calls_of(back)(given)
     np.testing.assert_array_equal(evaluate_module(load([back], ["t"]), given, "t")[0], expected)
 
 
@@ -222,11 +222,11 @@ def test_blocks(axis, feeds):
     scale = np.random.default_rng(1).uniform(0.01, 0.05, shape).astype("float32")
     operands = [data, scale, codes("uint8", *shape)]
     quantized, given = single("QuantizeLinear", operands, feeds, opset=21, axis=axis, block_size=2)
-    (expected,) = onnxruntime.InferenceSession(quantized.SerializeToString()).run(None, given)
+    (expected,) = calls_of(quantized)(given)
     (got,) = evaluate_module(load([quantized], ["t"]), given, "t")
     np.testing.assert_array_equal(got, expected)
     back, given = single("DequantizeLinear", [got, *operands[1:]], feeds, opset=21, axis=axis, block_size=2)
-    (expected,) = onnxruntime.InferenceSession(back.SerializeToString()).run(None, given)
+    (expected,) = calls_of(back)(given)
     np.testing.assert_allclose(evaluate_module(load([back], ["t"]), given, "t")[0], expected, rtol=1e-6)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 import tvm
 from hypothesis import given, settings
@@ -19,6 +18,7 @@ from nnfuze_tvm.devices.targets import resolve
 from nnfuze_tvm.errors import ModelError
 from nnfuze_tvm.frontend import load
 from nnfuze_tvm.graph.dataflow import bindings, op_name
+from nnfuze_tvm.jobs.check.originals import calls_of
 from nnfuze_tvm.passes import pipeline
 from nnfuze_tvm.passes.compress.insert_qdq import InsertQDQ
 from nnfuze_tvm.passes.compress.policy import Policy
@@ -64,14 +64,6 @@ def recurrent(operator, sizes, given=(), lengths=None, outputs=3, opset=14, kind
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
     return model, {name: arrays[name] for name in inputs}
-
-
-def session(model):
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    # Several threads would quantize each its own sequences.
-    options.intra_op_num_threads = 1
-    return ort.InferenceSession(model.SerializeToString(), options)
 
 
 def built(model, target="host"):
@@ -125,7 +117,7 @@ def layers(draw):
 @given(layers())
 def test_values_are_those_of_onnx_runtime(layer):
     model, feeds = layer
-    assert_equal(evaluate_module(load([model]), feeds, "main"), session(model).run(None, feeds))
+    assert_equal(evaluate_module(load([model]), feeds, "main"), calls_of(model)(feeds))
 
 
 @pytest.mark.parametrize("operator", sorted(GATES))
@@ -135,7 +127,7 @@ def test_sequences_first_is_steps_first_with_other_axes(operator, sizes, directi
     model, feeds = recurrent(operator, sizes, "bhc", layout=1, direction=direction)
     other, swapped = recurrent(operator, sizes, "bhc", direction=direction)
     swapped = {name: np.swapaxes(value, 0, 1) for name, value in feeds.items()}
-    states, *last = session(other).run(None, swapped)
+    states, *last = calls_of(other)(swapped)
     want = [states.transpose(2, 0, 1, 3), *(each.transpose(1, 0, 2) for each in last)]
     assert_equal(evaluate_module(load([model]), feeds, "main"), want)
 
@@ -170,7 +162,7 @@ def test_kernels_compute_them(operator, sizes, attributes):
         parameters = [0.5] * len(attributes["activations"])
         attributes = {**attributes, "activation_alpha": parameters, "activation_beta": parameters}
     model, feeds = recurrent(operator, sizes, "bhcp", **attributes)
-    assert_equal(built(model)(feeds), session(model).run(None, feeds))
+    assert_equal(built(model)(feeds), calls_of(model)(feeds))
 
 
 @pytest.mark.parametrize("operator", ["LSTM", "GRU"])
@@ -179,7 +171,7 @@ def test_200_steps_one_by_one_are_200_steps_at_once(operator):
     steps = 200
     whole, feeds = recurrent(operator, (steps, 1, 10, 24), "bhc")
     single, _ = recurrent(operator, (1, 1, 10, 24), "bhc")
-    want = session(whole).run(None, feeds)
+    want = calls_of(whole)(feeds)
     assert_equal(built(whole)(feeds), want)
     run = built(single)
     states = {name: value for name, value in feeds.items() if name != "x"}
@@ -219,7 +211,7 @@ def quantized_lstm(sizes, each, direction="forward", unsigned=False, **more):
 def test_weights_of_8_bits(each, direction, sizes):
     """What is multiplied is quantized in each step, as ONNX Runtime does it."""
     model, feeds = quantized_lstm(sizes, each, direction, unsigned=sizes[0] == 4)
-    assert_equal(evaluate_module(load([model]), feeds, "main"), session(model).run(None, feeds))
+    assert_equal(evaluate_module(load([model]), feeds, "main"), calls_of(model)(feeds))
 
 
 def test_kernels_of_weights_of_8_bits():
@@ -227,7 +219,7 @@ def test_kernels_of_weights_of_8_bits():
     model, feeds = quantized_lstm((7, 2, 5, 37), True, "bidirectional")
     run = Runner(build.build(load([model]), resolve("host")), *signature(load([model])))
     (results,) = run.run(feeds).values()
-    assert_equal([np.asarray(each) for each in results.values()], session(model).run(None, feeds), 1e-4)
+    assert_equal([np.asarray(each) for each in results.values()], calls_of(model)(feeds), 1e-4)
 
 
 def test_weights_of_8_bits_stay_what_they_are_in_int8():
@@ -235,7 +227,7 @@ def test_weights_of_8_bits_stay_what_they_are_in_int8():
     samples = {name: np.repeat(value, 2, 0) for name, value in feeds.items()}
     mod = tvm.transform.Sequential(pipeline.merge_phases())(load([model]))
     integer = RealizeInteger()(InsertQDQ(samples, Policy.uniform(bits=8))(mod))
-    assert_equal(evaluate_module(integer, feeds), session(model).run(None, feeds))
+    assert_equal(evaluate_module(integer, feeds), calls_of(model)(feeds))
 
 
 def test_not_a_number_stays_one():
@@ -267,7 +259,7 @@ def test_constant_data_are_computed_with_all_attributes():
     zero = {"z": np.zeros(1, "float32")}
     mod = load([model])
     assert [op_name(b.value) for b in bindings(mod["main"])] == ["add"]
-    assert_equal(evaluate_module(mod, zero, "main"), session(model).run(None, zero))
+    assert_equal(evaluate_module(mod, zero, "main"), calls_of(model)(zero))
 
 
 @pytest.mark.parametrize("steps", [1, 6])
@@ -283,7 +275,7 @@ def test_int8(steps):
     integer = RealizeInteger()(quantized)
     products = [str(b.var.ty.dtype) for b in bindings(integer["main"]) if op_name(b.value) == "matmul"]
     assert products == ["int32"] * (2 if steps == 1 else 1)
-    got, want = Runner(build.build(quantized, resolve("host")), *signature(quantized)), session(model).run(None, feeds)
+    got, want = Runner(build.build(quantized, resolve("host")), *signature(quantized)), calls_of(model)(feeds)
     (results,) = got.run(feeds).values()
     for mine, theirs in zip(results.values(), want, strict=True):
         assert np.abs(np.asarray(mine) - theirs).max() <= 0.03 * np.ptp(theirs)
@@ -305,7 +297,7 @@ def test_weights_that_are_no_constants(operator, steps):
     for name in tensors:
         _with_input(model, name)
     feeds |= tensors
-    assert_equal(evaluate_module(load([model]), feeds, "main"), session(model).run(None, feeds))
+    assert_equal(evaluate_module(load([model]), feeds, "main"), calls_of(model)(feeds))
 
 
 REFUSED = {
