@@ -243,11 +243,16 @@ def answering_stages(builder: Builder, built: Sequence[Built], graphs: Graphs, *
     host = Builder(targets.resolve("host"), builder.threads, builder.directory / "host")
     host.directory.mkdir()
     wanted = graphs.stages if compare else {"final": graphs.last}
-    twins = [host.build(name, [mod]) for name, mod in wanted.items()]
-    if compare and len(graphs.tasks) > 1:
-        twins.insert(0, host.separate(graphs))
-    # What is tuned computes what the stage before it does.
-    return [*twins, twins[-1]][: len(built)]
+    twins = {name: host.build(name, [mod]) for name, mod in wanted.items()}
+    if not compare:
+        return list(twins.values())
+    if len(graphs.tasks) > 1:
+        twins["separate"] = host.separate(graphs)
+    found: list[Built] = []
+    for stage in built:
+        # What is tuned computes what the stage before it does.
+        found.append(twins[stage.record.name] if stage.record.name in twins else found[-1])
+    return found
 
 
 def _require_space(directory: Path) -> None:

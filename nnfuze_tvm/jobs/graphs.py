@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -69,8 +69,20 @@ class Graphs:
         return list(self.stages.values())[-1]
 
     @property
+    def in_floats(self) -> tuple[str, tvm.IRModule]:
+        """The last stage before ``int8``, and its graph."""
+        stages = list(self.stages.items())
+        return stages[list(self.stages).index("int8") - 1]
+
+    def but_floats(self) -> Graphs:
+        """Return the graphs with one more stage, ``float32``: what was before ``int8``."""
+        return replace(self, stages={**self.stages, "float32": self.in_floats[1]}, integer=())
+
+    @property
     def choice(self) -> Choice | None:
-        """Which layers stay float so that the outputs are within a budget, where that was asked for."""
+        """Which layers stay float so that the outputs are within a budget, where that was asked for and not all do."""
+        if "float32" in self.stages:
+            return None
         return next((found for mod in self.stages.values() if (found := choice_of(mod)) is not None), None)
 
     def alone(self, task: str) -> tvm.IRModule:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
@@ -30,10 +31,11 @@ from nnfuze_tvm.deploy.runner import made_up, signature
 from nnfuze_tvm.devices import scratch as temporary
 from nnfuze_tvm.graph import ir
 from nnfuze_tvm.jobs import measure_stages
-from nnfuze_tvm.jobs.announce import Announce
-from nnfuze_tvm.jobs.build_stages import Builder, answering_stages, build_stages
+from nnfuze_tvm.jobs.announce import NOTE, Announce
+from nnfuze_tvm.jobs.build_stages import Builder, Built, answering_stages, build_stages
 from nnfuze_tvm.jobs.check.check import check
-from nnfuze_tvm.jobs.data import EvaluationData
+from nnfuze_tvm.jobs.data import Arrays, EvaluationData
+from nnfuze_tvm.jobs.faster_form import why_floats
 from nnfuze_tvm.jobs.graphs import Graphs
 from nnfuze_tvm.jobs.request import WORK_DIR, CompileRequest
 from nnfuze_tvm.jobs.tune import found_earlier, tune_graph
@@ -79,9 +81,8 @@ def write_bundle(
     database = _tuning_records(request, graphs.last, target, announce, bars)
     with staged(output, force=force) as directory, temporary.folder() as scratch:
         builder = Builder(target, request.threads, Path(scratch))
-        built = build_stages(
-            builder, graphs, database, directory, compare=request.compare, trace=dump, announce=announce
-        )
+        sample = data.batches[0] if data.batches else made_up(signature(graphs.last)[0])
+        built, graphs = _build(request, graphs, builder, database, sample, directory, dump, announce)
         report = Report(
             tasks=graphs.tasks,
             target=request.target,
@@ -103,7 +104,6 @@ def write_bundle(
             answering = answering_stages(builder, built, graphs, compare=request.compare)
             measure_stages.judge(built, answering, peer, data, compare=request.compare)
         kernels = built[-1].kernels
-        sample = data.batches[0] if data.batches else made_up(signature(graphs.last)[0])
         if (place := request.place) is not None and request.key is not None:
             board = (place, request.key)
             measure_stages.time_on_board(report, built, sample, *board, threads=request.threads, wait=request.wait)
@@ -116,6 +116,34 @@ def write_bundle(
             files["policy.json"] = json.dumps(report.budget.policy, indent=2) + "\n"
         seal(directory, manifest, files)
     return report
+
+
+def _build(
+    request: CompileRequest,
+    graphs: Graphs,
+    builder: Builder,
+    database: ms.database.JSONDatabase | None,
+    sample: Arrays,
+    directory: Path,
+    dump: AbstractContextManager[object],
+    announce: Announce,
+) -> tuple[list[Built], Graphs]:
+    """Build the stages, the last one as the bundle's; within a budget, that is in floats where these are faster."""
+    compare = request.compare
+    if graphs.choice is None:
+        built = build_stages(builder, graphs, database, directory, compare=compare, trace=dump, announce=announce)
+        return built, graphs
+    folders = [builder.directory / "int8", builder.directory / "float32"]
+    for folder in folders:
+        folder.mkdir()
+    built = build_stages(builder, graphs, database, folders[0], compare=compare, trace=dump, announce=announce)
+    if why := why_floats(request, graphs, builder, built, sample, announce):
+        announce(f"{NOTE}{why}: the bundle stays in float32")
+        graphs = graphs.but_floats()
+        last = builder.build("float32", [graphs.last], bundle=folders[1])
+        built = [*built, last] if compare else [last]
+    shutil.copytree(built[-1].libraries[0].parent, directory, dirs_exist_ok=True)
+    return built, graphs
 
 
 def _tuning_records(
@@ -156,7 +184,7 @@ def _manifest(
     target: Target,
     request: CompileRequest,
     kernels: Sequence[metrics.LoweredKernel],
-    weights: WeightsRecord,
+    record: WeightsRecord,
 ) -> Manifest:
     return Manifest(
         **signature_records(*signature(graphs.last)),
@@ -165,7 +193,7 @@ def _manifest(
         quantization={
             "integer_layers": sum(layer.integer for layer in report.layers),
             "float_layers": report.float_layers,
-            "method": request.options["calibration_method"] if "int8" in graphs.stages else None,
+            "method": request.options["calibration_method"] if any(layer.integer for layer in report.layers) else None,
         },
         kernels=[
             KernelRecord(
@@ -180,7 +208,7 @@ def _manifest(
             )
             for k in kernels
         ],
-        weights=weights,
+        weights=record,
         mapped=request.optimize == "memory",
         hardware=describe_hardware(target),
         metrics=cast(Metrics, report.final.model_dump(mode="json", exclude={"name", "reference"}, exclude_none=True)),

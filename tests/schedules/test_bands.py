@@ -79,7 +79,8 @@ def test_reports_know_groups(tmp_path):
     fused, alone, network = chains.lowered(chains.chain(chains.INVERTED, (1, 3, 37, 33)), tmp_path, HOST)
     together = chains.grouped(alone, HOST, 2, 1)
     (group,) = groups(together)
-    assert set(group.layers) >= {"chain/n1", "chain/n2", "chain/n3"}
+    # Which three of the four are one kernel depends on the machine's vectors.
+    assert len(group.layers) >= 3 and set(group.layers) >= {"chain/n1", "chain/n2"}
     less, more = (usage(build.finished(mod, HOST), HOST).total() for mod in (together, alone))
     assert less < more
     machine = roofline.of_board(resolve("rpi4"))
