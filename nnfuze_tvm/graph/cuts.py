@@ -167,12 +167,12 @@ def _resized(value: dataflow.Value, shape: tuple[int, ...]) -> dataflow.Value:
         return value
     if any(new > old for new, old in zip(size, given, strict=True)):
         return op.image.resize2d(value, size, layout="NCHW", method="linear")
-    windows = [-(-old // new) for new, old in zip(size, given, strict=True)]
-    beyond = [new * window - old for new, window, old in zip(size, windows, given, strict=True)]
-    if any(rest < 0 or rest >= window for rest, window in zip(beyond, windows, strict=True)):
+    steps = [-(-old // new) for new, old in zip(size, given, strict=True)]
+    if any(-(-old // step) != new for new, step, old in zip(size, steps, given, strict=True)):
         return op.nn.adaptive_avg_pool2d(value, size)
-    # Windows side by side, the last ones smaller: unlike overlapping ones, ONNX has them, and so have integers.
-    return op.nn.avg_pool2d(value, windows, windows, (0, 0, *beyond), count_include_pad=False)
+    # Windows around where a strided convolution looks; unlike those of changing size, ONNX has them, and so have integers.
+    sizes, around = [2 * step - 1 for step in steps], [step - 1 for step in steps]
+    return op.nn.avg_pool2d(value, sizes, steps, around * 2, count_include_pad=False)
 
 
 def fits(donor: Cut, cut: Cut) -> bool:

@@ -89,7 +89,7 @@ def test_a_graft_goes_on_from_the_donors_features():
     ("given", "size", "operator"),
     [((13, 10), (7, 5), "avg_pool2d"), ((8, 8), (3, 8), "avg_pool2d"), ((5, 9), (4, 2), "adaptive_avg_pool2d")],
 )
-def test_images_become_smaller_by_windows_side_by_side_where_these_fit(given, size, operator):
+def test_images_become_smaller_by_windows_where_a_strided_convolution_looks(given, size, operator):
     x = relax.Var("x", relax.TensorType((1, 2, *given), "float32"))
     builder = relax.BlockBuilder()
     with builder.function("f", [x]):
@@ -102,11 +102,12 @@ def test_images_become_smaller_by_windows_side_by_side_where_these_fit(given, si
     found = evaluate(small, {"x": data})[0]
     assert found.shape == (1, 2, *size)
     if operator == "avg_pool2d":
-        rows, columns = (-(-old // new) for old, new in zip(given, size, strict=True))
-        want = [
-            [data[..., y * rows :, x * columns :][..., :rows, :columns].mean((2, 3)) for x in range(size[1])]
-            for y in range(size[0])
-        ]
+        steps = [-(-old // new) for old, new in zip(given, size, strict=True)]
+        rows, columns = (
+            [slice(max(0, (n - 1) * step + 1), (n + 1) * step) for n in range(new)]
+            for new, step in zip(size, steps, strict=True)
+        )
+        want = [[data[..., own, across].mean((2, 3)) for across in columns] for own in rows]
         np.testing.assert_allclose(found, np.array(want).transpose(2, 3, 0, 1), rtol=1e-5)
 
 
