@@ -170,7 +170,7 @@ def _resized(value: dataflow.Value, shape: tuple[int, ...]) -> dataflow.Value:
     steps = [-(-old // new) for new, old in zip(size, given, strict=True)]
     if any(-(-old // step) != new for new, step, old in zip(size, steps, given, strict=True)):
         return op.nn.adaptive_avg_pool2d(value, size)
-    # Windows around where a strided convolution looks; unlike those of changing size, ONNX has them, and so have integers.
+    # Around where a strided convolution looks; unlike windows of changing size, ONNX and integers have these.
     sizes, around = [2 * step - 1 for step in steps], [step - 1 for step in steps]
     return op.nn.avg_pool2d(value, sizes, steps, around * 2, count_include_pad=False)
 
