@@ -64,6 +64,19 @@ def test_weights_and_zero_points_that_several_read(constant):
         np.testing.assert_array_equal(each, np.full((2, 4), 16 * 200 * 93))
 
 
+def test_products_in_branches():
+    model = product("uint8", np.full((16, 4), 127, "int8"), None)
+    inner = onnx.GraphProto()
+    inner.CopyFrom(model.graph)
+    del inner.input[:]
+    del model.graph.node[:], model.graph.initializer[:]
+    model.graph.input.append(helper.make_tensor_value_info("which", TensorProto.BOOL, []))
+    model.graph.node.append(helper.make_node("If", ["which"], ["y"], then_branch=inner, else_branch=inner))
+    data = {"x": np.full((2, 16), 255, "uint8"), "which": np.array(True)}
+    (found,) = calls_of(model, "plain")(data)
+    np.testing.assert_array_equal(found, np.full((2, 4), 16 * 255 * 127))
+
+
 def test_what_multiplies_bytes():
     model = product("uint8", np.ones((4, 4), "int8"), None)
     assert multiplies_bytes(model)

@@ -46,7 +46,8 @@ def unsaturated(model: onnx.ModelProto) -> onnx.ModelProto:
     kinds = _kinds(result)
     constants = {tensor.name: tensor for body in bodies(result.graph) for tensor in body.initializer}
     moved: dict[str, onnx.TensorProto] = {}
-    for body in bodies(result.graph):
+    # What is inside of a node comes before it: appending copies.
+    for body in reversed(bodies(result.graph)):
         before = list(body.node)
         del body.node[:]
         for node in before:
