@@ -24,6 +24,7 @@ from nnfuze_tvm.passes import pipeline
 from nnfuze_tvm.passes.compress import method, method_settings
 from nnfuze_tvm.passes.compress.policy import Policy
 from nnfuze_tvm.passes.lower.integer.realize_integer import RealizeInteger
+from tests.frontend.operators.one_node import one_node
 from tests.streaming_networks import voice_activity, wake_words
 from tests.tiny_networks import classifier, samples, save_pair
 
@@ -119,6 +120,29 @@ def test_wrong_answers_are_not_written(models, tmp_path, monkeypatch):
         job.export(models, tmp_path / "out.onnx")
     assert not list(tmp_path.iterdir())
     assert job.export(models, tmp_path / "out.onnx", check=False).check == "not checked"
+
+
+def test_biases_with_a_scale_per_channel_have_as_many_zero_points(tmp_path):
+    rng, scales = np.random.default_rng(0), np.linspace(0.002, 0.01, 8, dtype="float32")
+    layer = [rng.integers(-127, 128, (8, 4, 3, 3)).astype("int8"), scales, np.zeros(8, "int8"), np.float32(0.05)]
+    data = [np.zeros((1, 4, 6, 6), "int8"), np.float32(0.02), np.int8(3)]
+    operands = [*data, *layer, np.int8(1), rng.integers(-99, 99, 8).astype("int32")]
+    model, _ = one_node("QLinearConv", operands, set(range(1, len(operands))))
+    onnx.save(model, tmp_path / "conv.onnx")
+    written = job.export([str(tmp_path / "conv.onnx")], tmp_path / "out.onnx")
+    assert written.check.startswith("ONNX Runtime's answers differ by at most")
+
+
+def test_products_of_bytes_that_others_saturate_are_written(tmp_path):
+    weights = np.full((16, 8), 127, "int8")
+    point = np.uint8(0)
+    operands = [np.full((2, 16), 255, "uint8"), np.float32(0.02), point, weights, np.float32(0.01), np.int8(0)]
+    model, feeds = one_node("QLinearMatMul", [*operands, np.float32(5.0), point], set(range(1, 8)) - {3})
+    onnx.save(model, tmp_path / "product.onnx")
+    written = job.export([str(tmp_path / "product.onnx")], tmp_path / "out.onnx")
+    assert written.check.startswith("ONNX Runtime's answers differ by at most")
+    (found,) = calls_of(onnx.load(tmp_path / "out.onnx"))(feeds)
+    np.testing.assert_array_equal(found, np.full((2, 8), np.rint(255 * 127 * 16 * 0.02 * 0.01 / 5.0), "uint8"))
 
 
 def test_destinations(models, tmp_path):

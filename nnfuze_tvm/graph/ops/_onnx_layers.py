@@ -164,6 +164,14 @@ def _coded(write: Writer, operator: str, call: Call, data: str, scale: str, zero
     if kind in _SHORTS:
         write.opset = 21
     if np.prod(shape) != 1:
+        if static_shape(call.args[2]) != shape:
+            # One for all channels; engines want as many as scales.
+            known = write.constants.get(zero)
+            zero = (
+                write("Expand", zero, write.integers(shape))
+                if known is None
+                else write.constant(np.resize(known, shape))
+            )
         return write(operator, data, scale, zero, axis=int(call.attrs.axis))
     return write(operator, data, *(write.reshaped(each, []) if shape else each for each in (scale, zero)))
 
