@@ -117,8 +117,13 @@ def _parsed(said: str, text: str, types: Mapping[Place, Any]) -> tuple[Place, tu
     known = {f"{task}.{name}": (task, name) for task, name in types}
     if text in known:  # whatever it looks like
         return known[text], (), ()
-    match = _SCALED.fullmatch(text)
+    match = _SCALED.fullmatch("".join(text.split()))
     if match is None or match["place"] not in known:
+        if meant := [name for name in known if text.strip().startswith(name)]:
+            behind = text.strip().removeprefix(max(meant, key=len))
+            raise InputError(
+                f"shared input {said}: {behind!r} is no factor and offset; write *0.5+1, or per channel *[1,2,3]"
+            )
         raise InputError(f"shared input {said}: there is no input {text!r}; there are {', '.join(known)}")
     factor, offset = (_numbers(match[part]) for part in ("factor", "offset"))
     with np.errstate(over="ignore", under="ignore"):
@@ -192,6 +197,6 @@ def _channels(said: str, have: Sequence[int], want: Sequence[int], axes: Sequenc
     if len(found) != 1:
         shape = "x".join(map(str, want))
         raise InputError(
-            f"shared input {said}: give one number, or one per channel of {shape}, of which there must be one axis"
+            f"shared input {said}: {max(counts)} numbers for {shape}: give one, or one per channel of one axis"
         )
     return found[0]

@@ -103,12 +103,19 @@ def test_a_name_may_look_like_a_scale():
     }
 
 
+def test_spaces_are_allowed():
+    mod = networks(a=("x", (1, 3, 4, 4), "float32"), b=("y", (1, 4, 4, 3), "float32"))
+    types = {("a", "x"): mod["a"].params[0].ty, ("b", "y"): mod["b"].params[0].ty}
+    assert views_of("f=a.x, b.y * 0.5 + 1", types) == views_of("f=a.x,b.y*0.5+1", types)
+
+
 @pytest.mark.parametrize(
     "said, words",
     [
         (["frame="], "write it as"),
         (["=a.x"], "write it as"),
         (["frame=a.x,b.z"], "there is no input 'b.z'; there are a.x, b.y, c.z, d.w"),
+        (["frame=a.x,b.y*half"], r"'\*half' is no factor and offset"),
         (["frame=a.x,b.y*0"], "not 0"),
         (["frame=a.x,b.y*1e39"], "finite"),
         (["frame=a.x,b.y*1e-50"], "not 0"),
