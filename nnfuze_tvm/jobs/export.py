@@ -35,6 +35,9 @@ _TOLERANCE, _HALF, _STEPS = 1e-4, 2e-2, 1e-2
 # Seconds after which no further sample is tried.
 _PATIENCE = 20.0
 
+# What ONNX Runtime raises where a file is no network, by name, since it may be missing.
+_REFUSED = frozenset({"Fail", "InvalidGraph", "InvalidProtobuf"})
+
 
 @dataclass(frozen=True)
 class Exported:
@@ -130,7 +133,13 @@ def _check(graphs: Graphs, data: bytes) -> str:
         return _compare(graphs, data)
     except CheckError:
         raise
-    except Exception as error:  # that something can't be compared doesn't say that it is wrong
+    except Exception as error:
+        if type(error).__name__ in _REFUSED:
+            raise CheckError(
+                f"check: ONNX Runtime can't run the file ({first_line(error)[:200]}); this is a fault of nnfuze: "
+                "please report it; --no-check writes the file all the same"
+            ) from None
+        # That something can't be compared doesn't say that it is wrong: there are kernels that it doesn't have.
         return f"could not be checked: {first_line(error)}"
 
 
