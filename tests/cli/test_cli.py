@@ -345,7 +345,8 @@ def test_auto_says_which_layers_stay_float_and_how_to_do_it_again(
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)]), tmp_path / "t.onnx")
     data = {"x": rng.standard_normal((16, 4)).astype("float32")}
     np.savez(tmp_path / "samples.npz", **data)  # type: ignore[arg-type]
-    command = ["compile", str(tmp_path / "t.onnx"), "--calibration", str(tmp_path / "samples.npz"), "--no-compare"]
+    # For another machine: on this one, so small a network may be faster in float32, which is measured.
+    command = ["compile", str(tmp_path / "t.onnx"), "--calibration", str(tmp_path / "samples.npz"), "--target", "rpi4"]
     out, again = str(tmp_path / "out"), str(tmp_path / "again")
     assert cli.run([*command, "--quantize", "auto", "-o", out]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("auto: "))
@@ -355,8 +356,8 @@ def test_auto_says_which_layers_stay_float_and_how_to_do_it_again(
     report, other = (Report.model_validate_json(Path(path, "report.json").read_text()) for path in (out, again))
     assert report.layers[1].reason.startswith("its 8 bits alone make an error of ") and other.budget is None
     assert [layer.integer for layer in report.layers] == [layer.integer for layer in other.layers] == [True, False]
-    answers = [Bundle.load(path).run({"x": data["x"][:4]})["t"] for path in (out, again)]
-    np.testing.assert_array_equal(*answers)
+    one, two = (Path(path, "lib.so").read_bytes() for path in (out, again))
+    assert one == two, "the same choice makes the same code and weights"
 
 
 def test_arrays_without_elements_have_no_largest(capsys: pytest.CaptureFixture[str]) -> None:
