@@ -69,11 +69,13 @@ def with_learnt_trunk(
     tasks = ir.tasks(merged)
     folder = Path(directory)
     files = {task: folder / name for task, name in file_names(tasks).items()}
+    if not folder.is_dir():
+        raise InputError(f"{what}: no such directory; give one that nnfuze merge made of these networks")
     if missing := [file.name for file in files.values() if not file.is_file()]:
-        raise InputError(
-            f"{what}: {', '.join(missing)} not there; give a directory of nnfuze merge of the same tasks; one that was "
-            f"interrupted goes on with nnfuze merge -o {directory}"
-        )
+        hint = "give a directory that nnfuze merge made of the same tasks"
+        if (folder / JOB).is_file() and not (folder / "report.json").is_file():
+            hint = f"it was interrupted, and goes on with nnfuze merge -o {directory}"
+        raise InputError(f"{what}: {', '.join(missing)} not there; {hint}")
     if (folder / JOB).is_file():
         networks, inputs = _made_of(folder)
         if networks != [digest(model_path(model)) for model in models]:

@@ -149,7 +149,8 @@ def _array(stream: IO[bytes], size: int) -> np.ndarray:
     start = stream.read(8)
     width = {1: 2, 2: 4, 3: 4}.get(start[6] if len(start) == 8 else 0)
     if start[:6] != _MAGIC or width is None:
-        raise ValueError("not an array that numpy.save wrote")
+        several = "; of an .npz file, give the path alone, without a name" if start[:2] == b"PK" else ""
+        raise ValueError(f"not an array that numpy.save wrote{several}")
     length = int.from_bytes(stream.read(width), "little")
     if length > _LONGEST_HEADER:
         raise ValueError(f"its header has {length} characters; those of arrays of numbers are short")

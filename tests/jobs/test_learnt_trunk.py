@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,13 @@ def test_what_is_no_merge_of_these_networks(files, tmp_path):
     onnx.save(classifier(0, outputs=2), merged / "b.onnx")
     fails("other inputs or outputs")
     (merged / "b.onnx").unlink()
-    fails("b.onnx not there")
+    fails("b.onnx not there; give a directory")
+    job.write_text("{}")
+    fails("b.onnx not there; it was interrupted")
+    (merged / "report.json").write_text("{}")
+    fails("b.onnx not there; give a directory")
+    shutil.rmtree(merged)
+    fails("no such directory")
 
 
 def test_files_are_seen_and_are_not_each_others():
