@@ -129,14 +129,15 @@ def _build(
     announce: Announce,
 ) -> tuple[list[Built], Graphs]:
     """Build the stages, the last one as the bundle's; within a budget, that is in floats where these are faster."""
-    compare = request.compare
-    if graphs.choice is None:
-        built = build_stages(builder, graphs, database, directory, compare=compare, trace=dump, announce=announce)
-        return built, graphs
-    folders = [builder.directory / "int8", builder.directory / "float32"]
+    compare, within = request.compare, graphs.choice is not None
+    # Of two forms, one becomes the bundle's.
+    folders = [builder.directory / "int8", builder.directory / "float32"] if within else []
     for folder in folders:
         folder.mkdir()
-    built = build_stages(builder, graphs, database, folders[0], compare=compare, trace=dump, announce=announce)
+    first = folders[0] if within else directory
+    built = build_stages(builder, graphs, database, first, compare=compare, trace=dump, announce=announce)
+    if not within:
+        return built, graphs
     if why := why_floats(request, graphs, builder, built, sample, announce):
         announce(f"{NOTE}{why}: the bundle stays in float32")
         graphs = graphs.but_floats()
@@ -184,7 +185,7 @@ def _manifest(
     target: Target,
     request: CompileRequest,
     kernels: Sequence[metrics.LoweredKernel],
-    record: WeightsRecord,
+    weights: WeightsRecord,
 ) -> Manifest:
     return Manifest(
         **signature_records(*signature(graphs.last)),
@@ -208,7 +209,7 @@ def _manifest(
             )
             for k in kernels
         ],
-        weights=record,
+        weights=weights,
         mapped=request.optimize == "memory",
         hardware=describe_hardware(target),
         metrics=cast(Metrics, report.final.model_dump(mode="json", exclude={"name", "reference"}, exclude_none=True)),
