@@ -155,6 +155,7 @@ def integer_module(rng, shape: Shape):
 @few(8)
 @given(
     seed=st.integers(1, 10_000),
+    m=st.sampled_from([2, 4]),
     dtype=st.sampled_from(["int8", "uint8"]),
     size=st.tuples(st.integers(3, 19), st.integers(3, 19)),
     pad=st.tuples(*[st.integers(0, 2)] * 4),
@@ -162,8 +163,8 @@ def integer_module(rng, shape: Shape):
     outputs=st.sampled_from([4, 8, 24, 28, 64]),
     tunable=st.booleans(),
 )
-def test_integers_are_the_direct_convolutions(seed, dtype, size, pad, channels, outputs, tunable):
-    shape = Shape(1, *size, channels, outputs, pad, 2, dtype)
+def test_integers_are_the_direct_convolutions(seed, m, dtype, size, pad, channels, outputs, tunable):
+    shape = Shape(1, *size, channels, outputs, pad, m, dtype)
     mod, inputs, want = integer_module(np.random.default_rng(seed), shape)
     result = schedule_and_run(mod, HOST, inputs, tunable, seed)
     assert list(result.rules.values()) == ["winograd"]

@@ -9,13 +9,15 @@ from tvm.ir.transform import PassContext, module_pass
 
 from nnfuze_tvm.graph.dataflow import Emitter, Value, op_name, with_rewritten, with_values
 from nnfuze_tvm.graph.ir import small_weights, static_shape, with_sources
-from nnfuze_tvm.passes.lower.winograd.winograd_kernel import MAX_INTEGER_CHANNELS, Shape, prim_func
-from nnfuze_tvm.passes.lower.winograd.winograd_weights import at_points, taps
+from nnfuze_tvm.passes.lower.winograd.winograd_kernel import Shape, prim_func
+from nnfuze_tvm.passes.lower.winograd.winograd_weights import at_points, fit, taps
 
 # Weights of a layer that are more than this come from memory.
 _NEAR_BYTES = 1 << 20
-# What both transforms take, per tile and channel, in multiply-adds of the inner loop, by m.
+# What both transforms take, per tile and channel, in multiply-adds of the inner loop, by m: of floats and of integers,
+# whose larger tiles are put together in int32 and products made in pairs of int16.
 _TRANSFORM = {2: 80, 4: 200}
+_TRANSFORM_WHOLE = {2: 80, 4: 420}
 # Fewer channels than this fill no vector, or make the transforms most of the work.
 _MIN_CHANNELS = 8
 # Vectors run over channels: these many at least must fit in whole.
@@ -35,8 +37,8 @@ class Winograd:
     Parameters
     ----------
     integers : bool
-        Also int8 convolutions with int32 sums, as F(2×2) in int16 with the same sums: for machines that multiply
-        pairs of int8 no faster than pairs of int16.
+        Also int8 convolutions with int32 sums, in int16 with the same sums, if they are sure to fit: for machines that
+        multiply pairs of int8 no faster than pairs of int16.
     far_macs : float
         Float32 multiply-adds that the machine does in the time in which a byte comes from memory.
     """
@@ -80,12 +82,12 @@ class Winograd:
         return with_values(func, multiplied_less)
 
 
-def best_tile(
+def best_tiles(
     out_height: int, out_width: int, channels: int, outputs: int, far_macs: float, dtype: str = "float32"
-) -> int:
-    """Return the edge m of the output tiles that are modelled to be fastest: 4, 2, or 0 for a direct convolution."""
+) -> list[int]:
+    """Return edges m of output tiles, 4, 2, and 0 for a direct convolution, those modelled to be fastest first."""
     costs = _costs(out_height, out_width, channels, outputs, far_macs, dtype)
-    return min(costs, key=lambda m: costs[m])
+    return sorted(costs, key=lambda m: costs[m])
 
 
 def _costs(
@@ -100,11 +102,12 @@ def _costs(
         far = weight_bytes * (far_macs if dtype == "float32" else 2 * far_macs)
         return pairs * points * (products + (far if points * pairs * weight_bytes > _NEAR_BYTES else 0))
 
+    transform = _TRANSFORM if "float" in dtype else _TRANSFORM_WHOLE
     costs = {0: cost(9, out_height * out_width, direct_bytes)}
-    for m in (2, 4) if dtype == "float32" else (2,):
+    for m in (2,) if dtype == "float16" else (2, 4):
         tiles = -(-out_height // m) * -(-out_width // m)
         products = cost((m + 2) ** 2, tiles, bytes_each)
-        costs[m] = products + tiles * (channels + outputs) * _TRANSFORM[m]
+        costs[m] = products + tiles * (channels + outputs) * transform[m]
     return costs
 
 
@@ -123,10 +126,12 @@ def _shape(value: Value, integers: bool, far_macs: float) -> Shape | None:
         return None
     dtype, factor, result = (str(e.ty.dtype) for e in (data, weights, value))
     whole = integers and dtype in ("int8", "uint8") and (factor, result) == ("int8", "int32")
-    if not (whole and channels <= MAX_INTEGER_CHANNELS) and {dtype, factor, result} not in ({"float32"}, {"float16"}):
+    if not whole and {dtype, factor, result} not in ({"float32"}, {"float16"}):
         return None
     n, height, width, _ = static_shape(data)
     _, out_height, out_width, _ = static_shape(value)
-    m = best_tile(out_height, out_width, channels, outputs, far_macs, dtype)
+    parts = taps(weights.value.numpy()) if whole else None
+    known = best_tiles(out_height, out_width, channels, outputs, far_macs, dtype)
+    m = next(m for m in known if not m or parts is None or fit(parts, m))
     top, left, bottom, right = (int(p) for p in attrs.padding)
     return Shape(n, height, width, channels, outputs, (top, left, bottom, right), m, dtype) if m else None

@@ -4,7 +4,7 @@ A tile of m×m outputs takes (m+2)² products per pair of channels instead of 9m
 evaluated at m+1 points and at infinity in both directions, multiplied point by point, and interpolated [1]_. m = 2
 uses the points 0, ±1: only additions. m = 4 uses 0, ±√½, ±√2: the products ±a·b = ±1 save multiplications, the
 squares ½ and 2 are exact, and in float32 the error is half of what the customary 0, ±1, ±2 give (about five times
-a direct convolution's).
+a direct convolution's). Integers are evaluated at those, in int16; `winograd_weights` says what makes that exact.
 
 .. [1] A. Lavin and S. Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016.
 """
@@ -20,12 +20,16 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from nnfuze_tvm.graph.integers import modulo
+
 Values = list[Any]
 
 # The points other than 0 and infinity are ±A and ±B for m = 4 and ±1 for m = 2; see `winograd_weights`.
 _A, _B = sqrt(0.5), sqrt(2.0)
-# The most input channels that int32 sums of integers are sure to hold.
-MAX_INTEGER_CHANNELS = 512
+# 9 times this is 1 modulo 2^32.
+_NINTH = 954437177
+# By how many bits rows and columns of `_sum_4_whole` are too large, beside three times.
+_BITS_4 = (3, 2, 1, 1)
 # More tiles than this are rounded up to a multiple.
 _ROUND = 4
 
@@ -35,7 +39,7 @@ class Shape:
     """What a kernel computes: ``n`` images of ``height × width × channels``, zeros around, to ``outputs`` channels.
 
     ``pad`` is top, left, bottom, right; ``m`` is the edge of an output tile: 2 or 4; ``dtype`` is the data's: float32,
-    or with m = 2 float16, int8 or uint8 (values up to 127).
+    int8 or uint8 (values up to 127), or with m = 2 float16.
     """
 
     n: int
@@ -99,7 +103,7 @@ def prim_func(shape: Shape) -> tirx.PrimFunc:
     s, m, edge = shape, shape.m, shape.m + 2
     tiles = s.padded_tiles
     factor, result = ("int16", "int32") if s.whole else (s.dtype, s.dtype)
-    data_1d, sum_1d = (_data_2, _sum_2) if m == 2 else (_data_4, _sum_4)
+    data_1d, sum_1d = _TRANSFORMS[m, s.whole]
     with IRBuilder() as builder:
         with T.prim_func(is_private=True, s_tir=True):
             T.func_name(f"winograd{m}x{m}_conv2d")
@@ -134,8 +138,7 @@ def prim_func(shape: Shape) -> tirx.PrimFunc:
                     loaded = [[T.bind(product[i * edge + j, n, t, o]) for j in range(edge)] for i in range(edge)]
                     for i, row in enumerate(_separably(sum_1d, loaded)):
                         for j, value in enumerate(row):
-                            if s.whole:  # the weights' factor, see `winograd_weights`
-                                value = T.shift_right(value, tirx.const(2, result))
+                            value = _without_factor(value, m, i, j) if s.whole else value
                             T.buffer_store(total, value, [n, t, z * m + i, z * m + j, o])
                 with _grid(s.n, s.out_height, s.out_width, s.outputs) as loops, T.sblock("winograd_crop"):
                     n, y, x, o = _spatial((s.n, s.out_height, s.out_width, s.outputs), loops)
@@ -232,3 +235,57 @@ def _sum_4(p: Values) -> Values:
         _const(_A**2) * sum_a + _const(_B**2) * sum_b,
         (_const(_A**3) * difference_a + _const(_B**3) * difference_b) + p[5],
     ]
+
+
+def _sum_2_whole(p: Values) -> Values:
+    """Return twice the sums, modulo 2^32."""
+    return [modulo.add(modulo.add(p[0], p[1]), p[2]), modulo.add(modulo.subtract(p[1], p[2]), p[3])]
+
+
+def _data_4_whole(d: Values) -> Values:
+    two, four = tirx.const(2, "int16"), tirx.const(4, "int16")
+    even_a, odd_a = T.bind(d[4] - d[2] * four), T.bind(d[3] - d[1] * four)
+    even_b, odd_b = T.bind(d[4] - d[2]), T.bind(d[3] - d[1])
+    twice = T.bind(odd_b * two)
+    return [
+        (d[0] - d[2]) * four + even_b,
+        even_a + odd_a,
+        even_a - odd_a,
+        even_b + twice,
+        even_b - twice,
+        (d[5] - d[3]) - odd_b * four,
+    ]
+
+
+def _sum_4_whole(p: Values) -> Values:
+    """Return 24, 12, 6 and 6 times the sums, modulo 2^32."""
+    sum_a, difference_a = T.bind(modulo.add(p[1], p[2])), T.bind(modulo.subtract(p[1], p[2]))
+    sum_b, difference_b = T.bind(modulo.add(p[3], p[4])), T.bind(modulo.subtract(p[3], p[4]))
+    return [
+        modulo.add(_twice(modulo.add(p[0], _twice(sum_a))), sum_b),
+        modulo.add(_twice(difference_a), difference_b),
+        modulo.add(sum_a, sum_b),
+        modulo.add(difference_a, _twice(modulo.add(difference_b, p[5]))),
+    ]
+
+
+def _without_factor(value: tirx.PrimExpr, m: int, i: int, j: int) -> tirx.PrimExpr:
+    """Return the sum at row i and column j of a tile; ``value`` is it times what the transforms left in it."""
+    bits = 2
+    if m == 4:
+        bits = _BITS_4[i] + _BITS_4[j]
+        value = modulo.multiply(value, tirx.const(_NINTH, "int32"))
+    return T.shift_right(value, tirx.const(bits, "int32"))
+
+
+def _twice(a: tirx.PrimExpr) -> tirx.PrimExpr:
+    return modulo.add(a, a)
+
+
+# What evaluates a row or column of data, and what interpolates one, by m and by whether numbers are whole.
+_TRANSFORMS = {
+    (2, False): (_data_2, _sum_2),
+    (2, True): (_data_2, _sum_2_whole),
+    (4, False): (_data_4, _sum_4),
+    (4, True): (_data_4_whole, _sum_4_whole),
+}

@@ -4,10 +4,16 @@ The taps of 3×3 weights are polynomials in both directions; `winograd_kernel` s
 Every number at a point is a sum over the nine taps alone, so weights that are packed tap by tap are packed at the
 points as well: a bundle holds the former, and its library makes the latter of them.
 
-Of int8 weights, all is multiplied by 4, which makes integers of them. That is exact: with |weight| ≤ 127 a transformed
-weight is at most 9 · 127 < 2^15, and with |data| ≤ 128 transformed data are at most 4 · 128. The products of one pair
-of channels that an output sums, whole or in part, are at most (4 + 4 · 6 + 4 · 9) · 127 · 4 · 128 < 2^31 /
-`MAX_INTEGER_CHANNELS`. The output is 4 times the convolution's sum, so shifting it is exact, too.
+Of int8 weights, all is multiplied by what makes integers of them, and the output divided by it, which is exact:
+
+- m = 2: by 2 in a row, and likewise in a column. A transformed weight is at most 9 · 127, transformed data are at most
+  4 · 128.
+- m = 4, at 0, ±1, ±2: by 12, 6, 24 and 3 in a row, and likewise in a column. A transformed weight is at most
+  49 · 127, transformed data are at most 100 · 128.
+
+Sums at a point fit int32 for almost all weights (`fit` looks). What is interpolated of them may not, but is right
+modulo 2^32: it is 4 or 576 times the output, which is divided by 9 modulo 2^32 and shifted by at most 6 bits, so that
+outputs of 30 or 26 bits are exact.
 """
 
 from __future__ import annotations
@@ -24,10 +30,19 @@ TAPS = 9
 
 # The dtype that sums are made in, and that of the result, by the weights'.
 _DTYPES = {"int8": ("int16", "int16"), "float16": ("float32", "float16"), "float32": ("float64", "float32")}
-_POINTS: dict[int, tuple[float, ...]] = {
-    2: (0.0, 1.0, -1.0),
-    4: (0.0, sqrt(0.5), -sqrt(0.5), sqrt(2.0), -sqrt(2.0)),
+_POINTS: dict[tuple[int, bool], tuple[float, ...]] = {
+    (2, False): (0.0, 1.0, -1.0),
+    (2, True): (0.0, 1.0, -1.0),
+    (4, False): (0.0, sqrt(0.5), -sqrt(0.5), sqrt(2.0), -sqrt(2.0)),
+    (4, True): (0.0, 1.0, -1.0, 2.0, -2.0),
 }
+# Of integers: what rows are multiplied by, and by how much data grow there, in one direction.
+_WHOLE = {2: (2, 2, 2, 2), 4: (12, 6, 6, 24, 24, 3)}
+_GROWTH = {2: (2, 2, 2, 2), 4: (10, 10, 10, 6, 6, 10)}
+# The greatest absolute value of int8 data, and what sums at a point and outputs must stay below, by m.
+_LARGEST = 128
+_SUMS = 2**31
+_OUTPUTS = {2: 2**29, 4: 2**25}
 
 
 def taps(weights: np.ndarray) -> np.ndarray:
@@ -38,13 +53,25 @@ def taps(weights: np.ndarray) -> np.ndarray:
 
 def factors(m: int, dtype: str) -> np.ndarray:
     """Return what the taps are multiplied by, ``[(m+2)², 9]``, for weights of a dtype."""
-    points = _POINTS[m]
+    whole = dtype == "int8"
+    points = _POINTS[m, whole]
     rows = [np.array([1.0, p, p * p]) / np.prod([p - q for q in points if q != p]) for p in points]
     if m == 2:
         rows[0] = -rows[0]  # as `winograd_kernel` has it
     evaluate = np.stack([*rows, np.array([0.0, 0.0, 1.0])])
+    if whole:
+        evaluate *= np.array(_WHOLE[m])[:, None]
     both = np.kron(evaluate, evaluate)
-    return np.rint(4 * both).astype("int16") if dtype == "int8" else both.astype(_DTYPES[dtype][0])
+    return np.rint(both).astype("int16") if whole else both.astype(_DTYPES[dtype][0])
+
+
+def fit(parts: np.ndarray, m: int) -> bool:
+    """Tell whether sums over the channels of int8 taps ``[9, O, I]``, at the points and in the end, are sure to fit."""
+    growth = np.kron(_GROWTH[m], _GROWTH[m])
+    there = np.tensordot(factors(m, "int8").astype("float32"), parts.astype("float32"), 1)
+    sums = np.abs(there).sum(-1, dtype="float64") * (growth * _LARGEST)[:, None]
+    outputs = np.abs(parts.astype("float64")).sum((0, -1)) * _LARGEST
+    return bool(sums.max() < _SUMS and outputs.max() < _OUTPUTS[m])
 
 
 def at_points(parts: np.ndarray, m: int) -> np.ndarray:
