@@ -134,7 +134,8 @@ def _sum_loops(
     images, height, width, outputs = extents(sch, out)
     edge = int(sch.get(total).writes[0].source.shape[2])
     count = -(-height // edge) * -(-width // edge)
-    lanes = divisors(outputs, min(hw.lanes(result), STACK_BYTES // (edge * edge * 4)))[0]
+    most = min(hw.lanes(result), STACK_BYTES // (edge * edge * 4))
+    lanes = next((n for n in divisors(outputs, most) if n & (n - 1) == 0), 1)
     loop_n, loop_y, loop_x, loop_o = sch.get_loops(out)
     tile_y, y = sch.split(loop_y, [None, edge])
     tile_x, x = sch.split(loop_x, [None, edge])

@@ -94,15 +94,16 @@ ANY_UNSIGNED = ("avx512vnni",)
 WORDS = (
     ("avx512bw", "nnfuze_dot16_avx512", 16),
     ("avx2", "nnfuze_dot16_avx2", 8),
+    ("avx2", "nnfuze_dot16_sse2", 4),
 )
 
 
-_MADDWD = {8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}
+_MADDWD = {4: "llvm.x86.sse2.pmadd.wd", 8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}
 # (feature, lanes, LLVM's names) of the products of signed data whose sign moves to the weights: an instruction more,
 # which pays where weights are read once, so that half the bytes and no widening count.
 _SIGNS = (
-    ("avx2", 8, ("llvm.x86.avx2.psign.b", "llvm.x86.avx2.pmadd.ub.sw", "llvm.x86.avx2.pmadd.wd")),
-    ("ssse3", 4, ("llvm.x86.ssse3.psign.b.128", "llvm.x86.ssse3.pmadd.ub.sw.128", "llvm.x86.sse2.pmadd.wd")),
+    ("avx2", 8, ("llvm.x86.avx2.psign.b", "llvm.x86.avx2.pmadd.ub.sw", _MADDWD[8])),
+    ("ssse3", 4, ("llvm.x86.ssse3.psign.b.128", "llvm.x86.ssse3.pmadd.ub.sw.128", _MADDWD[4])),
 )
 SIGNED = tuple((feature, Dot(f"nnfuze_signs_{lanes}", lanes, 4, 3, "int8")) for feature, lanes, _ in _SIGNS)
 STEPS: dict[str, Step] = {
@@ -115,6 +116,7 @@ STEPS: dict[str, Step] = {
     "nnfuze_dot2_avx2_i8": maddwd(8, _MADDWD[8]),
     "nnfuze_dot16_avx512": maddwd(16, _MADDWD[16]),
     "nnfuze_dot16_avx2": maddwd(8, _MADDWD[8]),
+    "nnfuze_dot16_sse2": maddwd(4, _MADDWD[4]),
 }
 """What each intrinsic adds to its sums: of data of as many numbers as it has products per lane, and packed weights."""
 

@@ -20,7 +20,9 @@ from nnfuze_tvm.passes.lower.winograd.winograd_weights import fit, taps, transfo
 def conv_module(shape, outputs, kernel=3, dtype="float32", constant=True, largest=9, **attrs):
     """Return a module with one convolution, ``a.conv/1``, of constant or fed weights."""
     channels = shape[-1] // attrs.get("groups", 1)
-    weights = np.random.default_rng(0).integers(-largest, largest + 1, (outputs, kernel, kernel, channels)).astype(dtype)
+    weights = (
+        np.random.default_rng(0).integers(-largest, largest + 1, (outputs, kernel, kernel, channels)).astype(dtype)
+    )
     x = relax.Var("x", relax.TensorType(shape, dtype))
     w = relax.Var("w", relax.TensorType(weights.shape, dtype))
     builder = relax.BlockBuilder()
