@@ -134,6 +134,12 @@ def explained(
     return facts, [one.name for one in method.asked(pipeline.METHODS, list(said.values()))]
 
 
+def telling(facts: Sequence[LayerFacts]) -> list[str]:
+    """Return the fields of the policy that say something of a layer: all others are at their defaults everywhere."""
+    known = method.policy_fields(pipeline.METHODS)
+    return [name for name in known if any(each.values[name] != known[name].default for each in facts)]
+
+
 def _facts(layer: metrics.LayerCost, **more: Any) -> LayerFacts:
     """Return a layer as it is, and more of it."""
     return LayerFacts(name=layer.name, op=layer.op, macs=layer.macs, bytes=4 * layer.parameters, **more)

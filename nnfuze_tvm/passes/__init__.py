@@ -1,6 +1,7 @@
 """Graph-level passes, one file each; ``pipeline`` states their order."""
 
 from nnfuze_tvm.passes.compress.block_sparse import BlockSparse
+from nnfuze_tvm.passes.compress.butterfly import Butterfly
 from nnfuze_tvm.passes.compress.equalize.equalize import Equalize
 from nnfuze_tvm.passes.compress.few_bit_weights import FewBitWeights
 from nnfuze_tvm.passes.compress.four_bits import FourBits
@@ -46,6 +47,7 @@ __all__ = [
     "BatchBranches",
     "BitSerial",
     "BlockSparse",
+    "Butterfly",
     "ByteTables",
     "CommonInputs",
     "Equalize",

@@ -56,6 +56,7 @@ METHODS: tuple[Method, ...] = (
         for name in (
             "prune.prune_channels",
             "low_rank",
+            "butterfly",
             "block_sparse",
             "four_bits",
             "insert_qdq",

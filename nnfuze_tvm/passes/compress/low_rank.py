@@ -13,24 +13,14 @@ from tvm import relax
 from tvm.ir import Call, GenericConst, Var
 from tvm.ir.transform import PassContext, module_pass
 
-from nnfuze_tvm.graph import evaluate, ir, ops
+from nnfuze_tvm.graph import evaluate, ops
 from nnfuze_tvm.graph.constants import array, constant
-from nnfuze_tvm.graph.dataflow import (
-    Emitter,
-    Value,
-    bindings,
-    op_name,
-    output_fields,
-    returning,
-    substitute,
-    with_functions,
-)
+from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, op_name, returning
 from nnfuze_tvm.graph.evaluate import Executor
 from nnfuze_tvm.graph.ops.convolution import with_attrs
 from nnfuze_tvm.passes.compress.calibration import load_calibration, observed
 from nnfuze_tvm.passes.compress.method import Inputs, Method, Option, PolicyField
-from nnfuze_tvm.passes.compress.repair import Compressed, repaired
-from nnfuze_tvm.passes.compress.sites import has_one_matrix
+from nnfuze_tvm.passes.compress.two_layers import in_two
 
 if TYPE_CHECKING:
     from nnfuze_tvm.passes.compress.policy import LayerPolicy, Policy
@@ -74,28 +64,12 @@ class LowRank:
     def transform_module(self, mod: tvm.IRModule, _: PassContext) -> tvm.IRModule:
         """Return the module with thin layers; the module itself if none is."""
         samples = None if self.calibration is None else load_calibration(self.calibration, mod)
-        lineage, made, changed = ir.lineage(mod), dict[str, str](), {}
-        for gvar, func in mod.functions_items():
-            if not isinstance(func, relax.Function):
-                continue
-            asked = {
-                b.var: self.policy.for_layer(b.var.name, lineage) for b in bindings(func) if has_one_matrix(b.value)
-            }
-            asked = {var: layer for var, layer in asked.items() if _is_asked(layer)}
-            moments = {} if samples is None else _moments(mod, func, list(asked), samples, self.executor)
-            new, own = _thin(func, asked, moments)
-            if own:
-                made |= own
-                changed[gvar] = new
-                if samples is not None:
-                    same = {b.var.name: b.var for b in bindings(func)}
-                    changed[gvar] = repaired(mod, Compressed(func, new, same, lambda _, v: v), samples, self.announce)
-        if not made:
-            return mod
-        result = with_functions(mod, {**mod.functions, **changed})
-        for thin, origin in made.items():
-            result = ir.derive(result, thin, origin)
-        return result
+
+        def look(func: relax.Function, layers: list[Var]) -> Mapping[Var, np.ndarray]:
+            assert samples is not None
+            return _moments(mod, func, layers, samples, self.executor)
+
+        return in_two(mod, self.policy, samples, self.announce, is_asked=_is_asked, look=look, halve=_thin)
 
 
 def _is_asked(layer: LayerPolicy) -> bool:
@@ -106,8 +80,6 @@ def _moments(
     mod: tvm.IRModule, func: relax.Function, layers: list[Var], samples: Mapping[str, np.ndarray], executor: Executor
 ) -> dict[Var, np.ndarray]:
     """Return the second moments of the channels of what layers give, ``[outputs, outputs]``."""
-    if not layers:
-        return {}
     axes = {b.var: layer.result for b in bindings(func) if (layer := ops.layer(b.value)) is not None}
     moments: dict[Var, Any] = dict.fromkeys(layers, 0)
     for found in observed(mod, returning(func, layers), samples, executor, _MOST_BATCHES):
@@ -118,24 +90,13 @@ def _moments(
 
 
 def _thin(
-    func: relax.Function, asked: Mapping[Var, LayerPolicy], moments: Mapping[Var, np.ndarray]
-) -> tuple[relax.Function, dict[str, str]]:
-    """Return the function with thin layers, and the names of the new ones with those of their origins."""
-    emitter, done, made = Emitter(), dict[Value, Value](), dict[str, str]()
-    for param in func.params:
-        emitter.unique(param.name)
-    for binding in bindings(func):
-        value, name = substitute(binding.value, done), binding.var.name
-        factors = _factors(value, asked[binding.var], moments.get(binding.var)) if binding.var in asked else None
-        if factors is not None:
-            layer = ops.layer(value)
-            assert layer is not None
-            data = emitter.emit(_first(value, factors[0]), f"{name}.thin")
-            made[data.name] = name
-            value = _second(value, data, factors[1])
-        done[binding.var] = emitter.emit(value, name)
-    outputs = [substitute(out, done) for out in output_fields(func)]
-    return (emitter.finish(func.params, outputs, func.attrs), made) if made else (func, made)
+    value: Call, asked: LayerPolicy, moments: np.ndarray | None, emitter: Emitter, name: str
+) -> tuple[Value, list[str]] | None:
+    factors = _factors(value, asked, moments)
+    if factors is None:
+        return None
+    data = emitter.emit(_first(value, factors[0]), f"{name}.thin")
+    return _second(value, data, factors[1]), [data.name]
 
 
 def _factors(layer: Call, asked: LayerPolicy, moments: np.ndarray | None) -> tuple[np.ndarray, np.ndarray] | None:

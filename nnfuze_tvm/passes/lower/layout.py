@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 
 import numpy as np
 import tvm
@@ -11,7 +12,7 @@ from tvm.ir import Call, GenericConst, Var
 from tvm.ir.transform import PassContext, module_pass
 
 from nnfuze_tvm.graph import ops
-from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, op_name, output_fields, substitute
+from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, op_name, output_fields, readers, substitute
 from nnfuze_tvm.graph.ir import static_shape
 from nnfuze_tvm.passes.lower.lone_rows import lone_rows
 
@@ -75,6 +76,38 @@ def _names(func: relax.Function) -> dict[Value, str]:
     return found
 
 
+def _shuffles(func: relax.Function) -> dict[Value, tuple[Value, Axes, Axes]]:
+    """Return by results of shuffled channels (axis 1): what is shuffled, as which axes, and in which order of these.
+
+    A shuffle splits the channels, permutes what it made of them, and joins that, with nothing read in between.
+    """
+    made = {b.var: b.value for b in bindings(func)}
+    read_by, returned = readers(func), set(output_fields(func))
+
+    def before(value: Value, name: str) -> Value | None:
+        """Return what a value is made of by an operator; None if it is read elsewhere, too, or made otherwise."""
+        alone = len(read_by.get(value, ())) == 1 and value not in returned
+        return made[value].args[0] if value in made and op_name(made[value]) == name and alone else None
+
+    found: dict[Value, tuple[Value, Axes, Axes]] = {}
+    for joined, value in made.items():
+        turned = value.args[0] if op_name(value) == "reshape" else None
+        apart = None if turned is None else before(turned, "permute_dims")
+        data = None if apart is None else before(apart, "reshape")
+        if data is None or turned is None or isinstance(data, GenericConst):
+            continue
+        count, channels, *space = static_shape(data)
+        shape = static_shape(apart)
+        parts = shape[1 : len(shape) - len(space)]
+        axes = tuple(int(axis) for axis in made[turned].attrs.axes or range(len(shape))[::-1])
+        inner = axes[1 : 1 + len(parts)]
+        shuffled = (count, *parts, *space) == shape and prod(parts) == channels
+        outside = (0, *range(1 + len(parts), len(shape)))
+        if shuffled and (axes[0], *axes[1 + len(parts) :]) == outside and static_shape(joined) == static_shape(data):
+            found[joined] = (data, parts, tuple(axis - 1 for axis in inner))
+    return found
+
+
 class _TransposeMover:
     """Rebuild a straight-line function, keeping transposes pending until an operator needs their result."""
 
@@ -84,12 +117,13 @@ class _TransposeMover:
         self.pending: dict[Value, tuple[Value, Axes]] = {}
         self.bound: dict[Value, Call] = {}
         self.names: dict[Value, str] = {}
+        self.shuffles: dict[Value, tuple[Value, Axes, Axes]] = {}
         # What several operators read transposed is transposed once.
         self.moved: dict[tuple[Value, Axes], Value] = {}
 
     def rewrite(self, func: relax.Function) -> relax.Function:
         """Return ``func`` with its transposes moved."""
-        self.names = _names(func)
+        self.names, self.shuffles = _names(func), _shuffles(func)
         for binding in bindings(func):
             self._bind(binding.var, binding.value)
         outputs = [self._read(field) for field in output_fields(func)]
@@ -111,7 +145,7 @@ class _TransposeMover:
             if isinstance(value.args[0], GenericConst):
                 self.values[var] = relax.const(value.args[0].value.numpy().reshape(static_shape(var)))
                 return
-        if self._move_through(var, value) or self._pool_channels_last(var, value):
+        if self._move_through(var, value) or self._pool_channels_last(var, value) or self._shuffle(var):
             return
         self.values[var] = self._emit(self._read(value), var)
 
@@ -147,6 +181,20 @@ class _TransposeMover:
         if pooled is not None:
             self.pending[var] = (self._emit(pooled, var), back)
         return pooled is not None
+
+    def _shuffle(self, var: Var) -> bool:
+        """Shuffle channels where they stand."""
+        data, parts, order = self.shuffles.get(var, (None, (), ()))
+        if data not in self.pending:
+            return False
+        source, axes = self.pending[data]
+        shape, at = static_shape(source), axes[1]
+        apart = [*shape[:at], *parts, *shape[at + 1 :]]
+        turned = [*range(at), *(at + axis for axis in order), *range(at + len(parts), len(apart))]
+        value = self.emitter.emit(relax.op.reshape(source, apart))
+        value = self.emitter.emit(relax.op.permute_dims(value, turned))
+        self.pending[var] = (self._emit(relax.op.reshape(value, shape), var), axes)
+        return True
 
     def _in_order(self, expr: Value, axes: Axes) -> Value | None:
         """Return an operand whose transposition by ``axes`` is ``expr``; None if it takes work to get it."""

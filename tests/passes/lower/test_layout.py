@@ -43,6 +43,10 @@ def network(rng, blocks, size=6, channels=4, quantized=False):
                     sides = [builder.emit(op.strided_slice(value, [3], [at], [at - 2], [-1])) for at in (2, size - 2)]
                     wide = builder.emit(op.concat([sides[0], value, sides[1]], axis=3))
                     value = builder.emit(op.strided_slice(wide, [2, 3], [0, 1], [size, size + 1]))
+                elif kind == "shuffle":
+                    apart = builder.emit(op.reshape(value, (1, 2, channels // 2, size, size)))
+                    turned = builder.emit(op.permute_dims(apart, [0, 2, 1, 3, 4]))
+                    value = builder.emit(op.reshape(turned, (1, channels, size, size)))
                 elif kind == "quantize":
                     value = quantize(builder, value)
             pooled = builder.emit(op.mean(value, [2, 3], keepdims=True))
@@ -78,7 +82,7 @@ def operators(mod):
 @given(
     seed=st.integers(0, 1000),
     blocks=st.lists(
-        st.sampled_from(["conv", "relu", "scale", "add", "pool", "concat", "reflect", "quantize"]),
+        st.sampled_from(["conv", "relu", "scale", "add", "pool", "concat", "reflect", "shuffle", "quantize"]),
         min_size=1,
         max_size=6,
     ),
@@ -106,6 +110,13 @@ def test_quantized_chain_has_one_transpose_at_each_border():
     assert work[0] == "permute_dims" and work[-1] == "permute_dims"
     # The pooled tensor needs none: its spatial axes have length one.
     assert names.count("reshape") == 1
+
+
+def test_channels_are_shuffled_last():
+    mod = ToNHWC()(network(np.random.default_rng(0), ["shuffle", "conv"]))
+    turns = [b.value for b in bindings(mod["main"]) if isinstance(b.value, Call) and op_name(b.value) == "permute_dims"]
+    # One at each border, and that of the shuffle between them.
+    assert [len(turn.attrs.axes) for turn in turns] == [4, 5, 4]
 
 
 def test_slices_follow_the_layout():
