@@ -221,6 +221,6 @@ def test_a_layers_policy_names_what_is_wrong():
         LayerPolicy(keep=2.0)
     with pytest.raises(PolicyError, match="no method takes them"):
         LayerPolicy(activations=8)
-    said = "keep=1.0, rank=1.0, rank_error=0.0, butterfly=1.0, butterfly_error=0.0, sparsity=0.0, weights=8, activations=8, format='int'"
-    assert repr(LayerPolicy(bits=8)) == f"LayerPolicy({said})"
+    removed = "keep=1.0, rank=1.0, rank_error=0.0, butterfly=1.0, butterfly_error=0.0, sparsity=0.0"
+    assert repr(LayerPolicy(bits=8)) == f"LayerPolicy({removed}, weights=8, activations=8, format='int')"
     assert LayerPolicy(bits=8) == LayerPolicy(weights=8, activations=8) != LayerPolicy(bits=16)
