@@ -1,6 +1,6 @@
 """Layers with fewer numbers beside the dense ones that they replace: low rank, butterflies, block sparsity.
 
-All of one layer in one process, one thread, in turns, processor time; a ReLU follows, and int8 data are quantized before.
+All of one layer in one process, one thread, in turns, processor time. A ReLU follows; int8 data are quantized before.
 """
 
 from __future__ import annotations
