@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from functools import cache
 
 import tvm
 from tvm import tirx
@@ -40,15 +41,20 @@ def _call(name: str, a: tirx.PrimExpr, b: tirx.PrimExpr) -> tirx.PrimExpr:
     return tirx.call_intrin("int32", f"tirx.nnfuze_modulo_{name}", a, b)
 
 
-def _register(name: str, apply: Callable[[tirx.PrimExpr, tirx.PrimExpr], tirx.PrimExpr]) -> None:
-    own = f"tirx.nnfuze_modulo_{name}"
+@cache
+def install() -> None:
+    """Register the operators with TVM, in every process that reads kernels."""
+    for name, apply in _NAMES.items():
+        _register(f"tirx.nnfuze_modulo_{name}", apply)
 
+
+def _register(name: str, apply: Callable[[tirx.PrimExpr, tirx.PrimExpr], tirx.PrimExpr]) -> None:
     def lower(call: tvm.ir.Call) -> tirx.PrimExpr:
         return apply(*(each.astype(_wide(each)) for each in call.args)).astype(call.ty.dtype)
 
-    tvm.ir.register_op_attr(own, "TCallEffectKind", _PURE)
-    tvm.ir.register_op_attr(own, "TVectorizable", True)
-    tirx.register_intrin_lowering(own, target="llvm", f=lower)
+    tvm.ir.register_op_attr(name, "TCallEffectKind", _PURE)
+    tvm.ir.register_op_attr(name, "TVectorizable", True)
+    tirx.register_intrin_lowering(name, target="llvm", f=lower)
 
 
 def _wide(value: tirx.PrimExpr) -> str:
@@ -56,5 +62,4 @@ def _wide(value: tirx.PrimExpr) -> str:
     return "int64" if lanes == 1 else f"int64x{lanes}"
 
 
-for _name, _apply in _NAMES.items():
-    _register(_name, _apply)
+install()

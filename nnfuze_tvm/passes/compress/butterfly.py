@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,12 +15,13 @@ from tvm.ir.transform import PassContext, module_pass
 
 from nnfuze_tvm.graph import evaluate, ops
 from nnfuze_tvm.graph.constants import array, constant
-from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, op_name, returning
+from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, op_name
 from nnfuze_tvm.graph.evaluate import Executor
 from nnfuze_tvm.graph.ir import static_shape
 from nnfuze_tvm.graph.ops.convolution import with_attrs
-from nnfuze_tvm.passes.compress.calibration import load_calibration, observed
+from nnfuze_tvm.passes.compress.calibration import load_calibration
 from nnfuze_tvm.passes.compress.method import Inputs, Method, Option, PolicyField
+from nnfuze_tvm.passes.compress.moments import moments
 from nnfuze_tvm.passes.compress.two_layers import in_two
 
 if TYPE_CHECKING:
@@ -38,8 +38,6 @@ _ALIKE = 1.2
 _SWEEPS = 3
 # What is added to second moments, as a part of their mean, so that they can be inverted.
 _DAMPING = 1e-4
-# What layers take is looked at in so many inferences at most.
-_MOST_BATCHES = 256
 _POINTWISE = {"nn.conv1d", "nn.conv2d", "nn.conv3d"}
 
 
@@ -87,7 +85,7 @@ class Butterfly:
 
         def look(func: relax.Function, layers: list[Var]) -> Mapping[Var, np.ndarray]:
             assert samples is not None
-            return _moments(mod, func, layers, samples, self.executor)
+            return _inputs(mod, func, layers, samples, self.executor)
 
         return in_two(mod, self.policy, samples, self.announce, is_asked=_is_asked, look=look, halve=_halve)
 
@@ -96,7 +94,7 @@ def _is_asked(layer: LayerPolicy) -> bool:
     return bool(layer.butterfly < 1 or layer.butterfly_error > 0)
 
 
-def _moments(
+def _inputs(
     mod: tvm.IRModule, func: relax.Function, layers: list[Var], samples: Mapping[str, np.ndarray], executor: Executor
 ) -> dict[Var, np.ndarray]:
     """Return the second moments of the channels of what layers take, ``[inputs, inputs]``.
@@ -104,19 +102,13 @@ def _moments(
     Of few samples they say little of how channels go together: then rather what each is on its own.
     """
     calls = {b.var: b.value for b in bindings(func) if b.var in set(layers) and _matrix(b.value) is not None}
-    data = list(dict.fromkeys(call.args[0] for call in calls.values() if isinstance(call.args[0], Var)))
-    axes = {call.args[0]: layer.data for call in calls.values() if (layer := ops.layer(call)) is not None}
-    moments: dict[Var, np.ndarray] = {}
-    count = Counter[Var]()
-    for found in observed(mod, returning(func, data), samples, executor, _MOST_BATCHES) if data else ():
-        for var, values in zip(data, found, strict=True):
-            rows = np.moveaxis(values, axes[var], -1).reshape(-1, values.shape[axes[var]]).astype("float64")
-            moments[var] = moments.get(var, 0) + rows.T @ rows
-            count[var] += len(rows)
-    for var, whole in moments.items():
-        alone = len(whole) / (len(whole) + count[var])
-        moments[var] = (1 - alone) * whole + alone * np.diag(np.diag(whole))
-    return {var: moments[call.args[0]] for var, call in calls.items() if call.args[0] in moments}
+    taken = [(call.args[0], layer.data) for call in calls.values() if (layer := ops.layer(call)) is not None]
+    found = {}
+    known = moments(mod, func, {data: axis for data, axis in taken if isinstance(data, Var)}, samples, executor)
+    for var, (total, count) in known.items():
+        alone = len(total) / (len(total) + count)
+        found[var] = (1 - alone) * total + alone * np.diag(np.diag(total))
+    return {var: found[call.args[0]] for var, call in calls.items() if call.args[0] in found}
 
 
 def _matrix(layer: Call) -> np.ndarray | None:
@@ -129,10 +121,10 @@ def _matrix(layer: Call) -> np.ndarray | None:
 
 
 def _halve(
-    value: Call, asked: LayerPolicy, moments: np.ndarray | None, emitter: Emitter, name: str
+    value: Call, asked: LayerPolicy, products: np.ndarray | None, emitter: Emitter, name: str
 ) -> tuple[Value, list[str]] | None:
     matrix = _matrix(value)
-    found = None if matrix is None else _factors(matrix, asked, moments)
+    found = None if matrix is None else _factors(matrix, asked, products)
     if found is None:
         return None
     data, shape = value.args[0], static_shape(value)
@@ -168,13 +160,13 @@ def _shuffled(data: Value, blocks: int, emitter: Emitter) -> Value:
 
 
 def _factors(
-    matrix: np.ndarray, asked: LayerPolicy, moments: np.ndarray | None
+    matrix: np.ndarray, asked: LayerPolicy, products: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Return weights of the halves, ``[b, b · r, inputs / b]`` and ``[b, outputs / b, b · r]``; None to stay."""
     inputs = matrix.shape[1]
-    moments = np.eye(inputs) if moments is None else moments / max(np.trace(moments) / inputs, 1e-30)
-    moments = moments + _DAMPING * np.eye(inputs)
-    allowed = asked.butterfly_error**2 * np.sum((matrix @ moments) * matrix)
+    products = np.eye(inputs) if products is None else products / max(np.trace(products) / inputs, 1e-30)
+    products = products + _DAMPING * np.eye(inputs)
+    allowed = asked.butterfly_error**2 * np.sum((matrix @ products) * matrix)
     found: list[tuple[np.ndarray, np.ndarray, float]] = []
     for blocks in _BLOCKS:
         edges = [size // blocks for size in matrix.shape]
@@ -183,13 +175,13 @@ def _factors(
         # Two layers of more numbers than this would be no less work.
         most = min((edges[0] * edges[1] - 1) // sum(edges), int(asked.butterfly * edges[0] * edges[1] / sum(edges)))
         most -= most % _STEP
-        rank = min(most, _least_rank(matrix, moments, blocks, allowed) if allowed else most)
+        rank = min(most, _least_rank(matrix, products, blocks, allowed) if allowed else most)
         if not rank:
             continue
-        found.append(_fitted(matrix, moments, blocks, rank))
+        found.append(_fitted(matrix, products, blocks, rank))
         while found[-1][2] > allowed > 0 and rank < most:
             rank += _STEP
-            found[-1] = _fitted(matrix, moments, blocks, rank)
+            found[-1] = _fitted(matrix, products, blocks, rank)
     within = [each for each in found if each[2] <= allowed]
     if not found or (not within and asked.butterfly == 1):
         return None
@@ -203,20 +195,20 @@ def _factors(
     return first, second
 
 
-def _least_rank(matrix: np.ndarray, moments: np.ndarray, blocks: int, allowed: float) -> int:
+def _least_rank(matrix: np.ndarray, products: np.ndarray, blocks: int, allowed: float) -> int:
     """Return the rank of blocks at which that is allowed to be lost, were their inputs independent."""
     tall, long = (size // blocks for size in matrix.shape)
     squares = np.zeros(min(tall, long))
     for k in range(blocks):
         own = slice(k * long, (k + 1) * long)
-        lengths, axes = np.linalg.eigh(moments[own, own])
+        lengths, axes = np.linalg.eigh(products[own, own])
         parts = matrix[:, own].reshape(blocks, tall, long) @ (axes * np.sqrt(lengths))
         squares += np.square(np.linalg.svd(parts, compute_uv=False)).sum(0)
     lost = np.append(squares[::-1].cumsum()[::-1], 0)
     return -(-max(1, int(np.argmax(lost <= allowed))) // _STEP) * _STEP
 
 
-def _fitted(matrix: np.ndarray, moments: np.ndarray, blocks: int, rank: int) -> tuple[np.ndarray, np.ndarray, float]:
+def _fitted(matrix: np.ndarray, products: np.ndarray, blocks: int, rank: int) -> tuple[np.ndarray, np.ndarray, float]:
     """Return blocks of a rank nearest to a matrix: ``[b, b, outputs / b, r]``, ``[b, b, r, inputs / b]``, the error."""
     outputs = len(matrix)
     tall, long = (size // blocks for size in matrix.shape)
@@ -225,16 +217,16 @@ def _fitted(matrix: np.ndarray, moments: np.ndarray, blocks: int, rank: int) -> 
     for _ in range(_SWEEPS):
         for k in range(blocks):
             own = slice(k * long, (k + 1) * long)
-            lengths, axes = np.linalg.eigh(moments[own, own])
+            lengths, axes = np.linalg.eigh(products[own, own])
             root, back = axes * np.sqrt(lengths), axes / np.sqrt(lengths)
             now = (wide[:, k] @ thin[:, k]).reshape(outputs, long)
             # What this column of blocks should give so that nothing is left of what its inputs tell.
-            wanted = (now + left @ moments[:, own] @ (back @ back.T)).reshape(blocks, tall, long) @ root
+            wanted = (now + left @ products[:, own] @ (back @ back.T)).reshape(blocks, tall, long) @ root
             u, sizes, v = np.linalg.svd(wanted, full_matrices=False)
             wide[:, k] = u[:, :, :rank] * sizes[:, None, :rank]
             thin[:, k] = v[:, :rank] @ back.T
             left[:, own] += now - (wide[:, k] @ thin[:, k]).reshape(outputs, long)
-    return wide, thin, float(np.sum((left @ moments) * left))
+    return wide, thin, float(np.sum((left @ products) * left))
 
 
 _SHARE = Annotated[float, Field(gt=0, le=1)]

@@ -136,7 +136,7 @@ def _codes(
     if seen is None:
         codes = nearest(weight, scale[..., None], LEVELS)
     else:
-        codes = np.stack([rounded(*each, LEVELS) for each in zip(weight, seen[0], scale, strict=True)])
+        codes = np.stack([rounded(*each, LEVELS) for each in zip(weight, seen[0], scale[..., None], strict=True)])
     scales = scale[0] if filters.transposed else scale.ravel()
     return filters.pack(codes.reshape(common.shape)).astype("int8"), scales, filters.outer
 

@@ -15,18 +15,16 @@ from tvm.ir.transform import PassContext, module_pass
 
 from nnfuze_tvm.graph import evaluate, ops
 from nnfuze_tvm.graph.constants import array, constant
-from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, op_name, returning
+from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, op_name
 from nnfuze_tvm.graph.evaluate import Executor
 from nnfuze_tvm.graph.ops.convolution import with_attrs
-from nnfuze_tvm.passes.compress.calibration import load_calibration, observed
+from nnfuze_tvm.passes.compress.calibration import load_calibration
 from nnfuze_tvm.passes.compress.method import Inputs, Method, Option, PolicyField
+from nnfuze_tvm.passes.compress.moments import moments
 from nnfuze_tvm.passes.compress.two_layers import in_two
 
 if TYPE_CHECKING:
     from nnfuze_tvm.passes.compress.policy import LayerPolicy, Policy
-
-# What layers give is looked at in so many inferences at most.
-_MOST_BATCHES = 256
 
 
 @module_pass(opt_level=0, name="LowRank")
@@ -67,7 +65,10 @@ class LowRank:
 
         def look(func: relax.Function, layers: list[Var]) -> Mapping[Var, np.ndarray]:
             assert samples is not None
-            return _moments(mod, func, layers, samples, self.executor)
+            calls = {b.var: b.value for b in bindings(func)}
+            axes = {var: layer.result for var in layers if (layer := ops.layer(calls[var])) is not None}
+            found = moments(mod, func, axes, samples, self.executor)
+            return {var: total for var, (total, _) in found.items()}
 
         return in_two(mod, self.policy, samples, self.announce, is_asked=_is_asked, look=look, halve=_thin)
 
@@ -76,36 +77,23 @@ def _is_asked(layer: LayerPolicy) -> bool:
     return bool(layer.rank < 1 or layer.rank_error > 0)
 
 
-def _moments(
-    mod: tvm.IRModule, func: relax.Function, layers: list[Var], samples: Mapping[str, np.ndarray], executor: Executor
-) -> dict[Var, np.ndarray]:
-    """Return the second moments of the channels of what layers give, ``[outputs, outputs]``."""
-    axes = {b.var: layer.result for b in bindings(func) if (layer := ops.layer(b.value)) is not None}
-    moments: dict[Var, Any] = dict.fromkeys(layers, 0)
-    for found in observed(mod, returning(func, layers), samples, executor, _MOST_BATCHES):
-        for var, values in zip(layers, found, strict=True):
-            rows = np.moveaxis(values, axes[var], -1).reshape(-1, values.shape[axes[var]]).astype("float64")
-            moments[var] = moments[var] + rows.T @ rows
-    return moments
-
-
 def _thin(
-    value: Call, asked: LayerPolicy, moments: np.ndarray | None, emitter: Emitter, name: str
+    value: Call, asked: LayerPolicy, products: np.ndarray | None, emitter: Emitter, name: str
 ) -> tuple[Value, list[str]] | None:
-    factors = _factors(value, asked, moments)
+    factors = _factors(value, asked, products)
     if factors is None:
         return None
     data = emitter.emit(_first(value, factors[0]), f"{name}.thin")
     return _second(value, data, factors[1]), [data.name]
 
 
-def _factors(layer: Call, asked: LayerPolicy, moments: np.ndarray | None) -> tuple[np.ndarray, np.ndarray] | None:
+def _factors(layer: Call, asked: LayerPolicy, products: np.ndarray | None) -> tuple[np.ndarray, np.ndarray] | None:
     """Return weights ``[rank, inputs × kernel]`` and ``[outputs, rank]``; None where one layer is less work."""
     found = ops.layer(layer)
     assert found is not None
     matrix = found.filters.unpack(array(layer.args[1]).astype("float64"))[0]
     matrix = matrix.reshape(len(matrix), -1)
-    powers, vectors = np.linalg.eigh(matrix @ matrix.T if moments is None else moments)
+    powers, vectors = np.linalg.eigh(matrix @ matrix.T if products is None else products)
     powers, vectors = powers[::-1].clip(0), vectors[:, ::-1]
     full = min(matrix.shape)
     rank = max(1, round(asked.rank * full))

@@ -51,11 +51,12 @@ def rounded(weight: np.ndarray, gram: np.ndarray, scale: np.ndarray, levels: int
     gram : numpy.ndarray
         Sums of the products of inputs, ``[n, n]``, float64.
     scale : numpy.ndarray
-        Of each row.
+        Of each row, ``[rows, 1]``, or of each weight.
     levels : int
         The largest code.
     """
-    plain = nearest(weight, scale[:, None], levels)
+    scale = np.broadcast_to(scale, weight.shape)
+    plain = nearest(weight, scale, levels)
     order = np.argsort(-np.diag(gram), kind="stable")
     factors = _factors(gram[np.ix_(order, order)])
     left = weight[:, order].astype("float64")
@@ -64,8 +65,9 @@ def rounded(weight: np.ndarray, gram: np.ndarray, scale: np.ndarray, levels: int
         end = min(begin + _BLOCK, len(order))
         errors = np.empty((len(left), end - begin))
         for k in range(begin, end):
-            codes[:, k] = nearest(left[:, k], scale, levels)
-            errors[:, k - begin] = (left[:, k] - codes[:, k] * scale) / factors[k, k]
+            own = scale[:, order[k]]
+            codes[:, k] = nearest(left[:, k], own, levels)
+            errors[:, k - begin] = (left[:, k] - codes[:, k] * own) / factors[k, k]
             left[:, k:end] -= errors[:, k - begin, None] * factors[k, k:end]
         left[:, end:] -= errors @ factors[begin:end, end:]
     found = np.empty_like(codes)
@@ -99,5 +101,5 @@ def _factors(gram: np.ndarray) -> np.ndarray:
 
 
 def _errors(codes: np.ndarray, weight: np.ndarray, gram: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    change = codes * scale[:, None] - weight
+    change = codes * scale - weight
     return ((change @ gram) * change).sum(1)

@@ -10,10 +10,12 @@ which no intrinsic multiplies by int8. Where ``wants_unsigned`` says so, ``uint8
 
 from __future__ import annotations
 
+from nnfuze_tvm.graph.integers import modulo
 from nnfuze_tvm.schedules.intrinsics import arm, elementary, rounding, words, x86
 from nnfuze_tvm.schedules.intrinsics.description import Dot, Step
 
 elementary.install()
+modulo.install()
 rounding.install()
 words.install()
 

@@ -46,6 +46,27 @@ def test_dense_layers_are_near_to_what_they_were(precision, error, inputs):
     assert "call_tir" in {op_name(b.value) for b in bindings(WeightOnly()(new)["main"])}
 
 
+def test_samples_tell_which_errors_make_up_for_each_other():
+    rng = np.random.default_rng(0)
+    weights = rng.standard_normal((128, 24)).astype("float32")
+    mod = kernels.single_function(
+        {"x": ((1, 128), "float32")},
+        lambda builder, given: relax.Tuple([builder.emit(op.matmul(given[0], relax.const(weights)), "dense")]),
+    )
+    mixed = (rng.standard_normal((32, 128)) * np.geomspace(2, 0.1, 128)).astype("float32")
+    seen, others = (rng.standard_normal((600, 32)).astype("float32") @ mixed for _ in range(2))
+    policy = Policy.uniform(weights=4, activations=32)
+    blind, seeing = FewBitWeights(policy, W4)(mod), FewBitWeights(policy, W4, {"x": seen})(mod)
+    errors = [
+        sum(
+            np.linalg.norm(evaluate_module(each, {"x": x[None]})[0] - evaluate_module(mod, {"x": x[None]})[0])
+            for x in others[:50]
+        )
+        for each in (blind, seeing)
+    ]
+    assert 0 < errors[1] < 0.6 * errors[0]
+
+
 def test_other_layers_stay_and_say_so():
     mod, _ = network()
     assert ir.float_layers(few_bits(mod, W4)) == {

@@ -92,7 +92,7 @@ def test_sums_are_off_by_no_more_than_with_the_nearest_codes(seed: int, size: in
     inputs = rng.standard_normal((count, size)) @ rng.standard_normal((size, size)) * rng.random(size)
     gram = inputs.T @ inputs
     scale = best_scales(weight, np.diag(gram), 7)
-    codes = rounded(weight, gram, scale, 7)
+    codes = rounded(weight, gram, scale[:, None], 7)
     assert np.array_equal(codes, np.rint(codes)) and np.abs(codes).max() <= 7
     errors = [
         np.square(inputs @ (each * scale[:, None] - weight).T).sum(0)
@@ -107,7 +107,7 @@ def test_correlated_inputs_make_up_for_each_other() -> None:
     inputs = rng.standard_normal((512, 8)) @ rng.standard_normal((8, 64)) + 0.1 * rng.standard_normal((512, 64))
     gram = inputs.T @ inputs
     scale = best_scales(weight, np.diag(gram), 7)
-    codes = rounded(weight, gram, scale, 7), nearest(weight, scale[:, None], 7)
+    codes = rounded(weight, gram, scale[:, None], 7), nearest(weight, scale[:, None], 7)
     errors = [np.square(inputs @ (each * scale[:, None] - weight).T).sum() for each in codes]
     assert errors[0] < errors[1] / 4
 

@@ -18,6 +18,8 @@ _NEAR_BYTES = 1 << 20
 # whose larger tiles are put together in int32 and products made in pairs of int16.
 _TRANSFORM = {2: 80, 4: 200}
 _TRANSFORM_WHOLE = {2: 80, 4: 420}
+# Integer weights that are near come from the second cache in the time of so many of their products.
+_NEAR_PRODUCTS = 3
 # Fewer channels than this fill no vector, or make the transforms most of the work.
 _MIN_CHANNELS = 8
 # Vectors run over channels: these many at least must fit in whole.
@@ -100,7 +102,8 @@ def _costs(
     def cost(points: int, products: int, weight_bytes: int) -> float:
         # Twice as many of everything else as of float32 is multiplied in the time in which a byte comes.
         far = weight_bytes * (far_macs if dtype == "float32" else 2 * far_macs)
-        return pairs * points * (products + (far if points * pairs * weight_bytes > _NEAR_BYTES else 0))
+        near = 0 if "float" in dtype else _NEAR_PRODUCTS
+        return pairs * points * (products + (far if points * pairs * weight_bytes > _NEAR_BYTES else near))
 
     transform = _TRANSFORM if "float" in dtype else _TRANSFORM_WHOLE
     costs = {0: cost(9, out_height * out_width, direct_bytes)}
