@@ -138,7 +138,7 @@ class Machine:
 
 def lowering_phases(machine: Machine) -> list[tvm.transform.Pass]:
     """Return phases 5 to 9: from a merged (and perhaps quantized) graph to one PrimFunc per fused kernel."""
-    winograd = Winograd(machine.integer_winograd, machine.far_macs)
+    winograd = Winograd(machine.integer_winograd, machine.far_macs, machine.lanes)
     return [
         layout_phase(),
         # Phase 6: dense layers of floats read the codes of their weights, quantize/dequantize islands become integer

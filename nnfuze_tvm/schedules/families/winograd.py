@@ -144,7 +144,7 @@ def _sum_loops(
     outer, inner = sch.split(sch.fuse(tile_y, tile_x), [None, plan.block])
     # Where there are too few tiles for all cores, they share the output channels of one block of tiles.
     parts = 1
-    if parallel and images * (count // plan.block) < hw.cores:
+    if parallel and images * (count // plan.block) < hw.cores and outputs % plan.tile.channels == 0:
         parts = divisors(outputs // lcm(plan.tile.channels, lanes), hw.cores)[0]
     part, vector = sch.split(vector, [parts, None])
     sch.reorder(loop_n, outer, part, inner, vector)

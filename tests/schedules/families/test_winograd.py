@@ -35,7 +35,7 @@ def residual_module(rng, shape: Shape):
 
     def body(builder, params):
         kernel = builder.add_func(winograd_kernel.prim_func(shape), "winograd_conv2d")
-        at_points = relax.const(transform_weights(weights, shape.m))
+        at_points = relax.const(transform_weights(weights, shape.m, shape.computed))
         conv = builder.emit(relax.call_tir(kernel, [params[0], at_points], relax.TensorType(out_shape, shape.dtype)))
         value = builder.emit(relax.op.add(conv, relax.const(bias)))
         return builder.emit(relax.op.nn.relu(builder.emit(relax.op.add(value, params[1]))))
@@ -58,10 +58,11 @@ def residual_module(rng, shape: Shape):
     pad=st.tuples(*[st.integers(0, 2)] * 4),
     channels=st.sampled_from([4, 8, 12, 20, 64]),
     outputs=st.sampled_from([4, 8, 24, 28, 64]),
+    lanes=st.sampled_from([1, 8]),
     tunable=st.booleans(),
 )
-def test_values(seed, m, n, size, pad, channels, outputs, tunable):
-    shape = Shape(n, *size, channels, outputs, pad, m)
+def test_values(seed, m, n, size, pad, channels, outputs, lanes, tunable):
+    shape = Shape(n, *size, channels, outputs, pad, m, lanes=lanes)
     mod, inputs, want = residual_module(np.random.default_rng(seed), shape)
     result = schedule_and_run(mod, HOST, inputs, tunable, seed)
     assert list(result.rules.values()) == ["winograd"]
@@ -137,7 +138,7 @@ def integer_module(rng, shape: Shape):
 
     def body(builder, params):
         kernel = builder.add_func(winograd_kernel.prim_func(shape), "winograd_conv2d")
-        at_points = relax.const(transform_weights(weights, shape.m))
+        at_points = relax.const(transform_weights(weights, shape.m, shape.computed))
         value = builder.emit(relax.call_tir(kernel, [params[0], at_points], out_type))
         value = builder.emit(relax.op.astype(builder.emit(relax.op.add(value, relax.const(bias))), "float32"))
         value = builder.emit(relax.op.round(builder.emit(relax.op.multiply(value, relax.const(scale)))))
@@ -164,7 +165,7 @@ def integer_module(rng, shape: Shape):
     tunable=st.booleans(),
 )
 def test_integers_are_the_direct_convolutions(seed, m, dtype, size, pad, channels, outputs, tunable):
-    shape = Shape(1, *size, channels, outputs, pad, m, dtype)
+    shape = Shape(1, *size, channels, outputs, pad, m, dtype, 8)
     mod, inputs, want = integer_module(np.random.default_rng(seed), shape)
     result = schedule_and_run(mod, HOST, inputs, tunable, seed)
     assert list(result.rules.values()) == ["winograd"]

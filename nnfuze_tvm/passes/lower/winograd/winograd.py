@@ -24,6 +24,8 @@ _NEAR_PRODUCTS = 3
 _MIN_CHANNELS = 8
 # Vectors run over channels: these many at least must fit in whole.
 _CHANNEL_MULTIPLE = 4
+# Longer vectors are not filled up with channels of zeros.
+_VECTOR = 8
 
 
 @module_pass(opt_level=0, name="Winograd")
@@ -43,11 +45,12 @@ class Winograd:
         multiply pairs of int8 no faster than pairs of int16.
     far_macs : float
         Float32 multiply-adds that the machine does in the time in which a byte comes from memory.
+    lanes : int
+        How many float32 a vector of the machine holds: output channels are computed in whole vectors.
     """
 
-    def __init__(self, integers: bool, far_macs: float) -> None:
-        self.integers = integers
-        self.far_macs = far_macs
+    def __init__(self, integers: bool, far_macs: float, lanes: int = 4) -> None:
+        self.integers, self.far_macs, self.lanes = integers, far_macs, lanes
 
     def transform_module(self, mod: tvm.IRModule, _: PassContext) -> tvm.IRModule:
         """Rewrite every Relax function of ``mod``."""
@@ -59,7 +62,7 @@ class Winograd:
 
     def share(self, value: Value) -> float:
         """Return the time that a convolution is modelled to take, as a part of what it takes if it stays direct."""
-        shape = _shape(value, self.integers, self.far_macs)
+        shape = _shape(value, self)
         if shape is None:
             return 1.0
         costs = _costs(shape.out_height, shape.out_width, shape.channels, shape.outputs, self.far_macs, shape.dtype)
@@ -72,11 +75,11 @@ class Winograd:
         pairs: list[tuple[tvm.runtime.Tensor, tvm.runtime.Tensor]],
     ) -> relax.Function:
         def multiplied_less(value: Value, _name: str, _emitter: Emitter) -> Value | None:
-            shape = _shape(value, self.integers, self.far_macs)
+            shape = _shape(value, self)
             if shape is None:
                 return None
             kernel = builder.add_func(prim_func(shape), f"winograd{shape.m}x{shape.m}_conv2d")
-            parts = taps(value.args[1].value.numpy())
+            parts = taps(value.args[1].value.numpy(), shape.computed)
             weights = relax.const(at_points(parts, shape.m))
             pairs.append((weights.value, tvm.runtime.tensor(parts)))
             return relax.call_tir(kernel, [value.args[0], weights], value.ty)
@@ -114,7 +117,7 @@ def _costs(
     return costs
 
 
-def _shape(value: Value, integers: bool, far_macs: float) -> Shape | None:
+def _shape(value: Value, winograd: Winograd) -> Shape | None:
     """Return the shape of a convolution that Winograd's algorithm should compute, else None."""
     if not isinstance(value, Call) or op_name(value) != "nn.conv2d":
         return None
@@ -128,13 +131,15 @@ def _shape(value: Value, integers: bool, far_macs: float) -> Shape | None:
     if min(channels, outputs) < _MIN_CHANNELS or channels % _CHANNEL_MULTIPLE or outputs % _CHANNEL_MULTIPLE:
         return None
     dtype, factor, result = (str(e.ty.dtype) for e in (data, weights, value))
-    whole = integers and dtype in ("int8", "uint8") and (factor, result) == ("int8", "int32")
+    whole = winograd.integers and dtype in ("int8", "uint8") and (factor, result) == ("int8", "int32")
     if not whole and {dtype, factor, result} not in ({"float32"}, {"float16"}):
         return None
     n, height, width, _ = static_shape(data)
     _, out_height, out_width, _ = static_shape(value)
     parts = taps(weights.value.numpy()) if whole else None
-    known = best_tiles(out_height, out_width, channels, outputs, far_macs, dtype)
+    known = best_tiles(out_height, out_width, channels, outputs, winograd.far_macs, dtype)
     m = next(m for m in known if not m or parts is None or fit(parts, m))
     top, left, bottom, right = (int(p) for p in attrs.padding)
-    return Shape(n, height, width, channels, outputs, (top, left, bottom, right), m, dtype) if m else None
+    # Products of pairs of int16 are made in vectors of eight channels at least, everywhere.
+    lanes = _VECTOR if whole else min(winograd.lanes, _VECTOR)
+    return Shape(n, height, width, channels, outputs, (top, left, bottom, right), m, dtype, lanes) if m else None

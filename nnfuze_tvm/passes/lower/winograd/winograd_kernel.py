@@ -38,7 +38,8 @@ _ROUND = 4
 class Shape:
     """What a kernel computes: ``n`` images of ``height × width × channels``, zeros around, to ``outputs`` channels.
 
-    ``pad`` is top, left, bottom, right; ``m`` is the edge of an output tile: 2 or 4; ``dtype`` is the data's: float32,
+    ``pad`` is top, left, bottom, right; ``m`` is the edge of an output tile: 2 or 4; output channels are computed in
+    vectors of ``lanes``; ``dtype`` is the data's: float32,
     int8 or uint8 (values up to 127), or with m = 2 float16.
     """
 
@@ -50,11 +51,17 @@ class Shape:
     pad: tuple[int, int, int, int]
     m: int
     dtype: str = "float32"
+    lanes: int = 1
 
     @property
     def whole(self) -> bool:
         """Whether the data are integers."""
         return "int" in self.dtype
+
+    @property
+    def computed(self) -> int:
+        """Output channels of the weights and the products: whole vectors, the last of zeros."""
+        return -(-self.outputs // self.lanes) * self.lanes
 
     @property
     def out_height(self) -> int:
@@ -95,6 +102,8 @@ class Shape:
 def prim_func(shape: Shape) -> tirx.PrimFunc:
     """Return the PrimFunc ``(data NHWC, transformed weights, result NHWC)`` of a convolution, int32 of integers.
 
+    The weights have ``shape.computed`` outputs.
+
     Its blocks are ``winograd_data``, ``winograd_product``, ``winograd_sum`` and ``winograd_crop``; the schedule
     rule of that name takes it, with the elementwise operators that follow it fused behind ``winograd_crop``.
     The transforms are blocks over (tile, channel) that handle the whole tile, so that common subexpressions are
@@ -109,11 +118,11 @@ def prim_func(shape: Shape) -> tirx.PrimFunc:
             T.func_name(f"winograd{m}x{m}_conv2d")
             T.func_attr({"op_pattern": 4, "tirx.noalias": True})
             data = T.arg("data", _buffer((s.n, s.height, s.width, s.channels), s.dtype))
-            weights = T.arg("weights", _buffer((s.points, s.outputs, s.channels), factor))
+            weights = T.arg("weights", _buffer((s.points, s.computed, s.channels), factor))
             out = T.arg("out", _buffer((s.n, s.out_height, s.out_width, s.outputs), result))
             with T.sblock("root"):
                 at_points = T.sblock_alloc_buffer(_dims((s.points, s.n, tiles, s.channels)), factor, layout=None)
-                product = T.sblock_alloc_buffer(_dims((s.points, s.n, tiles, s.outputs)), result, layout=None)
+                product = T.sblock_alloc_buffer(_dims((s.points, s.n, tiles, s.computed)), result, layout=None)
                 total = T.sblock_alloc_buffer(_dims((s.n, tiles, m, m, s.outputs)), result, layout=None)
                 with _grid(1, s.n, tiles, s.channels) as loops, T.sblock("winograd_data"):
                     z, n, t, c = _spatial((1, s.n, tiles, s.channels), loops)
@@ -122,8 +131,8 @@ def prim_func(shape: Shape) -> tirx.PrimFunc:
                     values = _separably(data_1d, _load(data, s, n, t, c))
                     for i, value in enumerate(v for row in values for v in row):
                         T.buffer_store(at_points, value, [z * s.points + i, n, t, c])
-                with _grid(s.points, s.n, tiles, s.outputs, s.channels) as loops, T.sblock("winograd_product"):
-                    p, n, t, o = _spatial((s.points, s.n, tiles, s.outputs), loops[:4])
+                with _grid(s.points, s.n, tiles, s.computed, s.channels) as loops, T.sblock("winograd_product"):
+                    p, n, t, o = _spatial((s.points, s.n, tiles, s.computed), loops[:4])
                     c = T.axis.reduce(*_dims([s.channels]), loops[4], dtype="int64")
                     T.reads(at_points[p, n, t, c], weights[p, o, c])
                     T.writes(product[p, n, t, o])
@@ -133,7 +142,9 @@ def prim_func(shape: Shape) -> tirx.PrimFunc:
                     T.buffer_store(product, product[p, n, t, o] + value, [p, n, t, o])
                 with _grid(1, s.n, tiles, s.outputs) as loops, T.sblock("winograd_sum"):
                     z, n, t, o = _spatial((1, s.n, tiles, s.outputs), loops)
-                    T.reads(product[0 : s.points, n, t, o])
+                    # More than is read where not all are: so all are computed, in whole vectors.
+                    own = slice(0, s.computed) if s.computed > s.outputs else o
+                    T.reads(product[0 : s.points, n, t, own])
                     T.writes(total[n, t, z * m : z * m + m, z * m : z * m + m, o])
                     loaded = [[T.bind(product[i * edge + j, n, t, o]) for j in range(edge)] for i in range(edge)]
                     for i, row in enumerate(_separably(sum_1d, loaded)):

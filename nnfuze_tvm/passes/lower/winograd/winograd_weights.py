@@ -45,10 +45,11 @@ _SUMS = 2**31
 _OUTPUTS = {2: 2**29, 4: 2**25}
 
 
-def taps(weights: np.ndarray) -> np.ndarray:
-    """Return the taps ``[9, O, I]`` of OHWI 3×3 weights."""
+def taps(weights: np.ndarray, computed: int | None = None) -> np.ndarray:
+    """Return the taps ``[9, O, I]`` of OHWI 3×3 weights, and zeros for further outputs that are ``computed``."""
     outputs, _, _, channels = weights.shape
-    return np.ascontiguousarray(weights.transpose(1, 2, 0, 3)).reshape(TAPS, outputs, channels)
+    found = np.ascontiguousarray(weights.transpose(1, 2, 0, 3)).reshape(TAPS, outputs, channels)
+    return found if computed is None else np.pad(found, ((0, 0), (0, computed - outputs), (0, 0)))
 
 
 def factors(m: int, dtype: str) -> np.ndarray:
@@ -88,9 +89,12 @@ def at_points(parts: np.ndarray, m: int) -> np.ndarray:
     return np.stack(found)
 
 
-def transform_weights(weights: np.ndarray, m: int) -> np.ndarray:
-    """Return OHWI 3×3 weights evaluated at the points: ``[(m+2)², O, I]`` of their dtype, int16 of int8 weights."""
-    return at_points(taps(weights), m)
+def transform_weights(weights: np.ndarray, m: int, computed: int | None = None) -> np.ndarray:
+    """Return OHWI 3×3 weights evaluated at the points: ``[(m+2)², O, I]`` of their dtype, int16 of int8 weights.
+
+    Of more ``computed`` outputs than there are, the last are zeros.
+    """
+    return at_points(taps(weights, computed), m)
 
 
 def prim_func(m: int, dtype: str) -> tirx.PrimFunc:

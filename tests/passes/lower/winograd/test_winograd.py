@@ -146,7 +146,7 @@ def convolved(shape: Shape, data: np.ndarray, weights: np.ndarray) -> np.ndarray
     """Return what the kernel makes, not scheduled."""
     out = tvm.runtime.tensor(np.zeros((1, shape.out_height, shape.out_width, shape.outputs), "int32"))
     kernel = library_of({"kernel": prim_func(shape)})["kernel"]
-    kernel(tvm.runtime.tensor(data), tvm.runtime.tensor(transform_weights(weights, shape.m)), out)
+    kernel(tvm.runtime.tensor(data), tvm.runtime.tensor(transform_weights(weights, shape.m, shape.computed)), out)
     return out.numpy()
 
 
