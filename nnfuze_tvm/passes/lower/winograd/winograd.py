@@ -18,8 +18,8 @@ _NEAR_BYTES = 1 << 20
 # whose larger tiles are put together in int32 and products made in pairs of int16.
 _TRANSFORM = {2: 80, 4: 200}
 _TRANSFORM_WHOLE = {2: 80, 4: 420}
-# Integer weights that are near come from the second cache in the time of so many of their products.
-_NEAR_PRODUCTS = 3
+# Integer weights that are near come from the second cache in the time of so many of their products each.
+_NEAR_PRODUCTS = 1
 # Fewer channels than this fill no vector, or make the transforms most of the work.
 _MIN_CHANNELS = 8
 # Vectors run over channels: these many at least must fit in whole.
