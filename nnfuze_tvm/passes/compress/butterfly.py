@@ -112,12 +112,13 @@ def _inputs(
 
 
 def _matrix(layer: Call) -> np.ndarray | None:
-    """Return the weights ``[outputs, inputs]`` of a dense layer or a 1×1 convolution, float64; None of another."""
+    """Return the weights ``[outputs, inputs]`` of a dense layer or a 1×1 convolution, float64; None if not finite."""
     found = ops.layer(layer)
     if found is None or op_name(layer) not in {"matmul", *_POINTWISE}:
         return None
     matrix = found.filters.unpack(array(layer.args[1]).astype("float64"))[0]
-    return matrix.reshape(matrix.shape[:2]) if matrix.size == matrix.shape[0] * matrix.shape[1] else None
+    pointwise = matrix.size == matrix.shape[0] * matrix.shape[1]
+    return matrix.reshape(matrix.shape[:2]) if pointwise and np.isfinite(matrix).all() else None
 
 
 def _halve(
@@ -131,11 +132,11 @@ def _halve(
     if op_name(value) == "matmul":
         data = emitter.emit(relax.op.reshape(data, [-1, static_shape(data)[-1], 1, 1]), f"{name}.pixels")
         first = emitter.emit(_grouped(data, found[0]), f"{name}.butterfly")
-        second = emitter.emit(_grouped(_shuffled(first, len(found[0]), emitter), found[1]), f"{name}.joined")
+        second = emitter.emit(_grouped(_shuffled(first, len(found[0]), emitter, name), found[1]), f"{name}.joined")
         return relax.op.reshape(second, shape), [first.name, second.name]
     first = emitter.emit(_like(value, data, found[0]), f"{name}.butterfly")
     once = {each: [1] * (len(shape) - 2) for each in ("strides", "dilation")}
-    middle = _shuffled(first, len(found[0]), emitter)
+    middle = _shuffled(first, len(found[0]), emitter, name)
     return _like(value, middle, found[1], padding=[0] * (2 * (len(shape) - 2)), **once), [first.name]
 
 
@@ -150,13 +151,13 @@ def _like(layer: Call, data: Value, blocks: np.ndarray, **changes: object) -> Va
     return with_attrs(layer, data, weight, groups=len(blocks), **changes)
 
 
-def _shuffled(data: Value, blocks: int, emitter: Emitter) -> Value:
+def _shuffled(data: Value, blocks: int, emitter: Emitter, name: str) -> Value:
     """Return data whose channels ``[from, to, rank]`` are ``[to, from, rank]``."""
     count, channels, *space = static_shape(data)
     parts = [blocks, blocks, channels // blocks**2]
-    apart = emitter.emit(relax.op.reshape(data, [count, *parts, *space]))
-    turned = emitter.emit(relax.op.permute_dims(apart, [0, 2, 1, 3, *range(4, 4 + len(space))]))
-    return emitter.emit(relax.op.reshape(turned, [count, channels, *space]))
+    apart = emitter.emit(relax.op.reshape(data, [count, *parts, *space]), f"{name}.apart")
+    turned = emitter.emit(relax.op.permute_dims(apart, [0, 2, 1, 3, *range(4, 4 + len(space))]), f"{name}.turned")
+    return emitter.emit(relax.op.reshape(turned, [count, channels, *space]), f"{name}.shuffled")
 
 
 def _factors(

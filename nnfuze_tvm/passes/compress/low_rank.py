@@ -88,11 +88,13 @@ def _thin(
 
 
 def _factors(layer: Call, asked: LayerPolicy, products: np.ndarray | None) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return weights ``[rank, inputs × kernel]`` and ``[outputs, rank]``; None where one layer is less work."""
+    """Return weights ``[rank, inputs × kernel]`` and ``[outputs, rank]``; None if no less work, or not finite."""
     found = ops.layer(layer)
     assert found is not None
     matrix = found.filters.unpack(array(layer.args[1]).astype("float64"))[0]
     matrix = matrix.reshape(len(matrix), -1)
+    if not np.isfinite(matrix).all():
+        return None
     powers, vectors = np.linalg.eigh(matrix @ matrix.T if products is None else products)
     powers, vectors = powers[::-1].clip(0), vectors[:, ::-1]
     full = min(matrix.shape)

@@ -58,12 +58,11 @@ def in_two(
         asked = {b.var: policy.for_layer(b.var.name, lineage) for b in bindings(func) if has_one_matrix(b.value)}
         asked = {var: layer for var, layer in asked.items() if is_asked(layer)}
         known = {} if samples is None or not asked else look(func, list(asked))
-        new, own = _halved(func, asked, known, halve)
+        new, own, same = _halved(func, asked, known, halve)
         if own:
             made |= own
             changed[gvar] = new
             if samples is not None:
-                same = {b.var.name: b.var for b in bindings(func)}
                 changed[gvar] = repaired(mod, Compressed(func, new, same, lambda _, v: v), samples, announce)
     if not made:
         return mod
@@ -75,8 +74,8 @@ def in_two(
 
 def _halved(
     func: relax.Function, asked: Mapping[Var, LayerPolicy], known: Mapping[Var, Any], halve: Halve
-) -> tuple[relax.Function, dict[str, str]]:
-    """Return the function with halved layers, and the names of the new ones with those of their origins."""
+) -> tuple[relax.Function, dict[str, str], dict[str, Var]]:
+    """Return the function with halved layers, the new ones' origins by name, and by name what held the same before."""
     emitter, done, made = Emitter(), dict[Value, Value](), dict[str, str]()
     for param in func.params:
         emitter.unique(param.name)
@@ -89,4 +88,5 @@ def _halved(
             made |= dict.fromkeys(names, name)
         done[binding.var] = emitter.emit(value, name)
     outputs = [substitute(out, done) for out in output_fields(func)]
-    return (emitter.finish(func.params, outputs, func.attrs), made) if made else (func, made)
+    same = {new.name: old for old, new in done.items() if isinstance(old, Var) and isinstance(new, Var)}
+    return (emitter.finish(func.params, outputs, func.attrs) if made else func), made, same

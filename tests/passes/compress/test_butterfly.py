@@ -88,6 +88,24 @@ def test_samples_choose_what_of_the_blocks_stays() -> None:
     assert error(seeing, mod, samples) < 0.9 * error(blind, mod, samples)
 
 
+def test_values_without_a_name_are_not_taken_for_each_other() -> None:
+    """What is repaired behind a butterfly are the layers that were there, whatever new values are called."""
+    rng = np.random.default_rng(0)
+    net = Net(1, 64, 6, 5)
+    y = net.x
+    for n, (inputs, outputs) in enumerate([(64, 96), (96, 128), (128, 64)]):
+        weight = rng.standard_normal((outputs, inputs, 1, 1)).astype("float32") / 8
+        conv = net(relax.op.nn.conv2d(y, relax.const(weight)), f"c{n}")
+        y = net(relax.op.nn.relu(net(relax.op.add(conv, net.const(1, outputs, 1, 1)))))
+    mod = net.module(y)
+    samples = samples_of(net, 24)
+    new = Butterfly(Policy.uniform(butterfly=0.6), samples)(mod)
+    relax.analysis.well_formed(new)
+    plain = Butterfly(Policy.uniform(butterfly=0.6))(mod)
+    assert {"c0.butterfly", "c1.butterfly", "c2.butterfly"} < shapes(new).keys()
+    assert error(new, mod, samples) < error(plain, mod, samples)
+
+
 @pytest.mark.parametrize("limit", [0.05, 0.2])
 def test_as_few_numbers_as_the_error_allows(limit: float) -> None:
     weight = of_blocks(np.random.default_rng(0), 4, 9, 128, 128) * np.geomspace(1, 1e-3, 128)
@@ -105,6 +123,9 @@ def test_what_is_no_less_work_or_has_no_whole_blocks_stays() -> None:
     for outputs, inputs in ((60, 64), (61, 64), (16, 64)):
         _, odd = network("dense", rng.standard_normal((outputs, inputs)))
         assert butterfly(odd, butterfly=0.4).same_as(odd) == (outputs != 60)
+    _, wild = network("1x1", np.full((64, 64), np.nan))
+    assert butterfly(wild, butterfly=0.25).same_as(wild)
+    assert LowRank(Policy.uniform(rank=0.25))(wild).same_as(wild)
     net = Net(1, 64, 4, 4)
     large = net.module(net.conv(net.x, 64, 3))
     assert Butterfly(Policy.uniform(butterfly=0.25))(large).same_as(large)
