@@ -34,7 +34,7 @@ _STEP = 4
 # Of numbers of blocks that lose at most so much of the square more than the best one, the fewest are taken: fewer are
 # faster.
 _ALIKE = 1.2
-# How often all blocks are fitted to what the others leave.
+# How often all blocks are fitted to what the others leave, after each was fitted to its own part of the weights.
 _SWEEPS = 3
 # What is added to second moments, as a part of their mean, so that they can be inverted.
 _DAMPING = 1e-4
@@ -47,12 +47,12 @@ class Butterfly:
 
     A matrix of ``b × b`` blocks, each of a low rank ``r``, is two block-diagonal ones of ``b`` blocks and a permutation
     of the channels between them: few numbers, but the rank of the whole may be full, where two thin layers of as many
-    numbers (`LowRank`) have a small one. The blocks are those whose results are nearest to the layer's own on the
-    samples: each in its turn is the best one of its rank for what the others leave, by the singular value
-    decomposition of that times the square root of the second moments of the inputs. The number of blocks is the one
-    with the smallest error. Without samples, inputs count as independent. Where two layers would be no less work than
-    one, the layer stays. With samples, what is left is then fitted to what the layers gave before, see
-    :mod:`nnfuze_tvm.passes.compress.repair`.
+    numbers (`LowRank`) have a small one. Each block is first the nearest of its rank to its part of the weights; then, a
+    few times in turn, the best one for what the others leave of the layer's results on the samples: by the singular
+    value decomposition of that times the square root of the second moments of the inputs. The number of blocks is the
+    one with the smallest error, or the smallest number with hardly more. Without samples, inputs count as independent.
+    Where two layers would be no less work than one, the layer stays. With samples, convolutions are then fitted to
+    what they gave before, see :mod:`nnfuze_tvm.passes.compress.repair`.
 
     Parameters
     ----------
@@ -215,15 +215,15 @@ def _fitted(matrix: np.ndarray, products: np.ndarray, blocks: int, rank: int) ->
     tall, long = (size // blocks for size in matrix.shape)
     wide, thin = np.zeros((blocks, blocks, tall, rank)), np.zeros((blocks, blocks, rank, long))
     left = matrix.copy()
-    for _ in range(_SWEEPS):
+    for sweep in range(1 + _SWEEPS):
         for k in range(blocks):
             own = slice(k * long, (k + 1) * long)
             lengths, axes = np.linalg.eigh(products[own, own])
             root, back = axes * np.sqrt(lengths), axes / np.sqrt(lengths)
             now = (wide[:, k] @ thin[:, k]).reshape(outputs, long)
-            # What this column of blocks should give so that nothing is left of what its inputs tell.
-            wanted = (now + left @ products[:, own] @ (back @ back.T)).reshape(blocks, tall, long) @ root
-            u, sizes, v = np.linalg.svd(wanted, full_matrices=False)
+            # What this column of blocks should give so that nothing is left of what its inputs tell; at first, its own.
+            gives = now + left @ products[:, own] @ (back @ back.T) if sweep else matrix[:, own]
+            u, sizes, v = np.linalg.svd(gives.reshape(blocks, tall, long) @ root, full_matrices=False)
             wide[:, k] = u[:, :, :rank] * sizes[:, None, :rank]
             thin[:, k] = v[:, :rank] @ back.T
             left[:, own] += now - (wide[:, k] @ thin[:, k]).reshape(outputs, long)

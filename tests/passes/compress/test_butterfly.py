@@ -80,6 +80,15 @@ def test_as_many_numbers_are_nearer_than_in_thin_layers(kind: str) -> None:
     assert error(new, mod, samples) < 0.5 * error(thin, mod, samples)
 
 
+def test_samples_do_not_lead_away_from_what_is_exact() -> None:
+    """Inputs that go together, as behind a rectifier, tell of every block something of the others."""
+    rng = np.random.default_rng(0)
+    _, mod = network("dense", of_blocks(rng, 4, 4, 128, 128), bias=False)
+    mixed = rng.standard_normal((16, 128)) + 1
+    samples = {"x": np.maximum(rng.standard_normal((600, 16)) @ mixed, 0).astype("float32")}
+    assert error(butterfly(mod, samples, butterfly=0.25), mod, samples) < 1e-3
+
+
 def test_samples_choose_what_of_the_blocks_stays() -> None:
     net, mod = network("1x1", np.random.default_rng(0).standard_normal((64, 64)), bias=False)
     samples = samples_of(net, 24)
