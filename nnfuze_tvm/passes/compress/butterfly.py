@@ -47,8 +47,8 @@ class Butterfly:
 
     A matrix of ``b × b`` blocks, each of a low rank ``r``, is two block-diagonal ones of ``b`` blocks and a permutation
     of the channels between them: few numbers, but the rank of the whole may be full, where two thin layers of as many
-    numbers (`LowRank`) have a small one. Each block is first the nearest of its rank to its part of the weights; then, a
-    few times in turn, the best one for what the others leave of the layer's results on the samples: by the singular
+    numbers (`LowRank`) have a small one. Each block is first the nearest of its rank to its part of the weights, then,
+    a few times in turn, the best one for what the others leave of the layer's results on the samples: by the singular
     value decomposition of that times the square root of the second moments of the inputs. The number of blocks is the
     one with the smallest error, or the smallest number with hardly more. Without samples, inputs count as independent.
     Where two layers would be no less work than one, the layer stays. With samples, convolutions are then fitted to
