@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -187,6 +190,13 @@ def test_integers_are_multiplied_as_words(target, instruction):
     assert schedules.apply(sch, resolve(target)) == "winograd"
     assembly = tvm.compile(sch.mod, target=resolve(target)).mod.inspect_source("asm")
     assert len(re.findall(instruction, assembly)) >= 8
+
+
+def test_tunings_workers_can_read_kernels_with_wrapping_sums():
+    mod, _, _ = integer_module(np.random.default_rng(0), Shape(1, 8, 8, 16, 16, (1, 1, 1, 1), 4, "int8", 8))
+    (kernel,) = fused_kernels(mod).values()
+    read = "import pickle, sys, nnfuze_tvm.jobs.tuning.workers; pickle.load(sys.stdin.buffer)"
+    subprocess.run([sys.executable, "-c", read], input=pickle.dumps(kernel), check=True)
 
 
 def test_one_kernel_with_what_follows():
