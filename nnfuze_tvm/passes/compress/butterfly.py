@@ -19,7 +19,6 @@ from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, op_name
 from nnfuze_tvm.graph.evaluate import Executor
 from nnfuze_tvm.graph.ir import static_shape
 from nnfuze_tvm.graph.ops.convolution import with_attrs
-from nnfuze_tvm.passes.compress.calibration import load_calibration
 from nnfuze_tvm.passes.compress.method import Inputs, Method, Option, PolicyField
 from nnfuze_tvm.passes.compress.moments import moments
 from nnfuze_tvm.passes.compress.two_layers import in_two
@@ -81,13 +80,8 @@ class Butterfly:
 
     def transform_module(self, mod: tvm.IRModule, _: PassContext) -> tvm.IRModule:
         """Return the module with butterflies; the module itself if there is none."""
-        samples = None if self.calibration is None else load_calibration(self.calibration, mod)
-
-        def look(func: relax.Function, layers: list[Var]) -> Mapping[Var, np.ndarray]:
-            assert samples is not None
-            return _inputs(mod, func, layers, samples, self.executor)
-
-        return in_two(mod, self.policy, samples, self.announce, is_asked=_is_asked, look=look, halve=_halve)
+        options = (self.policy, self.calibration, self.executor, self.announce)
+        return in_two(mod, *options, is_asked=_is_asked, look=_inputs, halve=_halve)
 
 
 def _is_asked(layer: LayerPolicy) -> bool:

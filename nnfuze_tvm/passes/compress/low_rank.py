@@ -18,7 +18,6 @@ from nnfuze_tvm.graph.constants import array, constant
 from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, op_name
 from nnfuze_tvm.graph.evaluate import Executor
 from nnfuze_tvm.graph.ops.convolution import with_attrs
-from nnfuze_tvm.passes.compress.calibration import load_calibration
 from nnfuze_tvm.passes.compress.method import Inputs, Method, Option, PolicyField
 from nnfuze_tvm.passes.compress.moments import moments
 from nnfuze_tvm.passes.compress.two_layers import in_two
@@ -61,20 +60,21 @@ class LowRank:
 
     def transform_module(self, mod: tvm.IRModule, _: PassContext) -> tvm.IRModule:
         """Return the module with thin layers; the module itself if none is."""
-        samples = None if self.calibration is None else load_calibration(self.calibration, mod)
-
-        def look(func: relax.Function, layers: list[Var]) -> Mapping[Var, np.ndarray]:
-            assert samples is not None
-            calls = {b.var: b.value for b in bindings(func)}
-            axes = {var: layer.result for var in layers if (layer := ops.layer(calls[var])) is not None}
-            found = moments(mod, func, axes, samples, self.executor)
-            return {var: total for var, (total, _) in found.items()}
-
-        return in_two(mod, self.policy, samples, self.announce, is_asked=_is_asked, look=look, halve=_thin)
+        options = (self.policy, self.calibration, self.executor, self.announce)
+        return in_two(mod, *options, is_asked=_is_asked, look=_results, halve=_thin)
 
 
 def _is_asked(layer: LayerPolicy) -> bool:
     return bool(layer.rank < 1 or layer.rank_error > 0)
+
+
+def _results(
+    mod: tvm.IRModule, func: relax.Function, layers: list[Var], samples: Mapping[str, np.ndarray], executor: Executor
+) -> dict[Var, np.ndarray]:
+    """Return the sums of products of the channels of what layers give, ``[outputs, outputs]``."""
+    calls = {b.var: b.value for b in bindings(func)}
+    axes = {var: layer.result for var in layers if (layer := ops.layer(calls[var])) is not None}
+    return {var: total for var, (total, _) in moments(mod, func, axes, samples, executor).items()}
 
 
 def _thin(

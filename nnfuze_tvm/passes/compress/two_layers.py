@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +13,16 @@ from tvm.ir import Call, Var
 
 from nnfuze_tvm.graph import ir
 from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, output_fields, substitute, with_functions
+from nnfuze_tvm.graph.evaluate import Executor
+from nnfuze_tvm.passes.compress.calibration import load_calibration
 from nnfuze_tvm.passes.compress.repair import Compressed, repaired
 from nnfuze_tvm.passes.compress.sites import has_one_matrix
 
 if TYPE_CHECKING:
     from nnfuze_tvm.passes.compress.policy import LayerPolicy, Policy
 
-Look = Callable[[relax.Function, list[Var]], Mapping[Var, Any]]
-"""From a function and some of its layers to what samples say of each."""
+Look = Callable[[tvm.IRModule, relax.Function, list[Var], Mapping[str, np.ndarray], Executor], Mapping[Var, np.ndarray]]
+"""From a module, one of its functions, layers of that, samples, and what runs networks, to what those say of each."""
 
 Halve = Callable[["Call", "LayerPolicy", Any, Emitter, str], "tuple[Value, list[str]] | None"]
 """From a layer, what is asked of it, what samples say of it (or None), where to emit the first half, and the layer's
@@ -29,7 +32,8 @@ name, to what gives its result and the names of the layers that are new; None to
 def in_two(
     mod: tvm.IRModule,
     policy: Policy,
-    samples: Mapping[str, np.ndarray] | None,
+    calibration: str | os.PathLike[str] | Mapping[str, np.ndarray] | None,
+    executor: Executor,
     announce: Callable[[str], None],
     *,
     is_asked: Callable[[LayerPolicy], bool],
@@ -44,20 +48,23 @@ def in_two(
         A float network.
     policy : Policy
         What is asked of each layer.
-    samples : mapping, optional
-        Checked samples, see :func:`nnfuze_tvm.passes.compress.calibration.load_calibration`.
+    calibration : path or mapping, optional
+        Samples, see :func:`nnfuze_tvm.passes.compress.calibration.load_calibration`.
+    executor : callable
+        Runs the float network.
     announce : callable
         Is told how far the repair is.
     is_asked, look, halve : callable
         Whether anything is asked of a layer, what samples say of layers, and how a layer is halved.
     """
+    samples = None if calibration is None else load_calibration(calibration, mod)
     lineage, made, changed = ir.lineage(mod), dict[str, str](), {}
     for gvar, func in mod.functions_items():
         if not isinstance(func, relax.Function):
             continue
         asked = {b.var: policy.for_layer(b.var.name, lineage) for b in bindings(func) if has_one_matrix(b.value)}
         asked = {var: layer for var, layer in asked.items() if is_asked(layer)}
-        known = {} if samples is None or not asked else look(func, list(asked))
+        known = {} if samples is None or not asked else look(mod, func, list(asked), samples, executor)
         new, own, same = _halved(func, asked, known, halve)
         if own:
             made |= own

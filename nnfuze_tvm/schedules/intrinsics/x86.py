@@ -94,7 +94,6 @@ ANY_UNSIGNED = ("avx512vnni",)
 WORDS = (
     ("avx512bw", "nnfuze_dot16_avx512", 16),
     ("avx2", "nnfuze_dot16_avx2", 8),
-    ("avx2", "nnfuze_dot16_sse2", 4),
 )
 
 
@@ -116,7 +115,6 @@ STEPS: dict[str, Step] = {
     "nnfuze_dot2_avx2_i8": maddwd(8, _MADDWD[8]),
     "nnfuze_dot16_avx512": maddwd(16, _MADDWD[16]),
     "nnfuze_dot16_avx2": maddwd(8, _MADDWD[8]),
-    "nnfuze_dot16_sse2": maddwd(4, _MADDWD[4]),
 }
 """What each intrinsic adds to its sums: of data of as many numbers as it has products per lane, and packed weights."""
 

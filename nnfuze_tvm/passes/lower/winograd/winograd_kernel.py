@@ -38,9 +38,8 @@ _ROUND = 4
 class Shape:
     """What a kernel computes: ``n`` images of ``height × width × channels``, zeros around, to ``outputs`` channels.
 
-    ``pad`` is top, left, bottom, right; ``m`` is the edge of an output tile: 2 or 4; output channels are computed in
-    vectors of ``lanes``; ``dtype`` is the data's: float32,
-    int8 or uint8 (values up to 127), or with m = 2 float16.
+    ``pad`` is top, left, bottom, right; ``m`` is the edge of an output tile: 2 or 4; ``dtype`` is the data's: float32,
+    int8 or uint8 (values up to 127), or with m = 2 float16; output channels are computed in vectors of ``lanes``.
     """
 
     n: int
