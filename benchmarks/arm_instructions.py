@@ -34,7 +34,7 @@ from nnfuze_tvm.errors import InputError, NNFuzeError
 from nnfuze_tvm.report import text
 
 OURS = "nnfuze"
-PRECISIONS = ("fp32", "fp16", "int8")
+PRECISIONS = ("fp32", "fp16", "int8", "w4a8")
 DEFAULT_PRECISIONS = ("fp32", "int8")
 DEFAULT_CPUS = ("cortex-a72", "cortex-a76", "max")
 
@@ -93,7 +93,7 @@ def measure(works: Sequence[Workload], args: argparse.Namespace, announce: engin
         announce(f"{work.name}: reference answers")
         exact, macs = reference(work), engines.macs(work)
         for precision in args.precision:
-            compared = [] if precision == "fp16" else args.peers
+            compared = args.peers if precision in DEFAULT_PRECISIONS else []
             makers = engines.makers(work, precision, [OURS, *compared], args.work_dir)
             for cpu in args.cpus:
                 for engine, make in makers.items():

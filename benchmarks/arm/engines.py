@@ -109,9 +109,9 @@ class Ours:
         def save(scratch: Path) -> None:
             np.savez(scratch / "samples.npz", **self.work.calibration[0])  # type: ignore[arg-type]
 
-        int8 = self.precision == "int8"
+        integer = self.precision in ("int8", "w4a8")
         fields = {
-            "calibration": str(kept(self.work.directory / "calibration", save) / "samples.npz") if int8 else None,
+            "calibration": str(kept(self.work.directory / "calibration", save) / "samples.npz") if integer else None,
             "quantize": None if self.precision == "fp32" else self.precision,
             # The graph is the same for every CPU that computes in float16.
             "target": "aarch64+dotprod",

@@ -4,6 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
+# The attribute of a kernel that says how many products with its constants may be added in int16, see `narrow_products`.
+NARROW_PRODUCTS = "nnfuze.narrow_products"
+ALL_PRODUCTS = 2**30
+# Where fewer fit, what comes between costs about what it saves.
+FEWEST_PRODUCTS = 32
+# The largest of int8 data in absolute value, and the most of an int16.
+_LARGEST_DATA, _MOST = 2**7, 2**15 - 1
+# Weights stand in fours, of which the first and the third, and the second and the fourth go to one sum.
+_GROUP, _APART = 4, 2
+
 
 @dataclass(frozen=True)
 class Contraction:
@@ -21,6 +33,8 @@ class Contraction:
         Of these, how many stand side by side in the data.
     data, weights, sums : str
         The dtypes.
+    narrow : int
+        How many products with its weights may be added in int16, see `narrow_products`.
     """
 
     rows: int
@@ -31,3 +45,38 @@ class Contraction:
     data: str
     weights: str
     sums: str
+    narrow: int = 0
+
+
+def narrow_products(weights: np.ndarray, channels: int) -> int:
+    """Return how many products of int8 data and weights can be added in two sums of int16, whatever the data are.
+
+    Parameters
+    ----------
+    weights : np.ndarray
+        int8. Weights of other types have no such number, nor have reductions of another length than a multiple of four.
+    channels : int
+        The axis of the output channels; along the others is summed, in their order.
+
+    Returns
+    -------
+    int
+        Any so many products that follow each other, from a multiple of four on, fit; `ALL_PRODUCTS` if all of a
+        reduction do, 0 if less than `FEWEST_PRODUCTS`.
+    """
+    rows = np.moveaxis(weights, channels, 0).reshape(weights.shape[channels], -1)
+    products = rows.shape[1]
+    if weights.dtype != np.int8 or products % _GROUP:
+        return 0
+    sizes = np.abs(rows.astype("int32")).reshape(len(rows), -1, _APART, _APART).sum(2)
+    before = np.concatenate(
+        [np.zeros((len(rows), 1, _APART), "int32"), np.cumsum(sizes, axis=1, dtype="int32")], axis=1
+    )
+    fits, ends = 0, products // _GROUP
+    while fits < ends:
+        groups = (fits + ends + 1) // 2
+        most = int((before[:, groups:] - before[:, :-groups]).max(initial=0))
+        fits, ends = (groups, ends) if most * _LARGEST_DATA <= _MOST else (fits, groups - 1)
+    if fits * _GROUP == products:
+        return ALL_PRODUCTS
+    return fits * _GROUP if fits * _GROUP >= FEWEST_PRODUCTS else 0

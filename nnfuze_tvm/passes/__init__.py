@@ -12,6 +12,7 @@ from nnfuze_tvm.passes.compress.prune.prune_channels import PruneChannels
 from nnfuze_tvm.passes.compress.within_budget import QuantizeWithin
 from nnfuze_tvm.passes.lower.batching.batch_branches import BatchBranches
 from nnfuze_tvm.passes.lower.bit_serial.bit_serial import BitSerial
+from nnfuze_tvm.passes.lower.bound_weights import BoundWeights
 from nnfuze_tvm.passes.lower.branches import KeepChoices, SkipBranches
 from nnfuze_tvm.passes.lower.byte_tables import ByteTables
 from nnfuze_tvm.passes.lower.few_channels import FewChannels
@@ -47,6 +48,7 @@ __all__ = [
     "BatchBranches",
     "BitSerial",
     "BlockSparse",
+    "BoundWeights",
     "Butterfly",
     "ByteTables",
     "CommonInputs",

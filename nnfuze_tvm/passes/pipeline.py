@@ -13,6 +13,7 @@ from nnfuze_tvm.passes.compress import few_bit_weights
 from nnfuze_tvm.passes.compress.method import Inputs, Method
 from nnfuze_tvm.passes.lower.batching.batch_branches import BatchBranches
 from nnfuze_tvm.passes.lower.bit_serial.bit_serial import BitSerial, Pays
+from nnfuze_tvm.passes.lower.bound_weights import BoundWeights
 from nnfuze_tvm.passes.lower.branches import KeepChoices, SkipBranches
 from nnfuze_tvm.passes.lower.branches import legalizations as choices
 from nnfuze_tvm.passes.lower.byte_tables import ByteTables
@@ -199,6 +200,7 @@ def kernel_phase(machine: Machine) -> tvm.transform.Pass:
         relax.transform.DeadCodeElimination(),
         # Which kernel arguments are constants, so that their layout is the schedule's to choose.
         relax.transform.AttachAttrLayoutFreeBuffers(),
+        BoundWeights(),
     )
 
 

@@ -11,6 +11,7 @@ from nnfuze_tvm.schedules.intrinsics.words import multiply_words
 from nnfuze_tvm.schedules.knobs import record_knobs
 from nnfuze_tvm.schedules.rewrites.bias import start_from_bias
 from nnfuze_tvm.schedules.rewrites.extremes import keep_nan
+from nnfuze_tvm.schedules.rewrites.narrow_sums import sum_narrowly
 from nnfuze_tvm.schedules.rewrites.overlap import overlap_tiles
 from nnfuze_tvm.schedules.rewrites.partial_sums import sum_in_parts
 from nnfuze_tvm.schedules.rewrites.peel import peel_loops
@@ -60,6 +61,7 @@ def apply_rewrites(func: tirx.PrimFunc) -> tirx.PrimFunc:
         start_from_bias,
         peel_loops,
         pair_rows,
+        sum_narrowly,
         multiply_words,
         sum_in_parts,
         keep_to_short_rows,

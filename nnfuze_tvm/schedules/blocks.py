@@ -9,6 +9,8 @@ import tvm_ffi
 from tvm import s_tir, tirx
 from tvm.s_tir.schedule import SBlockRV
 
+from nnfuze_tvm.graph.contraction import NARROW_PRODUCTS
+
 
 def root(sch: s_tir.Schedule) -> SBlockRV | None:
     """Return the outermost block of ``main``; a function that was written as plain loops has none."""
@@ -150,3 +152,8 @@ def layout_free(sch: s_tir.Schedule) -> list[tirx.Var]:
     """Return the parameters of ``main`` that are constants of the graph."""
     func = sch.mod["main"]
     return [func.params[int(i)] for i in func.attrs.get("layout_free_buffers", [])]
+
+
+def narrow_products(sch: s_tir.Schedule) -> int:
+    """Return how many products with the constants of ``main`` may be added in int16 (`graph.contraction`)."""
+    return int(sch.mod["main"].attrs.get(NARROW_PRODUCTS, 0))

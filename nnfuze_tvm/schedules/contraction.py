@@ -18,13 +18,13 @@ from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from nnfuze_tvm.devices.hardware import Hardware
 from nnfuze_tvm.graph.contraction import Contraction
-from nnfuze_tvm.schedules.blocks import extents, inline_around, is_padding, iter_kinds, layout_free
+from nnfuze_tvm.schedules.blocks import extents, inline_around, is_padding, iter_kinds, layout_free, narrow_products
 from nnfuze_tvm.schedules.intrinsics import Dot, dots, fitting
 from nnfuze_tvm.schedules.knobs import choose
 from nnfuze_tvm.schedules.loops import PARALLEL_MIN_OPS, unroll_tile, vectorize_copy
 from nnfuze_tvm.schedules.packing import arrange, can_pack_rows, pack_rows, pack_weights
 from nnfuze_tvm.schedules.register_tile import RegisterTile, Work, ranked, streams, tiles, vectors_first
-from nnfuze_tvm.schedules.rewrites import bias, overlap, partial_sums, prefetch, row_pairs, tails
+from nnfuze_tvm.schedules.rewrites import bias, narrow_sums, overlap, partial_sums, prefetch, row_pairs, tails
 
 # Uses of a dot product in one iteration, best first. By element, two leave LLVM registers enough if they are of at
 # most this many steps each.
@@ -179,7 +179,8 @@ def _plan(
     channels, depth = sizes[n_spatial - 1] // groups, sizes[-1]
     together, beside = block or (0, depth)
     pixels = prod(sizes[n_spatial - 1 - pixel_axes : n_spatial - 1])
-    known = [dot for dot in dots(hw.features, data, weights) if dot.sums == accumulator and dot.rows <= pixels]
+    narrow = narrow_products(sch) if constant_weights else 0
+    known = [dot for dot in dots(hw.features, data, weights, narrow) if dot.sums == accumulator and dot.rows <= pixels]
     if not constant_weights:
         known = [dot for dot in known if can_pack_rows(sch, anchor, dot, pixels)]
     family = fitting(known, together or channels, beside)
@@ -201,6 +202,8 @@ def _plan(
     counts: tuple[int, ...] = _UNROLLED[by_element] if dot else (2, 4, 1)
     if block is not None:  # what an index is for, or whole numbers of that
         counts = tuple(sorted(counts, key=lambda n: n * work.depth * tile.steps_per_load % beside))
+    if dot is not None and dot.narrow:
+        counts = tuple(n for n in counts if n * dot.steps * dot.depth <= dot.narrow)
     unroll = choose(sch, [n for n in counts if most % n == 0], tunable, "unroll")
     return _Plan(work, tile, dot, unroll, constant_weights)
 
@@ -229,7 +232,7 @@ def cycles(layer: Contraction, hw: Hardware, block: tuple[int, int] | None = Non
 
 
 def _known(layer: Contraction, hw: Hardware) -> list[Dot]:
-    known = [dot for dot in dots(hw.features, layer.data, layer.weights) if dot.sums == layer.sums]
+    known = [dot for dot in dots(hw.features, layer.data, layer.weights, layer.narrow) if dot.sums == layer.sums]
     return [dot for dot in known if dot.rows <= layer.rows * layer.cols]
 
 
@@ -264,6 +267,7 @@ def _work(
         integer=not floats,
         sum_bytes=2 if accumulator == "float16" else 4,
         together=together,
+        narrow=dot.narrow if dot else 0,
     )
 
 
@@ -323,6 +327,10 @@ def _clear_sums(sch: s_tir.Schedule, anchor: SBlockRV, plan: _Plan, nest: _Nest,
     unroll_tile(sch, sch.get_loops(init)[-3:])
     if str(sch.get(init).writes[0].source.dtype) == "float16":
         reduction = partial_sums.mark(sch, init, reduction, plan.unroll * plan.tile.steps_per_load)
+    if plan.dot is not None and plan.dot.narrow:
+        reduction = narrow_sums.mark(
+            sch, reduction, nest.pixel, plan.unroll * plan.dot.steps * plan.dot.depth, plan.dot
+        )
     return reduction
 
 

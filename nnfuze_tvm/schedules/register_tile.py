@@ -8,6 +8,9 @@ from itertools import product
 from nnfuze_tvm.devices.hardware import Hardware
 from nnfuze_tvm.schedules.loops import STACK_BYTES, divisors
 
+# Cycles to add a vector of int16 to its sums: when it is the only one, and when sums wait on the stack meanwhile.
+_WIDENED_ONCE, _WIDENED = 0.5, 1.5
+
 
 @dataclass(frozen=True)
 class RegisterTile:
@@ -62,6 +65,8 @@ class Work:
         Pixels whose data stand together: one instruction loads them.
     together : int
         Output channels that read the same data; 0: all do.
+    narrow : int
+        Elements of the reduction that are summed in int16 before they are in int32; 0: none.
     """
 
     rows: int
@@ -82,6 +87,7 @@ class Work:
     steps_per_load: tuple[int, ...] = (1,)
     pixels_per_load: int = 1
     together: int = 0
+    narrow: int = 0
 
     def reads(self, pixels: int, channels: int) -> int:
         """Return how many data a tile reads per step."""
@@ -153,6 +159,9 @@ def _tile_cycles(work: Work, pixels: int, vectors: int, channels: int, steps_per
         cycles += 0.05 * loads
     # Integer sums are requantized, which takes its cycles; float ones only wait for their last additions.
     finish = 5 * accumulators + 12 if work.integer else 0.2 * accumulators**2 + 4
+    if work.narrow:
+        parts = -(-work.steps * work.depth // work.narrow)
+        finish += accumulators * (_WIDENED_ONCE if parts == 1 else _WIDENED * parts)
     return cycles * work.steps + finish
 
 

@@ -51,8 +51,11 @@ SHAPES = (
 )
 
 
-def convolutions(dtype: str) -> tuple[tvm.IRModule, dict[str, np.ndarray], list[np.ndarray]]:
-    """Return a module of one convolution per shape, their inputs, and the results as NumPy has them."""
+def convolutions(dtype: str, largest: int = 127) -> tuple[tvm.IRModule, dict[str, np.ndarray], list[np.ndarray]]:
+    """Return a module of one convolution per shape, their inputs, and the results as NumPy has them.
+
+    ``largest`` is the largest weight of integers.
+    """
     rng = np.random.default_rng(0)
     integer = "int" in dtype
     inputs, weights, expected = {}, [], []
@@ -61,7 +64,7 @@ def convolutions(dtype: str) -> tuple[tvm.IRModule, dict[str, np.ndarray], list[
         low = 0 if dtype == "uint8" else -127
         # The largest products, too: they must not overflow where two of them are added in int16.
         data = rng.choice([low, 127], shapes[0]) if integer else rng.standard_normal(shapes[0])
-        factors = rng.choice([-127, 127], shapes[1]) if integer else rng.standard_normal(shapes[1])
+        factors = rng.choice([-largest, largest], shapes[1]) if integer else rng.standard_normal(shapes[1])
         inputs[f"x{i}"], own = data.astype(dtype), factors.astype("int8" if integer else dtype)
         weights.append(own)
         expected.append(convolve(inputs[f"x{i}"], own, stride, groups))
@@ -115,12 +118,14 @@ def run_on_board(
     remote: tvm.rpc.RPCSession,
     folder: Path,
     name: str = "kernels.so",
+    seed: int | None = None,
 ) -> list[np.ndarray]:
     """Schedule and build a module, and return what its ``main`` makes of the inputs on a board.
 
-    Of several in one session each has a file of its own: the board has the others still loaded.
+    Of several in one session each has a file of its own: the board has the others still loaded. With a ``seed`` knobs
+    are sampled.
     """
-    scheduled, _ = kernels.schedule(mod, target)
+    scheduled, _ = kernels.schedule(mod, target, tunable=seed is not None, seed=seed or 1)
     path = toolchain.export_library(tvm.compile(scheduled, target=target), folder / name, target)
     remote.upload(str(path))
     machine = relax.VirtualMachine(remote.load_module(name), remote.cpu())
@@ -154,6 +159,19 @@ def test_convolutions_equal_numpy(name: str, dtype: str, session: Session, board
             np.testing.assert_allclose(got.astype(np.float64), want, atol=near, rtol=0, err_msg=str(SHAPES[i]))
         else:
             np.testing.assert_array_equal(got, want, err_msg=str(SHAPES[i]))
+
+
+@pytest.mark.parametrize(("largest", "seed"), [(1, None), (7, None), (7, 1), (7, 2), (15, None), (16, None)])
+def test_sums_of_small_weights_are_the_same_bits(
+    largest: int, seed: int | None, session: Session, board: Board, tmp_path: Path
+) -> None:
+    mod, inputs, _ = convolutions("int8", largest)
+    for data in inputs.values():  # as low as int8 can be
+        data[data == -127] = -128
+    remote = session(board(str(BOARDS["rpi3"].emulated)))
+    results = run_on_board(mod, resolve("rpi3"), inputs, remote, tmp_path, seed=seed)
+    for shape, got, want in zip(SHAPES, results, evaluate(mod["main"], inputs), strict=True):
+        np.testing.assert_array_equal(got, want, err_msg=str(shape))
 
 
 def test_recurrent_layers_equal_numpy(session: Session, board: Board, tmp_path: Path) -> None:

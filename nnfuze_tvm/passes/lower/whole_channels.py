@@ -12,7 +12,7 @@ from tvm.ir import Call, GenericConst
 from tvm.ir.transform import PassContext, module_pass
 
 from nnfuze_tvm.graph.constants import array, constant
-from nnfuze_tvm.graph.contraction import Contraction
+from nnfuze_tvm.graph.contraction import Contraction, narrow_products
 from nnfuze_tvm.graph.dataflow import Emitter, Value, op_name, with_rewritten, with_values
 from nnfuze_tvm.graph.ir import static_shape
 
@@ -92,7 +92,8 @@ def contraction_of(value: Value) -> tuple[Contraction | None, int]:
     shape, weights = static_shape(value), static_shape(value.args[1])
     dtypes = [str(e.ty.dtype) for e in (*value.args[:2], value)]
     if name == "matmul" and len(weights) == 2 and len(shape) > 1:
-        return Contraction(1, prod(shape[:-1]), weights[1], weights[0], weights[0], *dtypes), 1
+        narrow = narrow_products(array(value.args[1]), 1)
+        return Contraction(1, prod(shape[:-1]), weights[1], weights[0], weights[0], *dtypes, narrow), 1
     if name == "matmul":
         return None, 0
     attrs, axes = value.attrs, "DHW"[-len(shape) + 2 :]
@@ -100,4 +101,5 @@ def contraction_of(value: Value) -> tuple[Contraction | None, int]:
     if layouts != (f"N{axes}C", f"O{axes}I", f"N{axes}C") or int(attrs.groups) != 1:
         return None, 0
     rows = shape[-3] if len(axes) > 1 else 1
-    return Contraction(rows, shape[-2], weights[0], prod(weights[1:]), weights[-1], *dtypes), 0
+    narrow = narrow_products(array(value.args[1]), 0)
+    return Contraction(rows, shape[-2], weights[0], prod(weights[1:]), weights[-1], *dtypes, narrow), 0

@@ -223,7 +223,7 @@ def _walk(stmt: Any, found: _Found, only: int | None, times: float) -> None:
         found.work += times * tvm.DataType(str(stmt.value.ty.dtype)).lanes
         if stmt.buffer in found.buffers:
             found.accesses.append(_Access(stmt.buffer, stmt.indices[ROWS], True, only))
-    elif isinstance(stmt, tirx.Evaluate):
+    elif isinstance(stmt, tirx.Evaluate | tirx.Bind):
         _loads(stmt, found, only)
     elif not isinstance(stmt, tirx.AllocBuffer):
         found.clear = False
@@ -276,9 +276,13 @@ def renewed(stmt: Any, values: dict[Any, Any]) -> Any:
         annotations = dict(node.annotations.items())
         return tirx.For(var, node.min, node.extent, node.kind, node.body, node.thread_binding, annotations)
 
+    def bound(node: tirx.Bind) -> tirx.Bind:
+        values[node.var] = var = tirx.Var(node.var.name, node.var.ty)
+        return tirx.Bind(var, node.value)
+
     def allocation(node: tirx.AllocBuffer) -> tirx.AllocBuffer:
         values[node.buffer] = buffer = tirx.Var(node.buffer.name, node.buffer.ty)
         return tirx.AllocBuffer(buffer, node.annotations)
 
-    stmt = tvm_ffi.structural_map(stmt, [(tirx.For, loop), (tirx.AllocBuffer, allocation)])
+    stmt = tvm_ffi.structural_map(stmt, [(tirx.For, loop), (tirx.Bind, bound), (tirx.AllocBuffer, allocation)])
     return tvm_ffi.structural_map(stmt, (tirx.Var, lambda var: values.get(var, var)))

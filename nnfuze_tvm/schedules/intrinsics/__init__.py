@@ -10,6 +10,8 @@ which no intrinsic multiplies by int8. Where ``wants_unsigned`` says so, ``uint8
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from nnfuze_tvm.graph.integers import modulo
 from nnfuze_tvm.schedules.intrinsics import arm, elementary, rounding, words, x86
 from nnfuze_tvm.schedules.intrinsics.description import Dot, Step
@@ -20,7 +22,7 @@ rounding.install()
 words.install()
 
 
-def dots(features: frozenset[str], data: str, weights: str) -> list[Dot]:
+def dots(features: frozenset[str], data: str, weights: str, narrow: int = 0) -> list[Dot]:
     """Return the intrinsics that a CPU has for products of these dtypes, best first, long vectors before short ones.
 
     Parameters
@@ -31,6 +33,8 @@ def dots(features: frozenset[str], data: str, weights: str) -> list[Dot]:
         Dtype of the data: ``uint8`` (values 0..127), ``int8``, ``int16``, ``float16`` or ``float32``.
     weights : str
         Dtype of the weights: ``int8``, ``int16``, ``float16`` or ``float32``.
+    narrow : int
+        How many products with the weights may be added in int16 (`graph.contraction.narrow_products`).
     """
     if (data, weights) == ("int16", "int16"):
         found = [
@@ -44,10 +48,15 @@ def dots(features: frozenset[str], data: str, weights: str) -> list[Dot]:
             for feature, dtype, name, lanes, depth, multiplies, taken_as in x86.DOTS
             if feature in features and (dtype, "int8") == (data, weights)
         ]
-    own = [dot for feature, known in arm.DOTS.items() if feature in features for dot in known]
+    own = [_narrowed(dot, narrow) for feature, known in arm.DOTS.items() if feature in features for dot in known]
     # Of vectors of one length the best; shorter ones are for channels that fill no longer one.
     found = list({(dot.lanes, dot.depth): dot for dot in reversed(found)}.values())[::-1]
     return found + [dot for dot in own if (dot.data, dot.weights) == (data, weights)]
+
+
+def _narrowed(dot: Dot, narrow: int) -> Dot:
+    """Return an intrinsic as it multiplies by small weights: where it pairs products, they are added in int16 first."""
+    return replace(dot, multiplies=2, narrow=narrow) if dot.paired and narrow else dot
 
 
 def signed_dots(features: frozenset[str]) -> list[Dot]:

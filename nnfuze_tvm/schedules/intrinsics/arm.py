@@ -29,6 +29,11 @@ def _pick(vector: Vector, *lanes: int) -> Vector:
     return tirx.Shuffle([vector] * -(-len(lanes) // vector.ty.dtype.lanes), list(lanes))
 
 
+def signed(data: Vector) -> Vector:
+    """Return bytes as int8: unsigned ones are up to 127."""
+    return tirx.reinterpret(f"int8x{data.ty.dtype.lanes}", data)
+
+
 def _fmla(total: Vector, data: Vector, weights: Vector, step: int) -> Vector:
     """Four float32 or eight float16 channels: ``fmla`` by element."""
     return total + _pick(data, *[step] * weights.ty.dtype.lanes) * weights
@@ -47,12 +52,29 @@ def _smlal_pairs(total: Vector, data: Vector, weights: Vector, step: int) -> Vec
     The weights hold the first two inputs of all channels, then the other two; one table look-up brings the data into
     that order.
     """
+    low, high = _pairs(data, weights, step)
+    return total + pairs_added(low + high)
+
+
+def _pairs(data: Vector, weights: Vector, step: int) -> tuple[Vector, Vector]:
+    """Return the products of the first two inputs of four channels, and of the other two, in int16."""
     first = 4 * step
     number = _pick(data, *[first, first + 1] * 4, *[first + 2, first + 3] * 4)
     low, high = (
         _call("smull", "int16x8", *(_pick(v, *range(half, half + 8)) for v in (weights, number))) for half in (0, 8)
     )
-    return total + _call("saddlp", "int32x4", low + high)
+    return low, high
+
+
+def pairs_added(narrow: Vector) -> Vector:
+    """Add eight int16 two by two, in int32: ``saddlp``."""
+    return _call("saddlp", "int32x4", narrow)
+
+
+def few_bit_products(narrow: Vector, data: Vector, weights: Vector, step: int) -> Vector:
+    """Add four products of each of four channels to two int16 sums of each, which must have room for them."""
+    low, high = _pairs(data, weights, step)
+    return narrow + low + high
 
 
 def _sdot(total: Vector, data: Vector, weights: Vector, step: int) -> Vector:
@@ -88,8 +110,8 @@ def _by_lanes(dot: Dot, step: Step) -> tirx.PrimFunc:
                 T.reads(sums[0 : dot.lanes], data[0:numbers], weights[tuple(slice(0, n) for n in packed)])
                 T.writes(sums[0 : dot.lanes])
                 row = data.vload([0], f"{dot.data}x{numbers}")
-                if dot.data == "uint8":  # values up to 127, which are int8 as well
-                    row = T.reinterpret(f"int8x{numbers}", row)
+                if dot.data == "uint8":
+                    row = signed(row)
                 total = sums.vload([0], f"{dot.sums}x{dot.lanes}")
                 for index in range(dot.steps):
                     place = [index, *[0] * (len(packed) - 1)]

@@ -44,6 +44,8 @@ class Dot:
         Dtypes.
     rows : int
         Rows of data that the instruction takes; see ``row_pairs`` where it is 2. Per row, it is ``multiplies``.
+    narrow : int
+        Products per sum that are added in int16 before they are in int32, see ``narrow_sums``; 0: none.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Dot:
     weights: str = "int8"
     sums: str = "int32"
     rows: int = 1
+    narrow: int = 0
 
     @property
     def packed(self) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from tvm.ir import Call, GenericConst
 from tvm.ir.transform import PassContext, module_pass
 
 from nnfuze_tvm.graph.constants import array, constant
-from nnfuze_tvm.graph.contraction import Contraction
+from nnfuze_tvm.graph.contraction import Contraction, narrow_products
 from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, op_name, output_fields, substitute, with_rewritten
 from nnfuze_tvm.graph.integers.sums import OUT_ELEMENTWISE_FUSABLE
 from nnfuze_tvm.graph.ir import static_shape
@@ -101,7 +101,8 @@ def _few_bits(value: Value, levels: Levels) -> _Layer | None:
     borders = _borders(window, value) if of_data.least else (Border(1), Border(1))
     sums = Sums(of_data, of_weights, window, tuple(pixels), weights.shape[-1], borders)
     rows = pixels[-2] if op_name(value) == "nn.conv2d" else 1
-    work = Contraction(rows, pixels[-1], outputs, int(np.prod(weights.shape[1:])), weights.shape[-1], *dtypes)
+    products, depth = int(np.prod(weights.shape[1:])), weights.shape[-1]
+    work = Contraction(rows, pixels[-1], outputs, products, depth, *dtypes, narrow_products(weights, 0))
     return _Layer(sums, weights, work)
 
 
