@@ -33,9 +33,10 @@ class BoundWeights:
                         calls[binding.value.args[0]].append(binding.value.args[1].fields)
         mod = mod.clone()
         for kernel, arguments in calls.items():
-            found = [count for each in zip(*arguments, strict=True) if (count := _products(each)) is not None]
-            if found and min(found) and isinstance(mod[kernel], tirx.PrimFunc):
-                mod.update_func(kernel, mod[kernel].with_attr(NARROW_PRODUCTS, min(found)))
+            found = [_products(each) for each in zip(*arguments, strict=True)]
+            fewest = min((count for count in found if count is not None), default=0)
+            if fewest and isinstance(mod[kernel], tirx.PrimFunc):
+                mod.update_func(kernel, mod[kernel].with_attr(NARROW_PRODUCTS, fewest))
         return mod
 
 
@@ -48,4 +49,4 @@ def _products(arguments: Sequence[Value]) -> int | None:
     if len(weights) < len(arguments):
         return 0
     # Which axis is that of the output channels is the kernel's business.
-    return min(narrow_products(array(each), axis) for each in weights for axis in (0, len(static_shape(each)) - 1))
+    return min(narrow_products(array(each), axis) for each in weights for axis in (0, array(each).ndim - 1))

@@ -65,9 +65,10 @@ class RowConvolutions:
         own, height, width, channels = weights.shape
         length = -(-width * channels // _GROUP) * _GROUP
         signed = self.as_unsigned and str(call.args[0].ty.dtype) == "int8"
-        dtypes = ["uint8" if signed else str(call.args[0].ty.dtype), *(str(e.ty.dtype) for e in (call.args[1], call))]
+        data, factors, sums = (str(each.ty.dtype) for each in (*call.args, call))
         _, rows, cols, _ = static_shape(call)
-        count = self.channels(Contraction(rows, cols, own, height * length, length, *dtypes))
+        work = Contraction(rows, cols, own, height * length, length, "uint8" if signed else data, factors, sums)
+        count = self.channels(work)
         wide = np.zeros((count, height, length), weights.dtype)
         wide[:own, :, : width * channels] = weights.reshape(own, height, -1)
         value = emitter.emit(_over_rows(call, wide, signed, builder), name)

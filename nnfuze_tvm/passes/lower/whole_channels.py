@@ -90,10 +90,10 @@ def contraction_of(value: Value) -> tuple[Contraction | None, int]:
     if name not in _LAYERS or not isinstance(value.args[1], GenericConst):
         return None, 0
     shape, weights = static_shape(value), static_shape(value.args[1])
-    dtypes = [str(e.ty.dtype) for e in (*value.args[:2], value)]
+    data, factors, sums = (str(e.ty.dtype) for e in (*value.args[:2], value))
     if name == "matmul" and len(weights) == 2 and len(shape) > 1:
         narrow = narrow_products(array(value.args[1]), 1)
-        return Contraction(1, prod(shape[:-1]), weights[1], weights[0], weights[0], *dtypes, narrow), 1
+        return Contraction(1, prod(shape[:-1]), weights[1], weights[0], weights[0], data, factors, sums, narrow), 1
     if name == "matmul":
         return None, 0
     attrs, axes = value.attrs, "DHW"[-len(shape) + 2 :]
@@ -102,4 +102,4 @@ def contraction_of(value: Value) -> tuple[Contraction | None, int]:
         return None, 0
     rows = shape[-3] if len(axes) > 1 else 1
     narrow = narrow_products(array(value.args[1]), 0)
-    return Contraction(rows, shape[-2], weights[0], prod(weights[1:]), weights[-1], *dtypes, narrow), 0
+    return Contraction(rows, shape[-2], weights[0], prod(weights[1:]), weights[-1], data, factors, sums, narrow), 0

@@ -86,7 +86,6 @@ def _few_bits(value: Value, levels: Levels) -> _Layer | None:
     data = levels.of(value.args[0])
     if data is None or not weights.any():
         return None
-    dtypes = [str(each.ty.dtype) for each in (*value.args, value)]
     of_data, of_weights = Planes.of(data.astype("int64")), Planes.of(weights.astype("int64"))
     if of_data.bipolar and len(of_data.weights) > 1:  # of which zero, in the padding, would be none either
         of_data = Planes.of(np.arange(data.min(), data.max() + 1))
@@ -102,7 +101,9 @@ def _few_bits(value: Value, levels: Levels) -> _Layer | None:
     sums = Sums(of_data, of_weights, window, tuple(pixels), weights.shape[-1], borders)
     rows = pixels[-2] if op_name(value) == "nn.conv2d" else 1
     products, depth = int(np.prod(weights.shape[1:])), weights.shape[-1]
-    work = Contraction(rows, pixels[-1], outputs, products, depth, *dtypes, narrow_products(weights, 0))
+    codes, factors, result = (str(each.ty.dtype) for each in (*value.args, value))
+    narrow = narrow_products(weights, 0)
+    work = Contraction(rows, pixels[-1], outputs, products, depth, codes, factors, result, narrow)
     return _Layer(sums, weights, work)
 
 
