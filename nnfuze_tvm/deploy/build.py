@@ -15,10 +15,11 @@ from nnfuze_tvm.deploy import apart
 from nnfuze_tvm.deploy.keep_tensors import KeepTensors
 from nnfuze_tvm.deploy.manifest import INTERFACE
 from nnfuze_tvm.deploy.memory.arena import ByteOffsets, allocating_passes
+from nnfuze_tvm.deploy.memory.lower_peak import LowerPeak
 from nnfuze_tvm.deploy.memory.plan import PER_THREAD, PlanMemory
 from nnfuze_tvm.devices.hardware import Hardware
 from nnfuze_tvm.graph import dataflow
-from nnfuze_tvm.graph.ir import static_shape
+from nnfuze_tvm.graph.ir import small_weights, static_shape
 from nnfuze_tvm.passes import pipeline
 from nnfuze_tvm.schedules.contraction import cycles, to_compute
 from nnfuze_tvm.schedules.families import bit_serial
@@ -80,7 +81,10 @@ def lower(mod: tvm.IRModule, target: Target, database: ms.Database | None = None
 
 def schedule(fused: tvm.IRModule, target: Target, database: ms.Database | None = None) -> tvm.IRModule:
     """Return a module of fused kernels, scheduled, their weights packed, in bands where that pays (phase 10)."""
-    passes = [ScheduleKernels(target, database), *packing_passes(), FuseBands(target)]
+    passes = [ScheduleKernels(target, database), *packing_passes()]
+    if small_weights(fused):
+        passes.append(LowerPeak(target))
+    passes.append(FuseBands(target))
     with target:
         return pipeline.phase("schedule", *passes)(fused)
 

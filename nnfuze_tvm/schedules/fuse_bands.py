@@ -23,11 +23,11 @@ from nnfuze_tvm.schedules.bands.weave import Group, weave
 Best = Callable[[Group, Hardware], tuple[float, Bands] | None]
 
 # Kernels in a group at most: what is looked for takes time, and the buffers between more of them leave the cache.
-_MOST = 12
+MOST_KERNELS = 12
 
 
 @dataclass(frozen=True)
-class _Call:
+class Call:
     """A binding of ``main``: its kernel, if that makes rows one after the other."""
 
     binding: Any
@@ -64,41 +64,53 @@ class FuseBands:
         a call.
         """
         steps = bindings(mod["main"])
-        used = _uses(mod["main"])
-        calls = [_Call(binding, None) for binding in steps]
-        known: dict[str, Kernel | None] = {}
-        for n, binding in enumerate(steps):
-            if self._near_far(steps, n):
-                name = binding.value.args[0].name_hint
-                if name not in known:
-                    known[name] = kernel(mod[name], self.target)
-                calls[n] = _Call(binding, known[name])
+        used = uses(mod["main"])
+        calls = calls_of(mod, self.target, lambda n: self._near_far(steps, n))
         chosen = self._choose(calls, used)
-        return _rewritten(mod, steps, chosen) if chosen else mod
+        return fused(mod, calls, chosen) if chosen else mod
 
     def _near_far(self, steps: Sequence[Any], number: int) -> bool:
-        """Tell whether a binding calls a kernel, and its result or one of its operands is too large for the cache."""
+        """Tell whether a binding's result or one of its operands is too large for the cache."""
         value = steps[number].value
-        if op_name(value) != "call_tir" or not isinstance(value.ty, relax.TensorType) or len(value.args) != 2:
-            return False
         values = [steps[number].var, *(leaf for leaf in operands(value) if isinstance(leaf, relax.Var))]
         return any(_bytes(value) > self.hw.l2_bytes // 2 for value in values)
 
-    def _choose(self, calls: Sequence[_Call], used: dict[Any, int]) -> list[tuple[int, Group, Bands]]:
+    def _choose(self, calls: Sequence[Call], used: dict[Any, int]) -> list[tuple[int, Group, Bands]]:
         """Return the groups that save most together: where each begins, and its bands."""
         best: list[tuple[float, list[tuple[int, Group, Bands]]]] = [(0.0, [])]
         for end in range(1, len(calls) + 1):
             gain, groups = best[end - 1]
-            for begin in range(end - 2, max(-1, end - 1 - _MOST), -1):
+            for begin in range(end - 2, max(-1, end - 1 - MOST_KERNELS), -1):
                 part = calls[begin:end]
                 if any(call.kernel is None for call in part):
                     break
-                group = _group(part, used)
+                group = group_of(part, used)
                 found = self.best(group, self.hw) if group is not None else None
                 if group is not None and found is not None and best[begin][0] + found[0] > gain:
                     gain, groups = best[begin][0] + found[0], [*best[begin][1], (begin, group, found[1])]
             best.append((gain, groups))
         return best[-1][1]
+
+
+def calls_of(mod: tvm.IRModule, target: Target, wanted: Callable[[int], bool] = lambda _: True) -> list[Call]:
+    """Return the bindings of ``main`` as calls, those of ``wanted`` numbers with their kernels."""
+    known: dict[str, Kernel | None] = {}
+    found = []
+    for n, binding in enumerate(bindings(mod["main"])):
+        value = binding.value
+        own = None
+        if (
+            op_name(value) == "call_tir"
+            and isinstance(value.ty, relax.TensorType)
+            and len(value.args) == 2
+            and wanted(n)
+        ):
+            name = value.args[0].name_hint
+            if name not in known:
+                known[name] = kernel(mod[name], target)
+            own = known[name]
+        found.append(Call(binding, own))
+    return found
 
 
 def _bytes(value: Any) -> int:
@@ -108,7 +120,7 @@ def _bytes(value: Any) -> int:
     return nbytes(static_shape(value), str(value.ty.dtype))
 
 
-def _uses(main: relax.Function) -> dict[Any, int]:
+def uses(main: relax.Function) -> dict[Any, int]:
     """Return how often each value is read; outputs of the network count, too."""
     found: dict[Any, int] = {}
     for value in (*(binding.value for binding in bindings(main)), *output_fields(main)):
@@ -117,7 +129,7 @@ def _uses(main: relax.Function) -> dict[Any, int]:
     return found
 
 
-def _group(calls: Sequence[_Call], used: dict[Any, int]) -> Group | None:
+def group_of(calls: Sequence[Call], used: dict[Any, int]) -> Group | None:
     """Return calls as a group, or None if one of their results but the last is needed elsewhere."""
     numbers: dict[Any, int] = {}
     arguments = []
@@ -134,8 +146,19 @@ def _group(calls: Sequence[_Call], used: dict[Any, int]) -> Group | None:
     return Group(kernels, tuple(arguments), arguments[-1][-1])
 
 
-def _rewritten(mod: tvm.IRModule, steps: Sequence[Any], chosen: Sequence[tuple[int, Group, Bands]]) -> tvm.IRModule:
-    """Return the module with groups as kernels; equal ones share one."""
+def fused(mod: tvm.IRModule, calls: Sequence[Call], chosen: Sequence[tuple[int, Group, Bands]]) -> tvm.IRModule:
+    """Return the module with groups as kernels; equal ones share one.
+
+    Parameters
+    ----------
+    mod : tvm.IRModule
+        The module.
+    calls : sequence of Call
+        The bindings of its ``main``.
+    chosen : sequence of (int, Group, Bands)
+        Where each group begins, and its bands.
+    """
+    steps = [call.binding for call in calls]
     starts = {begin: (group, bands) for begin, group, bands in chosen}
     builder = relax.BlockBuilder(mod.clone())
     emitter = Emitter()

@@ -11,6 +11,7 @@ from nnfuze_tvm import load
 from nnfuze_tvm.deploy import build
 from nnfuze_tvm.deploy.executor import host_executor
 from nnfuze_tvm.devices.hardware import Hardware
+from nnfuze_tvm.graph import ir
 from nnfuze_tvm.passes import InsertQDQ, pipeline
 from nnfuze_tvm.passes.compress.policy import Policy
 from nnfuze_tvm.schedules.bands import model
@@ -81,14 +82,17 @@ def chain(layers, shape, seed=0):
     return onnx.shape_inference.infer_shapes(made)
 
 
-def lowered(network, tmp_path, target, samples=None):
-    """Return the fused and the scheduled kernels of a network, none of them in groups, and the network."""
+def lowered(network, tmp_path, target, samples=None, small=False):
+    """Return the fused and the scheduled kernels of a network, none of them in groups, and the network.
+
+    With ``small`` weights, as ``--optimize memory`` has them.
+    """
     path = tmp_path / "chain.onnx"
     onnx.save(network, path)
     mod = tvm.transform.Sequential(pipeline.merge_phases())(load([path]))
     if samples is not None:
         mod = InsertQDQ({"x": samples}, Policy.uniform(bits=8), executor=host_executor)(mod)
-    fused = build.fuse(mod, target)
+    fused = build.fuse(ir.with_small_weights(mod) if small else mod, target)
     with target:
         alone = tvm.transform.Sequential([ScheduleKernels(target), *build.packing_passes()])(fused)
     return fused, alone, mod

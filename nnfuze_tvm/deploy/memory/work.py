@@ -90,13 +90,18 @@ class Work:
 
     def peak(self, order: Sequence[int]) -> int:
         """Return the most bytes that are in use at once if the steps run in this order."""
-        live = most = done = 0
-        for n in order:
+        return max(self.profile(order), default=0)
+
+    def profile(self, order: Sequence[int] | None = None) -> list[int]:
+        """Return the bytes that are in use while each step runs, in this order; by default in the given one."""
+        live = done = 0
+        found = []
+        for n in range(len(self.steps)) if order is None else order:
             done |= 1 << n
             grows, stays = self.effect(n, done)
-            most = max(most, live + grows)
+            found.append(live + grows)
             live += stays
-        return most
+        return found
 
     def least(self) -> int:
         """Return bytes that no order can do without: what the largest step needs on its own."""

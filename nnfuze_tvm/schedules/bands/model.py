@@ -53,7 +53,7 @@ def best(group: Group, hw: Hardware) -> tuple[float, Bands] | None:
         if bands.count(steps[-1].rows) < 2 * parts:
             break
         path = course(steps, bands)
-        between = scratch(stages, lines(path, steps))
+        between = scratch(stages, lines(path, steps, bands))
         if between > room or between + weights > most:
             break
         again = sum(

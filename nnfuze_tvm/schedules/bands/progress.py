@@ -56,10 +56,14 @@ NUMBERS = Maths()
 
 @dataclass(frozen=True)
 class Bands:
-    """The last stage's rows in bands of ``height`` rows, and these in ``parts`` that know nothing of each other."""
+    """The last stage's rows in bands of ``height`` rows, and these in ``parts`` that know nothing of each other.
+
+    ``exact`` buffers between stages have no more rows than are needed, others a power of two.
+    """
 
     height: int
     parts: int
+    exact: bool = False
 
     def count(self, rows: int) -> int:
         """Return the number of bands."""

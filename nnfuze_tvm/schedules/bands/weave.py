@@ -82,16 +82,17 @@ def _both(known: Reach | None, more: Reach) -> Reach:
     return Reach(step, min(known.low, more.low), max(known.high, more.high))
 
 
-def lines(found: Course, steps: Sequence[Step]) -> list[int]:
-    """Return the rows of each stage's buffer: a power of two, so that finding a row takes one instruction."""
-    return [min(step.rows, 1 << max(0, live - 1).bit_length()) for live, step in zip(found.lines, steps, strict=True)]
+def lines(found: Course, steps: Sequence[Step], bands: Bands) -> list[int]:
+    """Return the rows of each stage's buffer: a power of two, so that finding a row takes one instruction, or exact."""
+    rows = [max(1, live) if bands.exact else 1 << max(0, live - 1).bit_length() for live in found.lines]
+    return [min(step.rows, own) for own, step in zip(rows, steps, strict=True)]
 
 
 def weave(group: Group, bands: Bands) -> tirx.PrimFunc:
     """Return the kernel of a group: its parameters are what it is given, then its result."""
     steps = group.steps()
     stages = group.stages()
-    kept = lines(course(steps, bands), steps)
+    kept = lines(course(steps, bands), steps, bands)
     buffers: dict[Any, Any] = {}
     for kernel, values in zip(group.kernels, group.arguments, strict=True):
         for param, value in zip(kernel.params, values, strict=True):
@@ -106,7 +107,9 @@ def weave(group: Group, bands: Bands) -> tirx.PrimFunc:
         if rows < shape[ROWS]:
             rings[own] = rows
     count = bands.count(steps[-1].rows)
-    part, band = (tirx.Var(name, tvm.ir.PrimType("int64")) for name in ("part", "band"))
+    band = tirx.Var("band", tvm.ir.PrimType("int64"))
+    # Outside of any loop, what lies between the stages has a place in the memory that is planned for all kernels.
+    part = tirx.Var("part", tvm.ir.PrimType("int64")) if bands.parts > 1 else _number(0)
     first, last = bands.first(part, count), bands.first(part + 1, count)
     # In memory, so that the simplifier does not carry sums over all stages into every index.
     begun, done = (_Table(len(steps), name) for name in ("begun", "done"))
@@ -117,8 +120,8 @@ def weave(group: Group, bands: Bands) -> tirx.PrimFunc:
     body = tirx.SeqStmt([*begin, body])
     scratch += [begun.buffer, done.buffer]
     body = tirx.SeqStmt([*(tirx.AllocBuffer(each) for each in scratch), _in_rings(body, rings)])
-    kind = tirx.ForKind.PARALLEL if bands.parts > 1 else tirx.ForKind.SERIAL
-    body = tirx.For(part, _number(0), _number(bands.parts), kind, body)
+    if bands.parts > 1:
+        body = tirx.For(part, _number(0), _number(bands.parts), tirx.ForKind.PARALLEL, body)
     params = [buffers[value] for value in (*group.given, group.result)]
     return tirx.PrimFunc(params, body).with_attr({"tirx.noalias": True, "s_tir": True, "tirx.is_scheduled": True})
 
