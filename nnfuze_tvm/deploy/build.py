@@ -81,10 +81,9 @@ def lower(mod: tvm.IRModule, target: Target, database: ms.Database | None = None
 
 def schedule(fused: tvm.IRModule, target: Target, database: ms.Database | None = None) -> tvm.IRModule:
     """Return a module of fused kernels, scheduled, their weights packed, in bands where that pays (phase 10)."""
-    passes = [ScheduleKernels(target, database), *packing_passes()]
-    if small_weights(fused):
-        passes.append(LowerPeak(target))
-    passes.append(FuseBands(target))
+    passes = [ScheduleKernels(target, database), *packing_passes(), LowerPeak(target)]
+    if not small_weights(fused):
+        passes.append(FuseBands(target))
     with target:
         return pipeline.phase("schedule", *passes)(fused)
 

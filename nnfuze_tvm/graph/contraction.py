@@ -8,6 +8,8 @@ import numpy as np
 
 # The attribute of a kernel that says how many products with its constants may be added in int16, see `narrow_products`.
 NARROW_PRODUCTS = "nnfuze.narrow_products"
+# The attribute of a kernel whose tiles shall end where a row of the image does.
+BY_ROWS = "nnfuze.by_rows"
 ALL_PRODUCTS = 2**30
 # Where fewer fit, what comes between costs about what it saves.
 FEWEST_PRODUCTS = 32

@@ -17,6 +17,7 @@ from nnfuze_tvm.passes.lower.branches import KeepChoices, SkipBranches
 from nnfuze_tvm.passes.lower.byte_tables import ByteTables
 from nnfuze_tvm.passes.lower.few_channels import FewChannels
 from nnfuze_tvm.passes.lower.fuse_layers import FuseLayers
+from nnfuze_tvm.passes.lower.go_by_rows import GoByRows
 from nnfuze_tvm.passes.lower.hide_kernels import HideKernels
 from nnfuze_tvm.passes.lower.integer.realize_integer import RealizeInteger
 from nnfuze_tvm.passes.lower.keep_crops import KeepCrops
@@ -59,6 +60,7 @@ __all__ = [
     "FourBits",
     "FuseGelu",
     "FuseLayers",
+    "GoByRows",
     "HalfPrecision",
     "HideKernels",
     "InsertQDQ",

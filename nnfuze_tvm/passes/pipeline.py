@@ -19,6 +19,7 @@ from nnfuze_tvm.passes.lower.branches import legalizations as choices
 from nnfuze_tvm.passes.lower.byte_tables import ByteTables
 from nnfuze_tvm.passes.lower.few_channels import FewChannels
 from nnfuze_tvm.passes.lower.fuse_layers import FuseLayers
+from nnfuze_tvm.passes.lower.go_by_rows import GoByRows
 from nnfuze_tvm.passes.lower.hide_kernels import HideKernels
 from nnfuze_tvm.passes.lower.integer.realize_integer import RealizeInteger
 from nnfuze_tvm.passes.lower.joins import legalizations as joins
@@ -201,6 +202,7 @@ def kernel_phase(machine: Machine) -> tvm.transform.Pass:
         # Which kernel arguments are constants, so that their layout is the schedule's to choose.
         relax.transform.AttachAttrLayoutFreeBuffers(),
         BoundWeights(),
+        GoByRows(),
     )
 
 

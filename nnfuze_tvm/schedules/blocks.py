@@ -9,7 +9,7 @@ import tvm_ffi
 from tvm import s_tir, tirx
 from tvm.s_tir.schedule import SBlockRV
 
-from nnfuze_tvm.graph.contraction import NARROW_PRODUCTS
+from nnfuze_tvm.graph.contraction import BY_ROWS, NARROW_PRODUCTS
 
 
 def root(sch: s_tir.Schedule) -> SBlockRV | None:
@@ -157,3 +157,8 @@ def layout_free(sch: s_tir.Schedule) -> list[tirx.Var]:
 def narrow_products(sch: s_tir.Schedule) -> int:
     """Return how many products with the constants of ``main`` may be added in int16 (`graph.contraction`)."""
     return int(sch.mod["main"].attrs.get(NARROW_PRODUCTS, 0))
+
+
+def goes_by_rows(sch: s_tir.Schedule) -> bool:
+    """Tell whether tiles of ``main`` shall end where a row of the image does."""
+    return BY_ROWS in sch.mod["main"].attrs

@@ -18,7 +18,15 @@ from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from nnfuze_tvm.devices.hardware import Hardware
 from nnfuze_tvm.graph.contraction import Contraction
-from nnfuze_tvm.schedules.blocks import extents, inline_around, is_padding, iter_kinds, layout_free, narrow_products
+from nnfuze_tvm.schedules.blocks import (
+    extents,
+    goes_by_rows,
+    inline_around,
+    is_padding,
+    iter_kinds,
+    layout_free,
+    narrow_products,
+)
 from nnfuze_tvm.schedules.intrinsics import Dot, dots, fitting
 from nnfuze_tvm.schedules.knobs import choose
 from nnfuze_tvm.schedules.loops import PARALLEL_MIN_OPS, unroll_tile, vectorize_copy
@@ -137,7 +145,8 @@ def schedule(
         _share(sch, nest, cropped)
     one_image = prod(sizes[: n_spatial - 2]) == 1
     reduction = _clear_sums(sch, anchor, plan, nest, from_bias=accumulator == "float32" and not cropped)
-    if plan.constant_weights and one_image and streams(plan.work, hw):
+    whole = tile.flat or plan.work.rows == 1
+    if plan.constant_weights and one_image and whole and streams(plan.work, hw):
         block_bytes = plan.work.steps * tile.channels * plan.work.weight_bytes * plan.work.depth
         reduction = prefetch.mark(sch, nest.pixel_block, reduction, packed, block_bytes)
     if dot is not None:
@@ -192,7 +201,7 @@ def _plan(
         hw,
         together,
     )
-    options = tiles(work, hw)
+    options = tiles(replace(work, by_rows=goes_by_rows(sch)), hw)
     if not options:
         return None
     tile = choose(sch, options[:16], tunable)

@@ -67,6 +67,8 @@ class Work:
         Output channels that read the same data; 0: all do.
     narrow : int
         Elements of the reduction that are summed in int16 before they are in int32; 0: none.
+    by_rows : bool
+        No tile runs on into the next row.
     """
 
     rows: int
@@ -88,6 +90,7 @@ class Work:
     pixels_per_load: int = 1
     together: int = 0
     narrow: int = 0
+    by_rows: bool = False
 
     def reads(self, pixels: int, channels: int) -> int:
         """Return how many data a tile reads per step."""
@@ -130,9 +133,9 @@ def ranked(work: Work, hw: Hardware) -> list[tuple[float, RegisterTile]]:
             continue
         tile_cycles = _tile_cycles(work, pixels, vectors, channels, steps, hw)
         for flat in (False, True):
-            if flat and (work.rows == 1 or (work.cols % pixels == 0 and not weights_far)):
+            if flat and (work.by_rows or work.rows == 1 or (work.cols % pixels == 0 and not weights_far)):
                 continue
-            if not flat and (pixels > work.cols or (weights_far and work.rows > 1)):
+            if not flat and (pixels > work.cols or (weights_far and work.rows > 1 and not work.by_rows)):
                 continue
             count = -(-work.rows * work.cols // pixels) if flat else work.rows * -(-work.cols // pixels)
             cost = count * (tile_cycles + (4 * pixels if flat else 0)) / channels

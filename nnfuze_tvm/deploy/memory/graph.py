@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import tvm
+import tvm_ffi
 from tvm import relax, tirx
 from tvm.ir import GlobalVar, Type
 
@@ -124,10 +126,15 @@ class Graph:
     def _can(self, call: Value, result: int, operand: int) -> bool:
         key = call.args[0], result, operand
         if key not in self._may:
-            func = self.loops[key[0]]
-            params = func.params
-            self._may[key] = may_overwrite(func, params[len(call.args[1]) + result], params[operand])
+            own = tvm_ffi.StructuralKey(self.loops[key[0]])
+            self._may[key] = _may_overwrite(own, len(call.args[1]) + result, operand)
         return self._may[key]
+
+
+# Whoever looks at a network's memory twice asks this of the same kernels.
+@lru_cache(maxsize=256)
+def _may_overwrite(kernel: tvm_ffi.StructuralKey, result: int, operand: int) -> bool:
+    return may_overwrite(kernel.key, kernel.key.params[result], kernel.key.params[operand])
 
 
 def results(call: Value) -> list[Type]:

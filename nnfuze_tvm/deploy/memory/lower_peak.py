@@ -14,16 +14,15 @@ from nnfuze_tvm.deploy.memory.graph import Graph
 from nnfuze_tvm.deploy.memory.order import best_order
 from nnfuze_tvm.deploy.memory.work import Step, Work
 from nnfuze_tvm.devices.hardware import Hardware
+from nnfuze_tvm.graph.ir import small_weights
 from nnfuze_tvm.schedules.bands import model
 from nnfuze_tvm.schedules.bands.progress import Bands, course
 from nnfuze_tvm.schedules.bands.weave import Group, lines
 from nnfuze_tvm.schedules.fuse_bands import MOST_KERNELS, Call, calls_of, fused, group_of, uses
 from nnfuze_tvm.schedules.loops import PARALLEL_MIN_OPS
 
-# A group whose stages do more than this again, where an image is cut in parts, costs more time than it is worth.
-_AGAIN = 0.1
-# What is on one thread must need less than this part of what is on all.
-_ONE_THREAD = 1.25
+# What bands cost at most, as a part of the work: the model is careful, measured it is next to nothing.
+_PAID = {False: 0.5, True: 4.0}
 # Bands have so many of the last stage's tiles: more of them begin fewer loops, and take as many lines or more.
 _TILES = (4, 2, 1)
 
@@ -65,7 +64,8 @@ class LowerPeak:
         # Results of the network have memory of their own all the time.
         sizes = [0 if buffer in graph.work.kept else size for buffer, size in enumerate(graph.work.sizes)]
         work = replace(graph.work, sizes=sizes)
-        search = _Search(work, calls, [steps.get(call.binding.var) for call in calls], uses(mod["main"]), self.hw)
+        numbers = [steps.get(call.binding.var) for call in calls]
+        search = _Search(work, calls, numbers, uses(mod["main"]), self.hw, small_weights(mod))
         chosen = search.run()
         if not chosen or best_order(search.work(chosen)).peak >= best_order(work).peak:
             return mod
@@ -87,12 +87,14 @@ class _Search:
         How often each value is read.
     hw : Hardware
         The CPU.
+    small : bool
+        Groups may run on one thread, which needs less memory than if each has rows of its own, and may cost time.
     """
 
     def __init__(
-        self, work: Work, calls: Sequence[Call], steps: Sequence[int | None], used: dict, hw: Hardware
+        self, work: Work, calls: Sequence[Call], steps: Sequence[int | None], used: dict, hw: Hardware, small: bool
     ) -> None:
-        self._work, self._calls, self._steps, self._used, self._hw = work, calls, steps, used, hw
+        self._work, self._calls, self._steps, self._used, self._hw, self._small = work, calls, steps, used, hw, small
         self._known: dict[tuple[int, int], _Choice | None] = {}
 
     def run(self) -> list[_Choice]:
@@ -160,27 +162,26 @@ class _Search:
     def _choice(self, begin: int, end: int) -> _Choice | None:
         if (begin, end) not in self._known:
             group = group_of(self._calls[begin:end], self._used)
-            found = _bands(group, self._hw) if group is not None else None
+            found = _bands(group, self._hw, self._small) if group is not None else None
             self._known[begin, end] = _Choice(begin, end, group, *found) if group is not None and found else None
         return self._known[begin, end]
 
 
-def _bands(group: Group, hw: Hardware) -> tuple[Bands, int] | None:
+def _bands(group: Group, hw: Hardware, small: bool) -> tuple[Bands, int] | None:
     """Return the bands of a group that need least, and the bytes between its stages; None if it can't be one."""
     steps = group.steps()
     if len(steps) < 2 or not model.fits(steps):
         return None
     stages = [stage for stage, _ in group.stages()]
     work = sum(stage.work for stage in stages)
-    found: list[tuple[float, Bands, int]] = []
-    for parts in {1, hw.cores} if work >= PARALLEL_MIN_OPS else {1}:
+    cores = hw.cores if work >= PARALLEL_MIN_OPS else 1
+    found: list[tuple[Bands, int]] = []
+    for parts in {1, cores} if small else {cores}:
         for tiles in _TILES:
             bands = Bands(tiles * steps[-1].tile, parts, exact=True)
             if bands.count(steps[-1].rows) < 2 * parts:
                 continue
             path = course(steps, bands)
-            done = sum(s.work * max(1.0, n / s.iterations) for s, n in zip(stages, path.iterations, strict=True))
-            if done <= (1 + _AGAIN) * work:
-                between = parts * model.scratch(stages, lines(path, steps, bands))
-                found.append((between * (_ONE_THREAD if parts == 1 else 1), bands, between))
-    return min(found, key=lambda one: one[0])[1:] if found else None
+            if model.paid(group, hw, bands, path) <= _PAID[small] * work:
+                found.append((bands, parts * model.scratch(stages, lines(path, steps, bands))))
+    return min(found, key=lambda one: one[1], default=None)

@@ -14,7 +14,7 @@ from typing import Any
 
 from nnfuze_tvm.devices.hardware import Hardware
 from nnfuze_tvm.graph.ir import nbytes
-from nnfuze_tvm.schedules.bands.progress import Bands, Step, course
+from nnfuze_tvm.schedules.bands.progress import Bands, Course, Step, course
 from nnfuze_tvm.schedules.bands.stages import ROWS, Kernel, Stage
 from nnfuze_tvm.schedules.bands.weave import Group, lines
 from nnfuze_tvm.schedules.loops import PARALLEL_MIN_OPS
@@ -56,16 +56,24 @@ def best(group: Group, hw: Hardware) -> tuple[float, Bands] | None:
         between = scratch(stages, lines(path, steps, bands))
         if between > room or between + weights > most:
             break
-        again = sum(
-            stage.work * max(0, count - stage.iterations) / stage.iterations
-            for stage, count in zip(stages, path.iterations, strict=True)
-        )
-        per_band = weights * _NEAR_MACS + _STAGE_MACS * sum(prod(extent for _, extent in s.blocks) for s in stages)
-        found.append((moved * hw.far_macs - again - bands.count(steps[-1].rows) * per_band, bands))
+        found.append((moved * hw.far_macs - paid(group, hw, bands, path), bands))
     if not found:
         return None
     gain, bands = max(found, key=lambda pair: pair[0])
     return (gain, bands) if gain > _LEAST_GAIN * work else None
+
+
+def paid(group: Group, hw: Hardware, bands: Bands, path: Course) -> float:
+    """Return what bands cost: rows computed twice, weights that are read again in every band, and loops that begin."""
+    stages = [stage for stage, _ in group.stages()]
+    again = sum(
+        stage.work * max(0, count - stage.iterations) / stage.iterations
+        for stage, count in zip(stages, path.iterations, strict=True)
+    )
+    weights = standing(group)
+    per_byte = _NEAR_MACS if weights <= hw.l2_bytes // 2 else hw.far_macs
+    per_band = weights * per_byte + _STAGE_MACS * sum(prod(extent for _, extent in s.blocks) for s in stages)
+    return again + bands.count(int(stages[-1].writes.shape[ROWS])) * per_band
 
 
 def _room(hw: Hardware) -> tuple[int, int]:
