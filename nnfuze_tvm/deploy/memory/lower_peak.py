@@ -21,6 +21,8 @@ from nnfuze_tvm.schedules.bands.weave import Group, lines
 from nnfuze_tvm.schedules.fuse_bands import MOST_KERNELS, Call, calls_of, fused, group_of, uses
 from nnfuze_tvm.schedules.loops import PARALLEL_MIN_OPS
 
+# A group is made if it leaves less than this part of what was needed.
+_WORTH = 0.98
 # What bands cost at most, as a part of the work: the model is careful, measured it is next to nothing.
 _PAID = {False: 0.5, True: 4.0}
 # Bands have so many of the last stage's tiles: more of them begin fewer loops, and take as many lines or more.
@@ -44,7 +46,7 @@ class LowerPeak:
 
     As MCUNetV2 does by patches (Lin et al., NeurIPS 2021), but row by row with the rows that are needed again kept, so
     that nothing is computed twice on one thread. Groups are made where most memory is needed, as long as that lowers
-    it.
+    it; where memory does not come first (`ir.small_weights`), until what is needed stays in L2.
 
     Parameters
     ----------
@@ -95,6 +97,7 @@ class _Search:
         self, work: Work, calls: Sequence[Call], steps: Sequence[int | None], used: dict, hw: Hardware, small: bool
     ) -> None:
         self._work, self._calls, self._steps, self._used, self._hw, self._small = work, calls, steps, used, hw, small
+        self._enough = 0 if small else hw.l2_bytes // 2
         self._known: dict[tuple[int, int], _Choice | None] = {}
 
     def run(self) -> list[_Choice]:
@@ -111,7 +114,7 @@ class _Search:
                     both = sorted([*rest, new], key=lambda one: one.begin)
                     options.append((self._needed(both, new), new.end - new.begin, both))
             lowest = min(options, key=lambda one: one[:2], default=None)
-            if lowest is None or lowest[0] >= most:
+            if lowest is None or lowest[0] >= _WORTH * most or most <= self._enough:
                 return chosen
             chosen = lowest[2]
 
