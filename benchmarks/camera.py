@@ -4,11 +4,11 @@
     python -m benchmarks.camera --out examples/camera              # trains them
     python -m benchmarks.camera --unlabelled 12000 --out build     # only images without labels: unlabelled.npz
 
-Each answers a question of its own: which digit it is, where in the image it is, whether it is in focus, and whether it is
-dark on light or light on dark. The first two are residual networks of one shape, trained from different seeds; the third is
-made of depthwise and pointwise convolutions, the fourth of a few plain ones. Images are scikit-learn's 8×8 digits
-(handwriting of 43 people, UCI Machine Learning Repository, CC BY 4.0), shown larger, shifted, slanted and with noise;
-those in ``evaluation.npz`` and ``decide.npz`` are of digits that no network was trained with.
+Each answers a question of its own: which digit it is, where in the image it is, whether it is in focus, and whether it
+is dark on light or light on dark. The first two are residual networks of one shape, trained from different seeds; the
+third is made of depthwise and pointwise convolutions, the fourth of a few plain ones. Images are scikit-learn's 8×8
+digits (handwriting of 43 people, UCI Machine Learning Repository, CC BY 4.0), shown larger, shifted, slanted and with
+noise; those in ``evaluation.npz`` and ``decide.npz`` are of digits that no network was trained with.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent / "speech"))
 
-from networks import Block, ConvNorm, Network, fold  # noqa: E402
+from networks import Block, ConvNorm, Network, fold
 
 SIZE = 32
 # Pixels have so many levels of grey.

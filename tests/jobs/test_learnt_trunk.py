@@ -87,3 +87,15 @@ def test_what_is_no_merge_of_these_networks(files, tmp_path):
 def test_files_are_seen_and_are_not_each_others():
     names = file_names(["a/b", "a_b", "../x", "...", "a_b_"])
     assert names == {"a/b": "a_b.onnx", "a_b": "a_b_.onnx", "../x": "_x.onnx", "...": "_.onnx", "a_b_": "a_b__.onnx"}
+
+
+def test_the_shipped_four_keep_their_answers(tmp_path, capsys):
+    camera = Path(__file__).parents[2] / "examples" / "camera"
+    models = [str(camera / f"{task}.onnx") for task in ("digit", "place", "focus", "ink")]
+    options = ["--merge", str(camera / "merged"), "--evaluation", str(camera / "evaluation.npz"), "--no-compare"]
+    assert cli.run(["compile", *models, *options, "-o", str(tmp_path / "out"), "--json"]) == 0
+    (stage,) = json.loads(capsys.readouterr().out)["stages"]
+    given = sum(layer.macs for layer in metrics.layers(make_graphs(NetworkRequest.parse(models, {})).loaded))
+    assert stage["macs"] < 0.5 * given
+    for task, right in {"digit": 0.943, "place": 0.996, "focus": 1.0, "ink": 1.0}.items():
+        assert stage["tasks"][task]["accuracy"] >= right - 0.015
