@@ -5,8 +5,8 @@
 The bound is the least peak of tensors that live at the same time, over all orders of the kernels one after the other,
 with a buffer of its own for every result and without scratch; inputs and constants don't count. A plan may stay below
 it, where kernels write over what they read, or are computed band by band. One thread. ONNX Runtime: what its
-allocations have grown by after two runs of the float32 networks, which its arena keeps, with an arena that grows by what
-is asked for (the default one grows by a megabyte or more).
+allocations have grown by after two runs of the float32 networks, which its arena keeps, with an arena that grows by
+what is asked for (the default one grows by a megabyte or more).
 """
 
 from __future__ import annotations
