@@ -130,7 +130,7 @@ def uses(main: relax.Function) -> dict[Any, int]:
 
 
 def group_of(calls: Sequence[Call], used: dict[Any, int]) -> Group | None:
-    """Return calls as a group, or None if one of their results but the last is needed elsewhere."""
+    """Return calls as a group; None if one of their results but the last is needed elsewhere, or only one is given."""
     numbers: dict[Any, int] = {}
     arguments = []
     inside: dict[Any, int] = {}
@@ -143,7 +143,9 @@ def group_of(calls: Sequence[Call], used: dict[Any, int]) -> Group | None:
     if any(inside.get(call.binding.var, 0) != used.get(call.binding.var, 0) for call in calls[:-1]):
         return None
     kernels = tuple(call.kernel for call in calls if call.kernel is not None)
-    return Group(kernels, tuple(arguments), arguments[-1][-1])
+    group = Group(kernels, tuple(arguments), arguments[-1][-1])
+    # TVM asks of kernels of one operand whether they are reshapes, and can't read one of several stages.
+    return group if len(group.given) > 1 else None
 
 
 def fused(mod: tvm.IRModule, calls: Sequence[Call], chosen: Sequence[tuple[int, Group, Bands]]) -> tvm.IRModule:

@@ -74,6 +74,11 @@ def test_networks_of_small_weights_are_fused_for_their_memory(tmp_path):
     assert needed(built) < needed(alone)
 
 
+def test_what_has_no_weights_is_no_group(tmp_path):
+    layers = [{"pool": True}, {"kernel": 1, "channels": 8}]
+    check(chains.chain(layers, (1, 8, 31, 33)), tmp_path)
+
+
 def test_what_no_group_lowers_stays_as_it_is():
     builder = relax.BlockBuilder()
     x = relax.Var("x", relax.TensorType((4, 8), "float32"))
