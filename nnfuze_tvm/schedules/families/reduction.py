@@ -112,7 +112,9 @@ def apply(sch: s_tir.Schedule, hw: Hardware, tunable: bool) -> bool:
         sch.reorder(*chunks, lane)
         sch.vectorize(lane)
         if rest:
-            peel.mark(sch, chunks[-1], "row", [lane], rest, keeps=True)
+            # Behind it are axes of one number, of rows that lie side by side.
+            several = next(loop for loop in reversed(chunks) if int(sch.get(loop).extent) > 1)
+            peel.mark(sch, several, "row", [lane], rest, keeps=True)
         init = sch.decompose_reduction(partial, chunks[0])
         sch.vectorize(sch.get_loops(init)[-1])
     return True

@@ -62,6 +62,11 @@ def test_any_row(name, rows, width):
     check(name, (*rows, width))
 
 
+@pytest.mark.parametrize("shape", [(5, 8, 37, 1), (5, 8, 1, 37), (8, 97, 1), (3, 1, 13)])
+def test_rows_of_which_axes_have_one_place(shape):
+    check("last_two", shape)
+
+
 @pytest.mark.parametrize("name", ["softmax", "layer_norm"])
 def test_many_rows_run_in_parallel(name):
     check(name, (1024, 128))
