@@ -27,6 +27,7 @@ from nnfuze_tvm.passes.compress.half_precision import HalfPrecision
 from nnfuze_tvm.passes.compress.insert_qdq import InsertQDQ
 from nnfuze_tvm.passes.compress.policy import Policy
 from nnfuze_tvm.passes.lower.integer.realize_integer import RealizeInteger
+from nnfuze_tvm.schedules.schedule_kernels import ScheduleKernels
 from tests.graph.calls import calls, examples
 
 HOST = resolve("host")
@@ -80,6 +81,15 @@ def _run(lowered: tvm.IRModule, data: dict[str, np.ndarray]) -> list[np.ndarray]
     return [output.numpy() for output in machine["main"](*given)]
 
 
+def _lowered(mod: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModule:
+    """Return a lowered module whose kernels, before any are in bands, have rules that their operators name."""
+    with target:
+        passes = [ScheduleKernels(target), *build.packing_passes()]
+        scheduled = tvm.transform.Sequential(passes)(build.fuse(mod, target))
+        _check_rules(mod, scheduled)
+        return tvm.transform.Sequential(build.band_passes(target))(scheduled)
+
+
 def _check_rules(mod: tvm.IRModule, lowered: tvm.IRModule) -> None:
     """Check that every call is computed by a kernel of a rule that its operator names, and by no fallback."""
     found: dict[str, set[str]] = {}
@@ -107,8 +117,7 @@ def test_kernels_equal_their_reference(family, precision):
     if network is None:
         pytest.skip("declares none")
     mod, data = network
-    lowered = build.lower(mod, HOST)
-    _check_rules(mod, lowered)
+    lowered = _lowered(mod, HOST)
     got = _run(lowered, data)
     if precision == "int8":
         integer = tvm.transform.Sequential([pipeline.layout_phase(), RealizeInteger()])(mod)
@@ -151,8 +160,7 @@ def test_kernels_are_built_for_every_class_of_targets(family, precision, target)
     if network is None:
         pytest.skip("declares none")
     cpu = resolve(target)
-    lowered = build.lower(network[0], cpu)
-    _check_rules(network[0], lowered)
+    lowered = _lowered(network[0], cpu)
     if family in LAYERS:
         # LLVM checks what it is given; what it would then make of it takes most of the time and finds nothing.
         build.generate(lowered, tvm.target.Target({**json.loads(str(cpu)), "opt-level": 0}))

@@ -81,11 +81,14 @@ def lower(mod: tvm.IRModule, target: Target, database: ms.Database | None = None
 
 def schedule(fused: tvm.IRModule, target: Target, database: ms.Database | None = None) -> tvm.IRModule:
     """Return a module of fused kernels, scheduled, their weights packed, in bands where that pays (phase 10)."""
-    passes = [ScheduleKernels(target, database), *packing_passes(), LowerPeak(target)]
-    if not small_weights(fused):
-        passes.append(FuseBands(target))
+    passes = [ScheduleKernels(target, database), *packing_passes(), *band_passes(target, small_weights(fused))]
     with target:
         return pipeline.phase("schedule", *passes)(fused)
+
+
+def band_passes(target: Target, small: bool = False) -> list[tvm.transform.Pass]:
+    """Return what makes one kernel of several scheduled ones; where weights are ``small``, for memory only."""
+    return [LowerPeak(target)] if small else [LowerPeak(target), FuseBands(target)]
 
 
 def packing_passes() -> list[tvm.transform.Pass]:

@@ -107,14 +107,16 @@ class _Search:
             work = self.work(chosen)
             needed = work.profile()
             most = max(needed, default=0)
+            if most <= self._enough:
+                return chosen
             options = []
-            for new in self._around(self._call(chosen, needed.index(most)) if needed else 0):
+            for new in self._around(self._call(chosen, needed.index(most))):
                 rest = [one for one in chosen if one.end <= new.begin or one.begin >= new.end]
                 if all(new.begin <= one.begin and one.end <= new.end for one in chosen if one not in rest):
                     both = sorted([*rest, new], key=lambda one: one.begin)
                     options.append((self._needed(both, new), new.end - new.begin, both))
             lowest = min(options, key=lambda one: one[:2], default=None)
-            if lowest is None or lowest[0] >= _WORTH * most or most <= self._enough:
+            if lowest is None or lowest[0] >= _WORTH * most:
                 return chosen
             chosen = lowest[2]
 
