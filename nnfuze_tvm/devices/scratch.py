@@ -33,15 +33,31 @@ def folder(kind: str = "", parent: str | os.PathLike[str] | None = None) -> Iter
     sweep(where)
     owner = f"{os.getpid()}-{_started(os.getpid())}"
     name = "-".join(filter(None, (".nnfuze" if parent is not None else "nnfuze", kind, owner)))
-    path = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=where))
-    lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    path, lock = _made(where, f"{name}-")
     try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield path
     finally:
         os.close(lock)
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _made(where: Path, prefix: str) -> tuple[Path, int]:
+    """Make a folder; return it and the file number that holds its lock.
+
+    Before it is locked, another process's sweep may take it for left behind: an emulated process is told another time
+    at which it began than others are.
+    """
+    while True:
+        path = Path(tempfile.mkdtemp(prefix=prefix, dir=where))
+        try:
+            lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if path.exists():
+            return path, lock
+        os.close(lock)
 
 
 @contextlib.contextmanager
@@ -70,8 +86,8 @@ def sweep(where: Path | None = None) -> None:
     with contextlib.suppress(OSError), os.scandir(where or tempfile.gettempdir()) as entries:
         for entry in entries:
             named = _NAME.fullmatch(entry.name)
-            if named and _started(int(named[1])) != named[2] and _is_own(entry) and _is_free(entry.path):
-                shutil.rmtree(entry.path, ignore_errors=True)
+            if named and _started(int(named[1])) != named[2] and _is_own(entry):
+                _remove_if_free(entry.path)
 
 
 def _started(process: int) -> str:
@@ -101,14 +117,13 @@ def _is_own(entry: os.DirEntry[str]) -> bool:
     return stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.getuid()
 
 
-def _is_free(path: str) -> bool:
-    """Tell whether nobody holds a folder: numbers of processes mean nothing to those of another container."""
-    try:
+def _remove_if_free(path: str) -> None:
+    """Remove a folder that nobody holds: numbers of processes mean nothing to those of another container."""
+    with contextlib.suppress(OSError):
         lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
+            # Held meanwhile: who has made it a moment ago waits, and finds that it is gone.
+            shutil.rmtree(path, ignore_errors=True)
         finally:
             os.close(lock)
-    except OSError:
-        return False

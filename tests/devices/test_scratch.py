@@ -53,6 +53,30 @@ def test_what_a_killed_process_left_is_removed_by_the_next(temporary: Path, kind
     assert not list(temporary.iterdir())
 
 
+SWEEPER = """
+import os, sys
+from nnfuze_tvm.devices import scratch
+print("ready", flush=True)
+while os.getppid() == int(sys.argv[1]):
+    scratch.sweep()
+"""
+
+
+def test_a_folder_that_is_new_is_nobody_elses(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An emulated process is told another time at which it began than other processes are."""
+    monkeypatch.setattr(scratch, "_started", lambda _: "1")
+    environment = {**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", SWEEPER, str(os.getpid())]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as sweeper:
+        assert sweeper.stdout is not None and sweeper.stdout.readline() == "ready\n"
+        try:
+            for _ in range(2000):
+                with scratch.folder("session") as own:
+                    (own / "file").write_text("x")
+        finally:
+            sweeper.kill()
+
+
 def test_numbers_of_processes_are_used_again(temporary: Path) -> None:
     left = temporary / f"nnfuze-{os.getpid()}-1-abc"
     left.mkdir()

@@ -146,7 +146,7 @@ def serve(
                 _session(door, registration, client)
             except OSError as err:
                 # No space on the disk, no memory for a process: perhaps the next one finds some.
-                say(f"{client.peer}: no session: {err}")
+                _part(client, f"{CRASH_ERROR}: no session: {err}")
                 time.sleep(_RETRY_SECONDS)
 
 
@@ -271,21 +271,21 @@ def _session(door: Door, registration: _Registration, client: Client) -> None:
         last_words = f"{CRASH_ERROR}: the session ended with {name}"
     else:
         return
+    _part(client, last_words)
+
+
+def _part(client: Client, last_words: str) -> None:
+    """Tell a client why its session is over and let it leave first: what it sent to nobody would unsay that."""
     say(f"{client.peer}: {last_words}")
     with contextlib.suppress(Exception):
-        _part(client.sock, last_words)
-
-
-def _part(client: socket.socket, last_words: str) -> None:
-    """Tell a client why its session is over and let it leave first: what it sent to nobody would unsay that."""
-    # One that reads nothing any more must not hold us up.
-    client.setblocking(False)
-    _ffi_api.ReturnException(client.fileno(), last_words)
-    client.shutdown(socket.SHUT_WR)
-    client.settimeout(_LINGER_SECONDS / 4)
-    deadline = time.monotonic() + _LINGER_SECONDS
-    while client.recv(4096) and time.monotonic() < deadline:
-        pass
+        # One that reads nothing any more must not hold us up.
+        client.sock.setblocking(False)
+        _ffi_api.ReturnException(client.sock.fileno(), last_words)
+        client.sock.shutdown(socket.SHUT_WR)
+        client.sock.settimeout(_LINGER_SECONDS / 4)
+        deadline = time.monotonic() + _LINGER_SECONDS
+        while client.sock.recv(4096) and time.monotonic() < deadline:
+            pass
 
 
 def _watch(process: BaseProcess, door: Door, client: Client) -> str:

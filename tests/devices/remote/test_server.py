@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -70,6 +71,21 @@ def test_an_endless_kernel_is_ended_by_the_board(port: int, works: Callable[[int
     with pytest.raises(Exception, match=f"{server.TIMEOUT_ERROR}: the session took longer than the 1 s"):
         run(session(port, 1), library)
     assert works(port)
+
+
+def test_a_board_without_a_place_for_files_says_so(
+    works: Callable[[int], bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    port = free_port()
+    with running_tracker(port), running_board(port):
+        assert works(port)
+        (tmp_path / "tmp").rename(tmp_path / "elsewhere")
+        with pytest.raises(Exception, match=f"{server.CRASH_ERROR}: no session: .*No such file or directory"):
+            session(port)
+        (tmp_path / "elsewhere").rename(tmp_path / "tmp")
+        assert works(port)
 
 
 def test_a_board_is_free_when_its_client_is_gone(
