@@ -50,6 +50,7 @@ network = machine["main"]
 if manifest["threads"] == 1:
     os.environ["TVM_NUM_THREADS"] = "1"  # else TVM makes a pool for all cores, whose workers spin
 else:
+    os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "4000")  # else they do so for a tenth of a second
     fastest_cores = 1
     tvm.get_global_func("runtime.config_threadpool")(fastest_cores, manifest["threads"])
 arrays = [np.load(files[given["name"]]) for given in manifest["inputs"]]

@@ -12,6 +12,10 @@ from typing import Any
 
 import tvm
 
+# So often a worker looks for work before it sleeps, some milliseconds, which is longer than it waits within an inference.
+# TVM's own 300,000 keep a core busy between inferences, and on a machine that is busy a process takes minutes to end.
+os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "4000")
+
 # TVM keeps one pool of worker threads, and its size, per calling thread.
 _state = threading.local()
 # The thread that calls kernels for one whose pool is lost.

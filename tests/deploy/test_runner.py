@@ -105,6 +105,24 @@ print(*found)
     assert two == before + len(os.sched_getaffinity(0)) - 1
 
 
+def test_workers_sleep_between_inferences(library: relax.VMExecutable, tmp_path: Path) -> None:
+    library.export_library(str(tmp_path / "lib.so"), fcompile=linker_for(resolve("host")))
+    program = f"""
+import time, numpy, tvm
+from nnfuze_tvm.deploy.runner import Input, Output, Runner
+inputs, outputs = [Input("x", {SHAPE}, "float32")], [Output("task", "y", {SHAPE}, "float32")]
+network = Runner(tvm.runtime.load_module({str(tmp_path / "lib.so")!r}), inputs, outputs, threads=2)
+network.run(dict(x=numpy.ones({SHAPE}, "float32")))
+before = time.process_time()
+time.sleep(1)
+print(time.process_time() - before)
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    # TVM's own would compute nothing for 0.1 s or more.
+    assert float(done.stdout) < 0.05
+
+
 def test_every_number_of_threads_gives_the_same_bits(library: relax.VMExecutable) -> None:
     x = np.random.default_rng(1).standard_normal(SHAPE).astype("float32")
     one, two, three = (runner(library, threads).run({"x": x})["task"] for threads in (1, 2, 3))
