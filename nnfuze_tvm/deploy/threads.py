@@ -12,7 +12,7 @@ from typing import Any
 
 import tvm
 
-# So often a worker looks for work before it sleeps, some milliseconds, which is longer than it waits within an inference.
+# So often a worker looks for work before it sleeps: some milliseconds, longer than it waits within an inference.
 # TVM's own 300,000 keep a core busy between inferences, and on a machine that is busy a process takes minutes to end.
 os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "4000")
 
