@@ -12,6 +12,7 @@ Wired Neural Networks for Edge Devices" (2020).
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from nnfuze_tvm.deploy.memory.work import Work
@@ -41,7 +42,8 @@ class Order(NamedTuple):
 class _State(NamedTuple):
     peak: int
     live: int
-    done: int
+    done: int  # steps, as bits
+    ready: int  # those that can run now, as bits
     path: tuple | None  # the last step, and the path before it
 
     def order(self) -> tuple[int, ...]:
@@ -84,7 +86,7 @@ def best_order(work: Work, trials: int = _TRIALS, beam: int = _BEAM) -> Order:
 def _search(work: Work, limit: int, budget: _Budget) -> tuple[_State | None, bool]:
     """Return the best way below ``limit`` if there is one, and whether that is certain."""
     everything = (1 << len(work.steps)) - 1
-    start = _forced(work, _State(0, 0, 0, None), budget)
+    start = _forced(work, _start(work), budget)
     heap = [(start.peak, 0, start)]
     best = {start.done: start.peak}
     while heap and budget.left > 0:
@@ -103,7 +105,7 @@ def _search(work: Work, limit: int, budget: _Budget) -> tuple[_State | None, boo
 def _beam(work: Work, limit: int, width: int, budget: _Budget) -> _State | None:
     """Return the best way found below ``limit``, if any."""
     everything = (1 << len(work.steps)) - 1
-    states, best = [_forced(work, _State(0, 0, 0, None), budget)], None
+    states, best = [_forced(work, _start(work), budget)], None
     while states and budget.left > 0:
         reached: dict[int, _State] = {}
         for state in states:
@@ -117,15 +119,19 @@ def _beam(work: Work, limit: int, width: int, budget: _Budget) -> _State | None:
     return best
 
 
+def _start(work: Work) -> _State:
+    return _State(0, 0, 0, sum(1 << n for n, needs in enumerate(work.needs) if not needs), None)
+
+
 def _following(work: Work, state: _State, budget: _Budget) -> list[_State]:
     """Return the states after one more step and what follows for nothing."""
-    return [_forced(work, _after(work, state, n), budget) for n in _ready(work, state.done)]
+    return [_forced(work, _after(work, state, n), budget) for n in _numbers(state.ready)]
 
 
 def _forced(work: Work, state: _State, budget: _Budget) -> _State:
     """Return the state after all steps that cost nothing, as far as the budget goes."""
     while budget.left > 0:
-        for n in _ready(work, state.done):
+        for n in _numbers(state.ready):
             budget.left -= 1
             grows, stays = work.effect(n, state.done | 1 << n)
             if stays <= 0 and state.live + grows <= state.peak:
@@ -136,11 +142,15 @@ def _forced(work: Work, state: _State, budget: _Budget) -> _State:
     return state
 
 
-def _ready(work: Work, done: int) -> list[int]:
-    return [n for n, needs in enumerate(work.needs) if not done >> n & 1 and not needs & ~done]
+def _numbers(bits: int) -> Iterator[int]:
+    while bits:
+        lowest = bits & -bits
+        yield lowest.bit_length() - 1
+        bits ^= lowest
 
 
 def _after(work: Work, state: _State, n: int) -> _State:
     done = state.done | 1 << n
     grows, stays = work.effect(n, done)
-    return _State(max(state.peak, state.live + grows), state.live + stays, done, (n, state.path))
+    ready = state.ready & ~(1 << n) | sum(1 << m for m in _numbers(work.followers[n]) if not work.needs[m] & ~done)
+    return _State(max(state.peak, state.live + grows), state.live + stays, done, ready, (n, state.path))

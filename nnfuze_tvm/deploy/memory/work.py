@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import or_
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,11 @@ class Work:
         """Per step the steps that make what it takes, as bits."""
         maker = {buffer: n for n, step in enumerate(self.steps) for buffer in step.makes}
         return [sum(1 << n for n in {maker[b] for b in step.takes if b in maker}) for step in self.steps]
+
+    @cached_property
+    def followers(self) -> list[int]:
+        """Per step the steps that take what it makes, as bits."""
+        return [reduce(or_, (self.readers[buffer] for buffer in step.makes), 0) for step in self.steps]
 
     @cached_property
     def made(self) -> frozenset[int]:
