@@ -15,8 +15,8 @@ ALL_PRODUCTS = 2**30
 FEWEST_PRODUCTS = 32
 # The largest of int8 data in absolute value, and the most of an int16.
 _LARGEST_DATA, _MOST = 2**7, 2**15 - 1
-# Weights stand in fours, of which the first and the third, and the second and the fourth go to one sum.
-_GROUP, _APART = 4, 2
+# Weights stand in fours, of which two and two go to one sum: neighbours (x86), or the first and the third (ARM).
+_GROUP, _PAIRS = 4, (((0, 1), (2, 3)), ((0, 2), (1, 3)))
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,9 @@ def narrow_products(weights: np.ndarray, channels: int) -> int:
     products = rows.shape[1]
     if weights.dtype != np.int8 or products % _GROUP:
         return 0
-    sizes = np.abs(rows.astype("int32")).reshape(len(rows), -1, _APART, _APART).sum(2)
-    before = np.concatenate(
-        [np.zeros((len(rows), 1, _APART), "int32"), np.cumsum(sizes, axis=1, dtype="int32")], axis=1
-    )
+    fours = np.abs(rows.astype("int32")).reshape(len(rows), -1, _GROUP)
+    sizes = np.stack([fours[..., a] + fours[..., b] for pairs in _PAIRS for a, b in pairs], -1)
+    before = np.pad(np.cumsum(sizes, axis=1, dtype="int32"), ((0, 0), (1, 0), (0, 0)))
     fits, ends = 0, products // _GROUP
     while fits < ends:
         groups = (fits + ends + 1) // 2

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from nnfuze_tvm.graph.integers import modulo
 from nnfuze_tvm.schedules.intrinsics import arm, elementary, rounding, words, x86
-from nnfuze_tvm.schedules.intrinsics.description import Dot, Step
+from nnfuze_tvm.schedules.intrinsics.description import Dot, Narrow, Step
 
 elementary.install()
 modulo.install()
@@ -46,8 +46,9 @@ def dots(features: frozenset[str], data: str, weights: str, narrow: int = 0) -> 
         found = [
             Dot(name, lanes, depth, multiplies, taken_as)
             for feature, dtype, name, lanes, depth, multiplies, taken_as in x86.DOTS
-            if feature in features and (dtype, "int8") == (data, weights)
+            if feature in features and (dtype, "int8") == (data, weights) and (narrow or name not in x86.FOR_SMALL)
         ]
+        found = [_narrowed(dot, narrow) for dot in found]
     own = [_narrowed(dot, narrow) for feature, known in arm.DOTS.items() if feature in features for dot in known]
     # Of vectors of one length the best; shorter ones are for channels that fill no longer one.
     found = list({(dot.lanes, dot.depth): dot for dot in reversed(found)}.values())[::-1]
@@ -55,8 +56,15 @@ def dots(features: frozenset[str], data: str, weights: str, narrow: int = 0) -> 
 
 
 def _narrowed(dot: Dot, narrow: int) -> Dot:
-    """Return an intrinsic as it multiplies by small weights: where it pairs products, they are added in int16 first."""
-    return replace(dot, multiplies=2, narrow=narrow) if dot.paired and narrow else dot
+    """Return an intrinsic as it multiplies by small weights: where it can, products are added in int16 first."""
+    if not narrow or dot.name not in x86.NARROW | arm.NARROW:
+        return dot
+    return replace(dot, multiplies=dot.multiplies - 1, narrow=narrow)
+
+
+def narrow_of(name: str) -> Narrow:
+    """Return how an intrinsic adds products in int16 first."""
+    return (x86.NARROW | arm.NARROW)[name]
 
 
 def signed_dots(features: frozenset[str]) -> list[Dot]:

@@ -14,7 +14,7 @@ from tvm.s_tir import TensorIntrin
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from nnfuze_tvm.schedules.intrinsics.description import Dot, Step, steps_desc
+from nnfuze_tvm.schedules.intrinsics.description import Dot, Narrow, Step, steps_desc
 
 # An expression of TVM's of several lanes.
 Vector = Any
@@ -73,7 +73,7 @@ def pairs_added(narrow: Vector) -> Vector:
 
 def few_bit_products(narrow: Vector, data: Vector, weights: Vector, step: int) -> Vector:
     """Add four products of each of four channels to two int16 sums of each, which must have room for them."""
-    low, high = _pairs(data, weights, step)
+    low, high = _pairs(signed(data), weights, step)
     return narrow + low + high
 
 
@@ -129,6 +129,13 @@ def _several(
     return [(Dot(f"nnfuze_{name}_{count}", lanes, depth, multiplies, data, count, **others), step) for count in counts]
 
 
+_PAIRS = [
+    pair
+    for data in ("uint8", "int8")
+    for pair in _several(
+        4, _smlal_pairs, f"pairs_{data}", data=data, lanes=4, depth=4, multiplies=3, prepare=1, paired=True
+    )
+]
 # By feature, the best first.
 _ALL: dict[str, list[tuple[Dot, Step]]] = {
     "i8mm": [
@@ -145,13 +152,7 @@ _ALL: dict[str, list[tuple[Dot, Step]]] = {
         8, _fmla, "fmla_half", data="float16", lanes=8, depth=1, multiplies=1, weights="float16", sums="float16"
     ),
     "neon": [
-        *(
-            pair
-            for data in ("uint8", "int8")
-            for pair in _several(
-                4, _smlal_pairs, f"pairs_{data}", data=data, lanes=4, depth=4, multiplies=3, prepare=1, paired=True
-            )
-        ),
+        *_PAIRS,
         *_several(8, _smlal, "smlal", data="int16", lanes=8, depth=1, multiplies=2, weights="int16"),
         *_several(4, _fmla, "fmla", data="float32", lanes=4, depth=1, multiplies=1, weights="float32", sums="float32"),
     ],
@@ -159,6 +160,9 @@ _ALL: dict[str, list[tuple[Dot, Step]]] = {
 DOTS: dict[str, list[Dot]] = {feature: [dot for dot, _ in found] for feature, found in _ALL.items()}
 
 STEPS: dict[str, Step] = {dot.name: step for found in _ALL.values() for dot, step in found}
+
+NARROW = {dot.name: Narrow(8, few_bit_products, pairs_added) for dot, _ in _PAIRS}
+"""The intrinsics whose products can be added in int16 first, by name."""
 
 
 def _register() -> None:

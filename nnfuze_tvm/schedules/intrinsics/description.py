@@ -76,6 +76,25 @@ class Dot:
         return [step, lane, within] if self.depth > 1 else [product, lane]
 
 
+@dataclass(frozen=True)
+class Narrow:
+    """How products with small weights are added in int16 first, instead of an intrinsic's own steps.
+
+    Attributes
+    ----------
+    lanes : int
+        The int16 sums that stand for a vector of sums.
+    multiply : Step
+        Adds the products of a step to them; they must have room.
+    widen : callable
+        From these sums to those of int32 that they make.
+    """
+
+    lanes: int
+    multiply: Step
+    widen: Callable[[Any], Any]
+
+
 def steps_desc(dot: Dot) -> tirx.PrimFunc:
     """Return what an intrinsic of several steps computes: data (steps · depth,), packed weights, sums (lanes,)."""
     numbers = dot.steps * dot.depth

@@ -9,7 +9,7 @@ from tvm.s_tir import TensorIntrin
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from nnfuze_tvm.schedules.intrinsics.description import Dot, Step, products_desc, sums_of_products
+from nnfuze_tvm.schedules.intrinsics.description import Dot, Narrow, Step, products_desc, sums_of_products
 
 
 def _wide(data: Any, lanes: int, dtype: str) -> Any:
@@ -53,6 +53,22 @@ def signs(lanes: int, sign_name: str, bytes_name: str, words_name: str) -> Step:
     return step
 
 
+def _narrow(lanes: int, bytes_name: str, words_name: str, sign_name: str = "") -> Narrow:
+    """Return how small weights are multiplied: pairs of products stay in int16; signed data leave theirs their sign."""
+    bytes_type, words_type, sums_type = f"int8x{4 * lanes}", f"int16x{2 * lanes}", f"int32x{lanes}"
+
+    def multiply(narrow: Any, data: Any, weights: Any, _: int = 0) -> Any:
+        wide = _wide(data, lanes, bytes_type)
+        if sign_name:
+            wide, weights = (T.call_llvm_pure_intrin(bytes_type, sign_name, own, wide) for own in (wide, weights))
+        return narrow + T.call_llvm_pure_intrin(words_type, bytes_name, wide, weights)
+
+    def widen(narrow: Any) -> Any:
+        return T.call_llvm_pure_intrin(sums_type, words_name, narrow, T.broadcast(T.int16(1), 2 * lanes))
+
+    return Narrow(2 * lanes, multiply, widen)
+
+
 def vpdpbusd(lanes: int) -> Step:
     """Data uint8 on AVX-512 VNNI, exact for all of them. LLVM types the byte operands as int8."""
     name, sums_type, bytes_type = f"llvm.x86.avx512.vpdpbusd.{32 * lanes}", f"int32x{lanes}", f"int8x{4 * lanes}"
@@ -82,8 +98,11 @@ DOTS = (
     ("avx512bw", "uint8", "nnfuze_dot4_avx512_u8", 16, 4, 2, "uint8"),
     ("avx512bw", "int8", "nnfuze_dot2_avx512_i8", 16, 2, 1, "int16"),
     ("avx2", "uint8", "nnfuze_dot4_avx2_u8", 8, 4, 2, "uint8"),
+    ("avx2", "int8", "nnfuze_dot4_avx2_i8", 8, 4, 3, "int8"),
     ("avx2", "int8", "nnfuze_dot2_avx2_i8", 8, 2, 1, "int16"),
 )
+# Of these, what is worth it only for small weights, see `NARROW`.
+FOR_SMALL = ("nnfuze_dot4_avx2_i8",)
 
 
 # Features whose dot products take all values of uint8.
@@ -111,12 +130,20 @@ STEPS: dict[str, Step] = {
     "nnfuze_dot4_vnni256_u8": vpdpbusd(8),
     "nnfuze_dot4_avx512_u8": maddubs(16, "llvm.x86.avx512.pmaddubs.w.512", _MADDWD[16]),
     "nnfuze_dot4_avx2_u8": maddubs(8, "llvm.x86.avx2.pmadd.ub.sw", _MADDWD[8]),
+    "nnfuze_dot4_avx2_i8": signs(8, *_SIGNS[0][2]),
     "nnfuze_dot2_avx512_i8": maddwd(16, _MADDWD[16]),
     "nnfuze_dot2_avx2_i8": maddwd(8, _MADDWD[8]),
     "nnfuze_dot16_avx512": maddwd(16, _MADDWD[16]),
     "nnfuze_dot16_avx2": maddwd(8, _MADDWD[8]),
 }
 """What each intrinsic adds to its sums: of data of as many numbers as it has products per lane, and packed weights."""
+
+NARROW = {
+    "nnfuze_dot4_avx512_u8": _narrow(16, "llvm.x86.avx512.pmaddubs.w.512", _MADDWD[16]),
+    "nnfuze_dot4_avx2_u8": _narrow(8, "llvm.x86.avx2.pmadd.ub.sw", _MADDWD[8]),
+    "nnfuze_dot4_avx2_i8": _narrow(8, "llvm.x86.avx2.pmadd.ub.sw", _MADDWD[8], "llvm.x86.avx2.psign.b"),
+}
+"""The intrinsics whose products can be added in int16 first, by name."""
 
 
 def _register() -> None:

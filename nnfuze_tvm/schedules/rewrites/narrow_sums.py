@@ -1,9 +1,9 @@
 """Products of weights of few bits: many of them are added in int16, before their sums are added in int32.
 
 A product of weights of 4 bits and data of 8 is at most 896, so a sum of 36 of them fits in int16, and of more where
-most weights are smaller. Of the products that ``Dot.paired`` adds two by two, each pair's place in the vector is such a
-sum. A rule writes its tile for that intrinsic and marks the reduction. ``sum_narrowly`` then has vectors of int16 in
-the tile, as many as it has vectors of sums, and adds them to the sums when they may be full.
+most weights are smaller. Of the products that an intrinsic adds two by two in int16, each pair's place in the vector
+is such a sum. A rule writes its tile for that intrinsic and marks the reduction. ``sum_narrowly`` then has vectors of
+int16 in the tile, as many as it has vectors of sums, and adds them to the sums when they may be full.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tvm import s_tir, tirx
 from tvm.s_tir.schedule import LoopRV
 
 from nnfuze_tvm.schedules.blocks import with_buffers
-from nnfuze_tvm.schedules.intrinsics import Dot, arm
+from nnfuze_tvm.schedules.intrinsics import Dot, narrow_of
 from nnfuze_tvm.schedules.loops import divisors
 from nnfuze_tvm.schedules.rewrites.regions import Rows, block, load, over_rows, without
 
@@ -48,7 +48,7 @@ def mark(sch: s_tir.Schedule, reduction: list[LoopRV], rows: LoopRV, iteration: 
     place, inner = lengths[max(length for length in lengths if length <= dot.narrow)]
     around, part = sch.split(reduction[place], [None, inner])
     sch.annotate(around, _PARTS, 1)
-    sch.annotate(rows, _ROWS, dot.steps)
+    sch.annotate(rows, _ROWS, [dot.name, dot.steps])
     return [*reduction[:place], around, part, *reduction[place + 1 :]]
 
 
@@ -70,22 +70,26 @@ def _parts(loop: tirx.For, added: list[tirx.Var]) -> tirx.For:
     def visit(inner: tirx.For) -> tirx.For:
         if _ROWS not in inner.annotations:
             return inner
-        steps = int(inner.annotations[_ROWS])
+        name, steps = str(inner.annotations[_ROWS][0]), int(inner.annotations[_ROWS][1])
+        how = narrow_of(name)
 
         def clear(rows: Rows) -> s_tir.SBlockRealize:
-            narrow = _narrow(rows[0][0], added)
-            return block([], [narrow], [tirx.Broadcast(tirx.const(0, "int16"), 8)], "narrow_clear")
+            narrow = _narrow(rows[0][0], how.lanes, added)
+            return block([], [narrow], [tirx.Broadcast(tirx.const(0, "int16"), how.lanes)], "narrow_clear")
 
         def multiply(rows: Rows) -> s_tir.SBlockRealize:
-            (_, data, weights), narrow = rows[0], _narrow(rows[0][0], added)
-            row, total = arm.signed(load(data, 4 * steps)), load(narrow, 8)
+            (sums, data, weights), narrow = rows[0], _narrow(rows[0][0], how.lanes, added)
+            numbers, lanes = _numbers(data), _numbers(sums)
+            row, total = load(data, numbers), load(narrow, how.lanes)
             for step in range(steps):
-                total = arm.few_bit_products(total, row, load(weights, 16, {-5: step}), step)
+                own = load(weights, lanes * numbers // steps, {-5: step} if step else None)
+                total = how.multiply(total, row, own, step)
             return block([narrow, data, weights], [narrow], [total], "narrow_products")
 
         def widen(rows: Rows) -> s_tir.SBlockRealize:
-            sums, narrow = rows[0][0], _narrow(rows[0][0], added)
-            return block([sums, narrow], [sums], [load(sums, 4) + arm.pairs_added(load(narrow, 8))], "narrow_widen")
+            sums, narrow = rows[0][0], _narrow(rows[0][0], how.lanes, added)
+            total = load(sums, _numbers(sums)) + how.widen(load(narrow, how.lanes))
+            return block([sums, narrow], [sums], [total], "narrow_widen")
 
         before.append(over_rows(inner, 1, clear, _ROWS))
         behind.append(over_rows(inner, 1, widen, _ROWS))
@@ -95,10 +99,14 @@ def _parts(loop: tirx.For, added: list[tirx.Var]) -> tirx.For:
     return without(loop, _PARTS, tirx.SeqStmt([before[0], body, behind[0]]))
 
 
-def _narrow(sums: tirx.BufferRegion, added: list[tirx.Var]) -> tirx.BufferRegion:
+def _numbers(region: tirx.BufferRegion) -> int:
+    return prod(int(axis.extent) for axis in region.region)
+
+
+def _narrow(sums: tirx.BufferRegion, lanes: int, added: list[tirx.Var]) -> tirx.BufferRegion:
     """Return where the narrow sums of a vector of sums are, twice as many, in a buffer that is made once."""
     if not added:
         *outer, last = sums.source.ty.shape
         added.append(tirx.decl_buffer([*outer, last * 2], "int16", f"{sums.source.name}_narrow"))
-    *outer, lanes = sums.region
-    return tirx.BufferRegion(added[0], [*outer, type(lanes).from_min_extent(lanes.min * 2, 8)])
+    *outer, within = sums.region
+    return tirx.BufferRegion(added[0], [*outer, type(within).from_min_extent(within.min * 2, lanes)])

@@ -1,21 +1,25 @@
-"""Which kernels add products in int16; that their sums are right is tested on emulated boards."""
+"""Products of small weights are added in int16; on ARM, that their sums are right is tested on emulated boards."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+import tvm
+from hypothesis import given
+from hypothesis import strategies as st
 from tvm import relax
 
+from nnfuze_tvm.deploy import build
 from nnfuze_tvm.devices.targets import resolve
 from nnfuze_tvm.graph.contraction import NARROW_PRODUCTS
 from tests.schedules.kernels import assembly, fused_kernels, single_function
 
 
-def layer(weights):
-    """Return a pointwise layer ``[1, 8, 8, I]`` of int8 with the weights ``[O, I]``."""
+def layer(weights, dtype="int8"):
+    """Return a pointwise layer ``[1, 8, 8, I]`` with the weights ``[O, I]``."""
     layouts = {"data_layout": "NHWC", "kernel_layout": "OHWI", "out_dtype": "int32"}
     return single_function(
-        {"x": ((1, 8, 8, weights.shape[1]), "int8")},
+        {"x": ((1, 8, 8, weights.shape[1]), dtype)},
         lambda builder, params: builder.emit(
             relax.op.nn.conv2d(params[0], relax.const(weights[:, None, None]), **layouts)
         ),
@@ -34,6 +38,37 @@ def test_only_small_weights_without_dot_products_are_summed_narrowly(board, most
     text = assembly(layer(weights(most, 256)), resolve(board))
     pairs, products = text.count("sadalp") + text.count("saddlp"), text.count("smlal") + text.count("smull")
     assert (products >= 4 * pairs > 0) == narrow
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+@pytest.mark.parametrize(("most", "narrow"), [(7, True), (127, False)])
+def test_only_small_weights_are_summed_narrowly_with_avx2(dtype, most, narrow):
+    text = assembly(layer(weights(most, 256), dtype), resolve("x86-64-v3"))
+    assert ("vpaddw" in text) == narrow
+    if narrow:
+        assert text.count("vpmaddubsw") >= text.count("vpmaddwd") > 0
+        assert ("vpsignb" in text) == (dtype == "int8")
+
+
+@given(
+    most=st.sampled_from([1, 2, 7, 8, 15, 32]),
+    inputs=st.integers(1, 90).map(lambda n: 4 * n),
+    outputs=st.sampled_from([8, 12, 24, 32]),
+    dtype=st.sampled_from(["uint8", "int8"]),
+    extreme=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_sums_are_those_of_numpy(most, inputs, outputs, dtype, extreme, seed):
+    rng = np.random.default_rng(seed)
+    low, high = (0, 127) if dtype == "uint8" else (-127, 127)
+    own = rng.integers(-most, most + 1, (outputs, inputs)).astype("int8")
+    data = rng.integers(low, high + 1, (1, 8, 8, inputs)).astype(dtype)
+    if extreme:  # every product of one channel is as large as it can be
+        own[0] = rng.choice([-most, most], inputs)
+        data[:] = np.where(own[0] > 0, high, low)
+    machine = relax.VirtualMachine(build.build(layer(own, dtype), resolve("host")), tvm.cpu())
+    (got,) = machine["main"](tvm.runtime.tensor(data))
+    np.testing.assert_array_equal(got.numpy(), data.astype("int32") @ own.T.astype("int32"))
 
 
 @pytest.mark.parametrize(("most", "count"), [(7, 72), (15, 32), (127, None)])
