@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-# The attribute of a kernel that says how many products with its constants may be added in int16, see `narrow_products`.
+# The attribute of a kernel that says how many products with its constants may be added in int16: what `narrow_products`
+# returns.
 NARROW_PRODUCTS = "nnfuze.narrow_products"
 # The attribute of a kernel whose tiles shall end where a row of the image does.
 BY_ROWS = "nnfuze.by_rows"
@@ -15,8 +17,26 @@ ALL_PRODUCTS = 2**30
 FEWEST_PRODUCTS = 32
 # The largest of int8 data in absolute value, and the most of an int16.
 _LARGEST_DATA, _MOST = 2**7, 2**15 - 1
-# Weights stand in fours, of which two and two go to one sum: neighbours (x86), or the first and the third (ARM).
-_GROUP, _PAIRS = 4, (((0, 1), (2, 3)), ((0, 2), (1, 3)))
+# Weights stand in fours.
+_GROUP = 4
+
+
+class Narrow(NamedTuple):
+    """How many products may be added in int16, by which two of each four go to one sum.
+
+    Attributes
+    ----------
+    neighbours : int
+        Where it is the first and the second, and the other two.
+    apart : int
+        Where it is the first and the third, and the other two.
+    """
+
+    neighbours: int
+    apart: int
+
+
+NO_PRODUCTS = Narrow(0, 0)
 
 
 @dataclass(frozen=True)
@@ -35,7 +55,7 @@ class Contraction:
         Of these, how many stand side by side in the data.
     data, weights, sums : str
         The dtypes.
-    narrow : int
+    narrow : Narrow
         How many products with its weights may be added in int16, see `narrow_products`.
     """
 
@@ -47,10 +67,10 @@ class Contraction:
     data: str
     weights: str
     sums: str
-    narrow: int = 0
+    narrow: Narrow = NO_PRODUCTS
 
 
-def narrow_products(weights: np.ndarray, channels: int) -> int:
+def narrow_products(weights: np.ndarray, channels: int) -> Narrow:
     """Return how many products of int8 data and weights can be added in two sums of int16, whatever the data are.
 
     Parameters
@@ -62,16 +82,20 @@ def narrow_products(weights: np.ndarray, channels: int) -> int:
 
     Returns
     -------
-    int
+    Narrow
         Any so many products that follow each other, from a multiple of four on, fit; `ALL_PRODUCTS` if all of a
         reduction do, 0 if less than `FEWEST_PRODUCTS`.
     """
     rows = np.moveaxis(weights, channels, 0).reshape(weights.shape[channels], -1)
-    products = rows.shape[1]
-    if weights.dtype != np.int8 or products % _GROUP:
-        return 0
-    fours = np.abs(rows.astype("int32")).reshape(len(rows), -1, _GROUP)
-    sizes = np.stack([fours[..., a] + fours[..., b] for pairs in _PAIRS for a, b in pairs], -1)
+    if weights.dtype != np.int8 or rows.shape[1] % _GROUP:
+        return NO_PRODUCTS
+    fours = np.abs(rows.astype("int32")).reshape(len(rows), -1, 2, 2)
+    return Narrow(_fitting(fours.sum(3)), _fitting(fours.sum(2)))
+
+
+def _fitting(sizes: np.ndarray) -> int:
+    """Return the number for the sizes of the pairs' weights, ``[channels, fours, 2]``."""
+    products = sizes.shape[1] * _GROUP
     before = np.pad(np.cumsum(sizes, axis=1, dtype="int32"), ((0, 0), (1, 0), (0, 0)))
     fits, ends = 0, products // _GROUP
     while fits < ends:

@@ -9,7 +9,7 @@ import tvm_ffi
 from tvm import s_tir, tirx
 from tvm.s_tir.schedule import SBlockRV
 
-from nnfuze_tvm.graph.contraction import BY_ROWS, NARROW_PRODUCTS
+from nnfuze_tvm.graph.contraction import BY_ROWS, NARROW_PRODUCTS, NO_PRODUCTS, Narrow
 
 
 def root(sch: s_tir.Schedule) -> SBlockRV | None:
@@ -154,9 +154,9 @@ def layout_free(sch: s_tir.Schedule) -> list[tirx.Var]:
     return [func.params[int(i)] for i in func.attrs.get("layout_free_buffers", [])]
 
 
-def narrow_products(sch: s_tir.Schedule) -> int:
+def narrow_products(sch: s_tir.Schedule) -> Narrow:
     """Return how many products with the constants of ``main`` may be added in int16 (`graph.contraction`)."""
-    return int(sch.mod["main"].attrs.get(NARROW_PRODUCTS, 0))
+    return Narrow(*map(int, sch.mod["main"].attrs.get(NARROW_PRODUCTS, NO_PRODUCTS)))
 
 
 def goes_by_rows(sch: s_tir.Schedule) -> bool:

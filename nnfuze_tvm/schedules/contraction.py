@@ -17,7 +17,7 @@ from tvm import s_tir, tirx
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from nnfuze_tvm.devices.hardware import Hardware
-from nnfuze_tvm.graph.contraction import Contraction
+from nnfuze_tvm.graph.contraction import NO_PRODUCTS, Contraction
 from nnfuze_tvm.schedules.blocks import (
     extents,
     goes_by_rows,
@@ -188,7 +188,7 @@ def _plan(
     channels, depth = sizes[n_spatial - 1] // groups, sizes[-1]
     together, beside = block or (0, depth)
     pixels = prod(sizes[n_spatial - 1 - pixel_axes : n_spatial - 1])
-    narrow = narrow_products(sch) if constant_weights else 0
+    narrow = narrow_products(sch) if constant_weights else NO_PRODUCTS
     known = [dot for dot in dots(hw.features, data, weights, narrow) if dot.sums == accumulator and dot.rows <= pixels]
     if not constant_weights:
         known = [dot for dot in known if can_pack_rows(sch, anchor, dot, pixels)]

@@ -11,7 +11,7 @@ from tvm.ir import GenericConst, GlobalVar
 from tvm.ir.transform import PassContext, module_pass
 
 from nnfuze_tvm.graph.constants import array
-from nnfuze_tvm.graph.contraction import NARROW_PRODUCTS, narrow_products
+from nnfuze_tvm.graph.contraction import NARROW_PRODUCTS, NO_PRODUCTS, Narrow, narrow_products
 from nnfuze_tvm.graph.dataflow import Value, bindings, op_name
 from nnfuze_tvm.graph.ir import static_shape
 
@@ -33,20 +33,23 @@ class BoundWeights:
                         calls[binding.value.args[0]].append(binding.value.args[1].fields)
         mod = mod.clone()
         for kernel, arguments in calls.items():
-            found = [_products(each) for each in zip(*arguments, strict=True)]
-            fewest = min((count for count in found if count is not None), default=0)
-            if fewest and isinstance(mod[kernel], tirx.PrimFunc):
-                mod.update_func(kernel, mod[kernel].with_attr(NARROW_PRODUCTS, fewest))
+            found = [count for each in zip(*arguments, strict=True) if (count := _products(each)) is not None]
+            if found and any(fewest := _fewest(found)) and isinstance(mod[kernel], tirx.PrimFunc):
+                mod.update_func(kernel, mod[kernel].with_attr(NARROW_PRODUCTS, list(fewest)))
         return mod
 
 
-def _products(arguments: Sequence[Value]) -> int | None:
+def _products(arguments: Sequence[Value]) -> Narrow | None:
     """Return how many products fit, given what an argument is in each call; None where it is weights in none."""
     weights = [each for each in arguments if isinstance(each, GenericConst) and str(each.ty.dtype) == "int8"]
     weights = [each for each in weights if len(static_shape(each)) > 1]
     if not weights:
         return None
     if len(weights) < len(arguments):
-        return 0
+        return NO_PRODUCTS
     # Which axis is that of the output channels is the kernel's business.
-    return min(narrow_products(array(each), axis) for each in weights for axis in (0, array(each).ndim - 1))
+    return _fewest([narrow_products(array(each), axis) for each in weights for axis in (0, array(each).ndim - 1)])
+
+
+def _fewest(counts: Sequence[Narrow]) -> Narrow:
+    return Narrow(*map(min, zip(*counts, strict=True)))

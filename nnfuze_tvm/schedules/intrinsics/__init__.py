@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from nnfuze_tvm.graph.contraction import NO_PRODUCTS, Narrow
 from nnfuze_tvm.graph.integers import modulo
 from nnfuze_tvm.schedules.intrinsics import arm, elementary, rounding, words, x86
-from nnfuze_tvm.schedules.intrinsics.description import Dot, Narrow, Step
+from nnfuze_tvm.schedules.intrinsics.description import Dot, NarrowSums, Step
 
 elementary.install()
 modulo.install()
@@ -22,7 +23,7 @@ rounding.install()
 words.install()
 
 
-def dots(features: frozenset[str], data: str, weights: str, narrow: int = 0) -> list[Dot]:
+def dots(features: frozenset[str], data: str, weights: str, narrow: Narrow = NO_PRODUCTS) -> list[Dot]:
     """Return the intrinsics that a CPU has for products of these dtypes, best first, long vectors before short ones.
 
     Parameters
@@ -33,7 +34,7 @@ def dots(features: frozenset[str], data: str, weights: str, narrow: int = 0) -> 
         Dtype of the data: ``uint8`` (values 0..127), ``int8``, ``int16``, ``float16`` or ``float32``.
     weights : str
         Dtype of the weights: ``int8``, ``int16``, ``float16`` or ``float32``.
-    narrow : int
+    narrow : Narrow
         How many products with the weights may be added in int16 (`graph.contraction.narrow_products`).
     """
     if (data, weights) == ("int16", "int16"):
@@ -46,7 +47,9 @@ def dots(features: frozenset[str], data: str, weights: str, narrow: int = 0) -> 
         found = [
             Dot(name, lanes, depth, multiplies, taken_as)
             for feature, dtype, name, lanes, depth, multiplies, taken_as in x86.DOTS
-            if feature in features and (dtype, "int8") == (data, weights) and (narrow or name not in x86.FOR_SMALL)
+            if feature in features
+            and (dtype, "int8") == (data, weights)
+            and (narrow.neighbours or name not in x86.FOR_SMALL)
         ]
         found = [_narrowed(dot, narrow) for dot in found]
     own = [_narrowed(dot, narrow) for feature, known in arm.DOTS.items() if feature in features for dot in known]
@@ -55,14 +58,15 @@ def dots(features: frozenset[str], data: str, weights: str, narrow: int = 0) -> 
     return found + [dot for dot in own if (dot.data, dot.weights) == (data, weights)]
 
 
-def _narrowed(dot: Dot, narrow: int) -> Dot:
+def _narrowed(dot: Dot, narrow: Narrow) -> Dot:
     """Return an intrinsic as it multiplies by small weights: where it can, products are added in int16 first."""
-    if not narrow or dot.name not in x86.NARROW | arm.NARROW:
+    fit = narrow.apart if dot.paired else narrow.neighbours
+    if not fit or dot.name not in x86.NARROW | arm.NARROW:
         return dot
-    return replace(dot, multiplies=dot.multiplies - 1, narrow=narrow)
+    return replace(dot, multiplies=dot.multiplies - 1, narrow=fit)
 
 
-def narrow_of(name: str) -> Narrow:
+def narrow_of(name: str) -> NarrowSums:
     """Return how an intrinsic adds products in int16 first."""
     return (x86.NARROW | arm.NARROW)[name]
 

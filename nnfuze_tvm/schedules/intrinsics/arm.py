@@ -14,7 +14,7 @@ from tvm.s_tir import TensorIntrin
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from nnfuze_tvm.schedules.intrinsics.description import Dot, Narrow, Step, steps_desc
+from nnfuze_tvm.schedules.intrinsics.description import Dot, NarrowSums, Step, steps_desc
 
 # An expression of TVM's of several lanes.
 Vector = Any
@@ -161,7 +161,7 @@ DOTS: dict[str, list[Dot]] = {feature: [dot for dot, _ in found] for feature, fo
 
 STEPS: dict[str, Step] = {dot.name: step for found in _ALL.values() for dot, step in found}
 
-NARROW = {dot.name: Narrow(8, few_bit_products, pairs_added) for dot, _ in _PAIRS}
+NARROW = {dot.name: NarrowSums(8, few_bit_products, pairs_added) for dot, _ in _PAIRS}
 """The intrinsics whose products can be added in int16 first, by name."""
 
 

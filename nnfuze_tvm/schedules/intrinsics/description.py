@@ -77,7 +77,7 @@ class Dot:
 
 
 @dataclass(frozen=True)
-class Narrow:
+class NarrowSums:
     """How products with small weights are added in int16 first, instead of an intrinsic's own steps.
 
     Attributes

@@ -9,7 +9,7 @@ from tvm.s_tir import TensorIntrin
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from nnfuze_tvm.schedules.intrinsics.description import Dot, Narrow, Step, products_desc, sums_of_products
+from nnfuze_tvm.schedules.intrinsics.description import Dot, NarrowSums, Step, products_desc, sums_of_products
 
 
 def _wide(data: Any, lanes: int, dtype: str) -> Any:
@@ -53,7 +53,7 @@ def signs(lanes: int, sign_name: str, bytes_name: str, words_name: str) -> Step:
     return step
 
 
-def _narrow(lanes: int, bytes_name: str, words_name: str, sign_name: str = "") -> Narrow:
+def _narrow(lanes: int, bytes_name: str, words_name: str, sign_name: str = "") -> NarrowSums:
     """Return how small weights are multiplied: pairs of products stay in int16; signed data leave theirs their sign."""
     bytes_type, words_type, sums_type = f"int8x{4 * lanes}", f"int16x{2 * lanes}", f"int32x{lanes}"
 
@@ -66,7 +66,7 @@ def _narrow(lanes: int, bytes_name: str, words_name: str, sign_name: str = "") -
     def widen(narrow: Any) -> Any:
         return T.call_llvm_pure_intrin(sums_type, words_name, narrow, T.broadcast(T.int16(1), 2 * lanes))
 
-    return Narrow(2 * lanes, multiply, widen)
+    return NarrowSums(2 * lanes, multiply, widen)
 
 
 def vpdpbusd(lanes: int) -> Step:
