@@ -10,7 +10,9 @@ from __future__ import annotations
 from math import gcd, prod
 
 import tvm
+import tvm_ffi
 from tvm import s_tir, sym, tirx
+from tvm.ir import TensorLoad
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from nnfuze_tvm.devices.hardware import Hardware
@@ -183,10 +185,38 @@ def _square_source(body: s_tir.SBlock, shape: list[int], strided: int, hw: Hardw
     if "avx2" not in hw.features or shape[strided] < _SQUARE or shape[-1] < _SQUARE:
         return None
     axis = body.iter_vars[strided].var
-    first, *others = (region for region in body.reads if any(uses(r.min, axis) for r in region.region))
-    side_by_side = not any(uses(r.min, axis) for r in first.region[:-1]) and _is_unit(first.region[-1].min, axis)
-    again = sum(bool(region.source.same_as(first.source)) for region in body.reads) > 1
-    return str(first.source.name) if side_by_side and not others and not again else None
+    loads = _loads(body)
+    along = [load for load in loads if any(uses(index, axis) for index in load.indices)]
+    # Two loads of one buffer, of what was joined of its parts, are two squares.
+    if len(along) != 1 or sum(load.source.same_as(along[0].source) for load in loads) > 1:
+        return None
+    *outer, last = along[0].indices
+    side_by_side = not any(uses(index, axis) for index in outer) and _is_unit(last, axis)
+    return str(along[0].source.name) if side_by_side and _is_inside(along[0], body) else None
+
+
+def _loads(body: s_tir.SBlock) -> list[TensorLoad]:
+    """Return what a block loads, each load once."""
+    found: list[TensorLoad] = []
+
+    def collect(load: TensorLoad) -> None:
+        if not any(tvm_ffi.structural_equal(load, other) for other in found):
+            found.append(load)
+
+    tvm_ffi.structural_walk(body.body, (TensorLoad, collect))
+    return found
+
+
+def _is_inside(load: TensorLoad, body: s_tir.SBlock) -> bool:
+    """Tell whether a load could be without the conditions around it: a square is loaded without."""
+    analyzer = sym.Analyzer()
+    for it in body.iter_vars:
+        analyzer.bind(it.var, it.dom)
+    bounds = [analyzer.const_int_bound(index) for index in load.indices]
+    return all(
+        bound.min_value >= 0 and bound.max_value < int(extent)
+        for bound, extent in zip(bounds, load.source.shape, strict=True)
+    )
 
 
 def _transpose_squares(sch: s_tir.Schedule, loops: list[LoopRV], strided: int, rows: int, source: str) -> LoopRV:
