@@ -114,8 +114,8 @@ def _moved(declared: tirx.DeclBuffer) -> tirx.DeclBuffer:
     pointer = declared.data
     if not _calls(pointer, "reinterpret") or not _calls(field := pointer.args[0], "tvm_struct_get"):
         return declared
-    if int(field.args[2]) != _DATA:
-        return declared
+    if int(field.args[2]) != _DATA or not isinstance(declared.buffer.ty.elem_offset, tirx.IntImm):
+        return declared  # no tensor's data, or a kernel that adds the offset to its indices
     offset = tirx.call_intrin("uint64", "tirx.tvm_struct_get", *field.args[:2], _BYTE_OFFSET)
     add = tvm.ir.Op.get("tirx.handle_add_byte_offset")
     moved = Call(add, [field, tirx.Cast("int64", offset)], field.attrs, field.ty_args, None, field.ty)
