@@ -22,6 +22,8 @@ modulo.install()
 rounding.install()
 words.install()
 
+_NARROW = x86.NARROW | arm.NARROW
+
 
 def dots(features: frozenset[str], data: str, weights: str, narrow: Narrow = NO_PRODUCTS) -> list[Dot]:
     """Return the intrinsics that a CPU has for products of these dtypes, best first, long vectors before short ones.
@@ -61,14 +63,14 @@ def dots(features: frozenset[str], data: str, weights: str, narrow: Narrow = NO_
 def _narrowed(dot: Dot, narrow: Narrow) -> Dot:
     """Return an intrinsic as it multiplies by small weights: where it can, products are added in int16 first."""
     fit = narrow.apart if dot.paired else narrow.neighbours
-    if not fit or dot.name not in x86.NARROW | arm.NARROW:
+    if not fit or dot.name not in _NARROW:
         return dot
     return replace(dot, multiplies=dot.multiplies - 1, narrow=fit)
 
 
 def narrow_of(name: str) -> NarrowSums:
     """Return how an intrinsic adds products in int16 first."""
-    return (x86.NARROW | arm.NARROW)[name]
+    return _NARROW[name]
 
 
 def signed_dots(features: frozenset[str]) -> list[Dot]:

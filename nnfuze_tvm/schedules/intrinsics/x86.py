@@ -17,17 +17,29 @@ def _wide(data: Any, lanes: int, dtype: str) -> Any:
     return T.reinterpret(T.broadcast(T.reinterpret(data, dtype="int32"), lanes), dtype=dtype)
 
 
-def maddubs(lanes: int, bytes_name: str, words_name: str) -> Step:
-    """Data uint8 (0..127): pairs to int16 without saturation (2 · 127 · 127 < 2^15), then to int32."""
+def maddubs(lanes: int, bytes_name: str, words_name: str, sign_name: str = "") -> tuple[Step, NarrowSums]:
+    """Pairs of products in int16, then in int32, or first many of them in int16.
+
+    Data are uint8 (0..127: 2 · 127 · 127 < 2^15, so pairs don't saturate), or int8, whose sign goes to the weights.
+    """
     bytes_type, words_type, sums_type = f"int8x{4 * lanes}", f"int16x{2 * lanes}", f"int32x{lanes}"
 
-    def step(total: Any, data: Any, weights: Any, _: int = 0) -> Any:
-        wide = _wide(data, lanes, bytes_type) if data.ty.dtype.lanes == 4 else data
-        pairs = T.call_llvm_pure_intrin(words_type, bytes_name, wide, weights)
-        ones = T.broadcast(T.int16(1), 2 * lanes)
-        return total + T.call_llvm_pure_intrin(sums_type, words_name, pairs, ones)
+    def pairs(data: Any, weights: Any) -> Any:
+        wide = _wide(data, lanes, bytes_type)
+        if sign_name:
+            wide, weights = (T.call_llvm_pure_intrin(bytes_type, sign_name, own, wide) for own in (wide, weights))
+        return T.call_llvm_pure_intrin(words_type, bytes_name, wide, weights)
 
-    return step
+    def widen(words: Any) -> Any:
+        return T.call_llvm_pure_intrin(sums_type, words_name, words, T.broadcast(T.int16(1), 2 * lanes))
+
+    def step(total: Any, data: Any, weights: Any, _: int = 0) -> Any:
+        return total + widen(pairs(data, weights))
+
+    def multiply(narrow: Any, data: Any, weights: Any, _: int = 0) -> Any:
+        return narrow + pairs(data, weights)
+
+    return step, NarrowSums(2 * lanes, multiply, widen)
 
 
 def maddwd(lanes: int, name: str) -> Step:
@@ -39,34 +51,6 @@ def maddwd(lanes: int, name: str) -> Step:
         return total + T.call_llvm_pure_intrin(sums_type, name, _wide(data, lanes, words_type), wide)
 
     return step
-
-
-def signs(lanes: int, sign_name: str, bytes_name: str, words_name: str) -> Step:
-    """Data int8: their sign goes to the weights, what is left is uint8 of at most 127."""
-    bytes_type, product = f"int8x{4 * lanes}", maddubs(lanes, bytes_name, words_name)
-
-    def step(total: Any, data: Any, weights: Any, _: int = 0) -> Any:
-        wide = _wide(data, lanes, bytes_type)
-        size, turned = (T.call_llvm_pure_intrin(bytes_type, sign_name, own, wide) for own in (wide, weights))
-        return product(total, size, turned)
-
-    return step
-
-
-def _narrow(lanes: int, bytes_name: str, words_name: str, sign_name: str = "") -> NarrowSums:
-    """Return how small weights are multiplied: pairs of products stay in int16; signed data leave theirs their sign."""
-    bytes_type, words_type, sums_type = f"int8x{4 * lanes}", f"int16x{2 * lanes}", f"int32x{lanes}"
-
-    def multiply(narrow: Any, data: Any, weights: Any, _: int = 0) -> Any:
-        wide = _wide(data, lanes, bytes_type)
-        if sign_name:
-            wide, weights = (T.call_llvm_pure_intrin(bytes_type, sign_name, own, wide) for own in (wide, weights))
-        return narrow + T.call_llvm_pure_intrin(words_type, bytes_name, wide, weights)
-
-    def widen(narrow: Any) -> Any:
-        return T.call_llvm_pure_intrin(sums_type, words_name, narrow, T.broadcast(T.int16(1), 2 * lanes))
-
-    return NarrowSums(2 * lanes, multiply, widen)
 
 
 def vpdpbusd(lanes: int) -> Step:
@@ -98,11 +82,11 @@ DOTS = (
     ("avx512bw", "uint8", "nnfuze_dot4_avx512_u8", 16, 4, 2, "uint8"),
     ("avx512bw", "int8", "nnfuze_dot2_avx512_i8", 16, 2, 1, "int16"),
     ("avx2", "uint8", "nnfuze_dot4_avx2_u8", 8, 4, 2, "uint8"),
-    ("avx2", "int8", "nnfuze_dot4_avx2_i8", 8, 4, 3, "int8"),
+    ("avx2", "int8", "nnfuze_signs_8", 8, 4, 3, "int8"),
     ("avx2", "int8", "nnfuze_dot2_avx2_i8", 8, 2, 1, "int16"),
 )
 # Of these, what is worth it only for small weights, see `NARROW`.
-FOR_SMALL = ("nnfuze_dot4_avx2_i8",)
+FOR_SMALL = ("nnfuze_signs_8",)
 
 
 # Features whose dot products take all values of uint8.
@@ -117,20 +101,23 @@ WORDS = (
 
 
 _MADDWD = {4: "llvm.x86.sse2.pmadd.wd", 8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}
-# (feature, lanes, LLVM's names) of the products of signed data whose sign moves to the weights: an instruction more,
-# which pays where weights are read once, so that half the bytes and no widening count.
+# (feature, lanes, LLVM's name of the multiplication, and of what moves a sign) of the products of signed data whose
+# sign moves to the weights: an instruction more, which pays where weights are read once, so that half the bytes and no
+# widening count.
 _SIGNS = (
-    ("avx2", 8, ("llvm.x86.avx2.psign.b", "llvm.x86.avx2.pmadd.ub.sw", _MADDWD[8])),
-    ("ssse3", 4, ("llvm.x86.ssse3.psign.b.128", "llvm.x86.ssse3.pmadd.ub.sw.128", _MADDWD[4])),
+    ("avx2", 8, "llvm.x86.avx2.pmadd.ub.sw", "llvm.x86.avx2.psign.b"),
+    ("ssse3", 4, "llvm.x86.ssse3.pmadd.ub.sw.128", "llvm.x86.ssse3.psign.b.128"),
 )
-SIGNED = tuple((feature, Dot(f"nnfuze_signs_{lanes}", lanes, 4, 3, "int8")) for feature, lanes, _ in _SIGNS)
-STEPS: dict[str, Step] = {
-    **{f"nnfuze_signs_{lanes}": signs(lanes, *names) for _, lanes, names in _SIGNS},
-    "nnfuze_dot4_vnni_u8": vpdpbusd(16),
-    "nnfuze_dot4_vnni256_u8": vpdpbusd(8),
+SIGNED = tuple((feature, Dot(f"nnfuze_signs_{lanes}", lanes, 4, 3, "int8")) for feature, lanes, *_ in _SIGNS)
+_BYTES = {
+    **{f"nnfuze_signs_{lanes}": maddubs(lanes, name, _MADDWD[lanes], sign) for _, lanes, name, sign in _SIGNS},
     "nnfuze_dot4_avx512_u8": maddubs(16, "llvm.x86.avx512.pmaddubs.w.512", _MADDWD[16]),
     "nnfuze_dot4_avx2_u8": maddubs(8, "llvm.x86.avx2.pmadd.ub.sw", _MADDWD[8]),
-    "nnfuze_dot4_avx2_i8": signs(8, *_SIGNS[0][2]),
+}
+STEPS: dict[str, Step] = {
+    **{name: step for name, (step, _) in _BYTES.items()},
+    "nnfuze_dot4_vnni_u8": vpdpbusd(16),
+    "nnfuze_dot4_vnni256_u8": vpdpbusd(8),
     "nnfuze_dot2_avx512_i8": maddwd(16, _MADDWD[16]),
     "nnfuze_dot2_avx2_i8": maddwd(8, _MADDWD[8]),
     "nnfuze_dot16_avx512": maddwd(16, _MADDWD[16]),
@@ -138,11 +125,7 @@ STEPS: dict[str, Step] = {
 }
 """What each intrinsic adds to its sums: of data of as many numbers as it has products per lane, and packed weights."""
 
-NARROW = {
-    "nnfuze_dot4_avx512_u8": _narrow(16, "llvm.x86.avx512.pmaddubs.w.512", _MADDWD[16]),
-    "nnfuze_dot4_avx2_u8": _narrow(8, "llvm.x86.avx2.pmadd.ub.sw", _MADDWD[8]),
-    "nnfuze_dot4_avx2_i8": _narrow(8, "llvm.x86.avx2.pmadd.ub.sw", _MADDWD[8], "llvm.x86.avx2.psign.b"),
-}
+NARROW = {name: narrow for name, (_, narrow) in _BYTES.items()}
 """The intrinsics whose products can be added in int16 first, by name."""
 
 
