@@ -57,7 +57,7 @@ _STATE = "state"
 # Bytes of its digest.
 _DIGEST = 32
 # So many steps a trial has at least, however few samples there are, and how fast is learnt at first.
-_LEAST, _RATE = 2500, 2e-3
+_LEAST, _RATE = 2500, 3e-3
 # What the report says of a layer as it was measured.
 _USE = ("name", "op", "macs", "parameters", "integer", "depth")
 
