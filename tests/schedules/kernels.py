@@ -15,6 +15,7 @@ from nnfuze_tvm.deploy import build
 from nnfuze_tvm.devices.targets import resolve
 from nnfuze_tvm.passes import pipeline
 from nnfuze_tvm.schedules.families import fallback
+from tests import bounds
 
 HOST = resolve("host")
 
@@ -71,6 +72,7 @@ def schedule(
         sch = s_tir.Schedule(tvm.IRModule({"main": func.with_attr("global_symbol", "main")}), seed=seed)
         rules[gv.name_hint] = schedules.apply(sch, target, tunable)
         fused[gv] = schedules.apply_rewrites(fallback.with_block(sch)).without_attr("global_symbol")
+        assert not bounds.outside(fused[gv], target)
     return tvm.transform.Sequential(build.packing_passes())(fused), rules
 
 

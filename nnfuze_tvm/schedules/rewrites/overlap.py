@@ -2,7 +2,7 @@
 
 A loop that was split into tiles that don't fill its extent guards every access with a condition, which costs the
 inner loops their unrolling and their vectors. A rule marks the loop over the tiles; ``overlap_tiles`` then starts the
-last tile early, so that it ends with the extent, and drops the conditions. What lies in both tiles is computed
+last tile early, so that it ends with the extent, and drops the conditions on it. What lies in both tiles is computed
 twice, to the same values: only tiles that hold whole reductions may be marked.
 """
 
@@ -49,4 +49,19 @@ def _moved(realize: s_tir.SBlockRealize, tile: tirx.Var, extent: int) -> s_tir.S
             values[position] = tirx.Min(tile * linear[0], extent - linear[0]) + linear[1]
     if not inside:
         return realize
-    return s_tir.SBlockRealize(values, True, realize.block)
+    return s_tir.SBlockRealize(values, _but_of(realize.predicate, tile), realize.block)
+
+
+def _but_of(predicate: tirx.PrimExpr, tile: tirx.Var) -> tirx.PrimExpr:
+    """Return what is left of a condition without what it says of the tiles: other axes may have tiles, too."""
+    if isinstance(predicate, tirx.And):
+        parts = [_but_of(part, tile) for part in (predicate.a, predicate.b)]
+        left = [part for part in parts if not isinstance(part, tirx.IntImm)]
+        return tirx.And(*left) if len(left) == 2 else left[0] if left else parts[0]
+    return tirx.const(True, "bool") if _mentions(predicate, tile) else predicate
+
+
+def _mentions(predicate: tirx.PrimExpr, var: tirx.Var) -> bool:
+    found: list[tirx.Var] = []
+    tvm_ffi.structural_walk(predicate, (tirx.Var, found.append))
+    return any(each.same_as(var) for each in found)
