@@ -37,14 +37,11 @@ def data() -> np.ndarray:
     return x
 
 
-def expected(dtype: str, zero_point: int, lowest: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Return the codes of the data, by default as kernels have them, and the layer's sums, exact in float32."""
+def expected(dtype: str, zero_point: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the codes of the data, and the layer's sums, exact in float32."""
     limits = np.iinfo(dtype)
-    if lowest is None:
-        # Symmetric codes have no -128.
-        lowest = -127 if dtype == "int8" and zero_point == 0 else int(limits.min)
     quotient = np.nan_to_num(data().astype("float64") / SCALE, nan=0.0, posinf=1e9, neginf=-1e9)
-    codes = np.clip(np.rint(quotient) + zero_point, lowest, limits.max).astype(dtype)
+    codes = np.clip(np.rint(quotient) + zero_point, limits.min, limits.max).astype(dtype)
     values = (codes.astype("float64") - zero_point) * SCALE
     return codes, np.einsum("oi,nihw->nohw", _weights()[:, :, 0, 0], values).astype("float32")
 

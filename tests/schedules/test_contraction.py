@@ -28,7 +28,7 @@ def conv_module(rng, size, channels, out, kernel, stride, padding, groups=1, dty
     integer = "int" in dtype
     weight_shape = (out, kernel, kernel, channels // groups)
     if integer:
-        low = 0 if dtype == "uint8" else -127
+        low = 0 if dtype == "uint8" else -128
         data = rng.integers(low, 128, (1, *size, channels)).astype(dtype)
         weights = rng.integers(-127, 128, weight_shape).astype("int8")
         bias = rng.integers(-1000, 1000, (1, 1, 1, out)).astype("int32")

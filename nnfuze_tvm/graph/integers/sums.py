@@ -20,16 +20,14 @@ from nnfuze_tvm.graph.integers.values import INT32_MAX, Codes, Constant, Quantiz
 # FuseOps merges element-wise operators into the PrimFunc in front of them when that has this op_pattern.
 OUT_ELEMENTWISE_FUSABLE = 4
 
+# Of 8-bit codes as the integer graph stores them.
+LEAST, MOST = -128, 127
+
 # Numbers below this stay in int32 after a float32 rounding and with a zero point.
 _SAFE_INT32 = 2.0**30
 
 # A residual is added in units of the accumulator; the integer ratio of the two scales must be this exact.
 _RATIO_BITS = 11
-
-
-def code_range(dtype: str, zero_point: int) -> tuple[int, int]:
-    """Return the range of the int8 codes of a tensor; without zero point it is symmetric, ±127."""
-    return (-127, 127) if zero_point == 0 and dtype == "int8" else (-128, 127)
 
 
 def stored(dtype: str, zero_point: int) -> tuple[int, int]:
@@ -76,8 +74,7 @@ class SumOps:
         which takes a fifth of a division's time. Others may lie just between two codes.
         """
         zero_point, offset = stored(dtype, zero_point)
-        lo, hi = code_range(dtype, zero_point)
-        lo = max(lo, zero_point) if nonnegative else lo
+        lo, hi = max(LEAST, zero_point) if nonnegative else LEAST, MOST
         # Bounded first, it fits int32, to which machines round in one instruction.
         step = relax.const(np.float32(1.0 / scale if inexact else scale))
         scaled = op.multiply(data, step) if inexact else op.divide(data, step)
@@ -117,9 +114,9 @@ class SumOps:
     def from_original(self, data: relax.Expr, dtype: str) -> Codes:
         """Take an 8-bit tensor that some float operator or the caller of the network provides."""
         if dtype == "int8":
-            return Codes(data, -128, 127, 0, dtype)
+            return Codes(data, LEAST, MOST, 0, dtype)
         shifted = op.subtract(op.astype(data, "int32"), relax.const(np.int32(128)))
-        return Codes(self.emit(op.astype(shifted, "int8")), -128, 127, 128, dtype)
+        return Codes(self.emit(op.astype(shifted, "int8")), LEAST, MOST, 128, dtype)
 
     def total(self, value: Sum) -> relax.Expr:
         """Return the int32 tensor ``expr + bias``."""
@@ -155,10 +152,9 @@ class SumOps:
         is left out where the rounded number might not fit.
         """
         zero_point, offset = stored(dtype, zero_point)
-        lo, hi = code_range(dtype, zero_point)
-        lowest = np.clip(np.rint(value.lo / scale) + zero_point, lo, hi)
+        lowest = np.clip(np.rint(value.lo / scale) + zero_point, LEAST, MOST)
         lo = int(lowest.min())
-        highest = np.clip(np.rint(value.hi / scale) + zero_point, lowest, hi)
+        highest = np.clip(np.rint(value.hi / scale) + zero_point, lowest, MOST)
         hi = int(highest.max())
         multiplier = float32_constant(value.scale / scale)
         rounded = op.round(op.multiply(op.astype(self.total(value), "float32"), multiplier))

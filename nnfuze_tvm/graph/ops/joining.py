@@ -14,7 +14,7 @@ from tvm.relax import op
 from nnfuze_tvm.graph.channels import Coupling, Labels
 from nnfuze_tvm.graph.dataflow import Value
 from nnfuze_tvm.graph.integers.context import Integers
-from nnfuze_tvm.graph.integers.sums import code_range
+from nnfuze_tvm.graph.integers.sums import LEAST, MOST
 from nnfuze_tvm.graph.integers.values import Codes, Constant, Known, Parts, Quantized, Sum
 from nnfuze_tvm.graph.ops import _onnx_moving as onnx
 from nnfuze_tvm.graph.ops.operator import Example, Operator
@@ -76,15 +76,14 @@ def _integer(context: Integers, call: Call, _: str) -> Known | None:
 def _as_codes(part: Constant, like: Quantized) -> Quantized | Constant:
     """Return a constant as codes of the same meaning as others, where they have its very numbers, as zeros."""
     codes = np.rint(part.values / like.scale)
-    low, high = code_range(like.codes.dtype, like.zero_point)
     if not np.allclose(codes * like.scale, part.values, rtol=1e-6, atol=0):
         return part
     codes += like.zero_point
     kind = str(like.codes.expr.ty.dtype.dtype)
-    low, high = (max(low, 0), high) if kind == "uint8" else (low, high)
-    if codes.min(initial=high) < low or codes.max(initial=low) > high:
+    least = 0 if kind == "uint8" else LEAST
+    if codes.min(initial=MOST) < least or codes.max(initial=least) > MOST:
         return part
-    span = int(codes.min(initial=high)), int(codes.max(initial=low))
+    span = int(codes.min(initial=MOST)), int(codes.max(initial=least))
     return Quantized(
         Codes(relax.const(codes.astype(kind)), *span, like.codes.offset, like.codes.dtype), like.scale, like.zero_point
     )

@@ -132,7 +132,7 @@ def test_accumulators_stay_in_vector_registers(target, multiply_add, m, dtype):
 
 def integer_module(rng, shape: Shape):
     """Return an integer Winograd convolution with bias and requantization, its input, the direct convolution's."""
-    low = 0 if shape.dtype == "uint8" else -127
+    low = 0 if shape.dtype == "uint8" else -128
     data = rng.integers(low, 128, (shape.n, shape.height, shape.width, shape.channels)).astype(shape.dtype)
     weights = rng.integers(-127, 128, (shape.outputs, 3, 3, shape.channels)).astype("int8")
     bias = rng.integers(-1000, 1000, (1, 1, 1, shape.outputs)).astype("int32")

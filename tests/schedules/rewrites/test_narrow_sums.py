@@ -60,7 +60,7 @@ def test_only_small_weights_are_summed_narrowly_with_avx2(dtype, most, narrow):
 )
 def test_sums_are_those_of_numpy(most, inputs, outputs, dtype, extreme, seed):
     rng = np.random.default_rng(seed)
-    low, high = (0, 127) if dtype == "uint8" else (-127, 127)
+    low, high = (0, 127) if dtype == "uint8" else (-128, 127)
     own = rng.integers(-most, most + 1, (outputs, inputs)).astype("int8")
     data = rng.integers(low, high + 1, (1, 8, 8, inputs)).astype(dtype)
     if extreme:  # every product of one channel is as large as it can be
