@@ -173,7 +173,7 @@ class Search:
             found = self._candidates()
             kept = False
             while not kept and self._round.place < len(found):
-                kept = self._try(found[self._round.place]).kept
+                kept = self.attempt(found[self._round.place]).kept
             if not kept:
                 break
 
@@ -207,16 +207,20 @@ class Search:
         return [trial.candidate.task for trial in self.tried if trial.kept and trial.candidate.donor == donor]
 
     def _candidates(self) -> list[Candidate]:
-        """Return what can be tried, what saves most first; a trunk that others are on stays where it is."""
+        """Return what can be tried, what saves most first, and of that what goes on behind most of a donor.
+
+        A trunk that others are on stays where it is.
+        """
         found = [
             candidate
             for donor, task in permutations(self._round.alone, 2)
             if not self._followers(task)
             for candidate in candidates(donor, self._functions[donor], task, self._functions[task], self._learnt)
         ]
-        return sorted(found, key=lambda one: (-one.cut.macs, -one.fit))
+        return sorted(found, key=lambda one: (-one.cut.macs, -one.donor_cut.macs, -one.fit))
 
-    def _try(self, candidate: Candidate) -> Trial:
+    def attempt(self, candidate: Candidate) -> Trial:
+        """Put one network on another's beginning, let them learn, and keep the result if it is within the budget."""
         self._watch.began(candidate)
         students, same = self._students(candidate)
         guides = {task: self._guides(task, candidate) for task in students}

@@ -17,6 +17,8 @@ from nnfuze_tvm.training.network import Network
 _ROWS, _FITTED = 20_000, 256
 # Ridge: part of the mean square of a feature.
 _RIDGE = 1e-3
+# Features that leave at most so many times as much unexplained are as good once they have learnt.
+_NEARLY = 1.25
 # So many cuts of a network are looked at, those that differ most in what is in front of them.
 _MOST_CUTS = 12
 
@@ -45,7 +47,23 @@ class Candidate:
 def candidates(
     donor: str, donor_func: relax.Function, task: str, func: relax.Function, samples: Samples
 ) -> list[Candidate]:
-    """Return for each cut of a task the cut of a donor whose features explain its own best."""
+    """Return for each cut of a task the donor's cut to go on behind.
+
+    That is the deepest one whose features explain the task's own nearly as well as any, and are no smaller: the donor
+    computes all of them in any case, and what learns for both is the more, the deeper the cut.
+    """
+    found = every(donor, donor_func, task, func, samples)
+    result = []
+    for cut in dict.fromkeys(one.cut for one in found):
+        own = [one for one in found if one.cut == cut]
+        best = max(own, key=lambda one: one.fit)
+        near = [one for one in own if 1 - one.fit <= _NEARLY * (1 - best.fit) and _covers(one.donor_cut, cut)]
+        result.append(max(near, key=lambda one: one.donor_cut.macs, default=best))
+    return result
+
+
+def every(donor: str, donor_func: relax.Function, task: str, func: relax.Function, samples: Samples) -> list[Candidate]:
+    """Return for each cut of a task all cuts of a donor that a stitch can lead from."""
     given = {name: values[:_FITTED] for name, values in samples.items()}
     donors = [(cut, beginning(donor_func, cut)) for cut in _spread(cuts(donor_func))]
     # What a donor computes is the same for all cuts of one size.
@@ -60,14 +78,16 @@ def candidates(
     result = []
     for cut in _spread(cuts(func)):
         wanted = answers(Network(beginning(func, cut)), given)[0]
-        found = [
+        result += [
             Candidate(donor, own, task, cut, _fitted(begun(own, first, cut), wanted, cut)[1])
             for own, first in donors
             if fits(own, cut)
         ]
-        if found:
-            result.append(max(found, key=lambda one: one.fit))
     return result
+
+
+def _covers(donor: Cut, cut: Cut) -> bool:
+    return all(given >= size for given, size in zip(donor.shape[2:], cut.shape[2:], strict=True))
 
 
 def stitch(candidate: Candidate, donor: relax.Function, func: relax.Function, samples: Samples) -> Stitch | None:
