@@ -60,7 +60,7 @@ def host_executor(mod: tvm.IRModule, inferences: int = 0) -> Run:
     """Build ``mod`` for this machine with the package's own schedules, for however many inferences."""
     from nnfuze_tvm.deploy import build  # with all schedules: most calibrations do without
 
-    machine = relax.VirtualMachine(build.build(mod, targets.resolve("host")), tvm.cpu())
+    machine = relax.VirtualMachine(build.build_quickly(mod, targets.resolve("host")), tvm.cpu())
     names = [param.name for param in mod["main"].params]
 
     def run(inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
