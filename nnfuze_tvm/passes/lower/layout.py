@@ -44,7 +44,8 @@ class ToNHWC:
         mod = mod.clone()
         for gvar, func in mod.functions_items():
             if isinstance(func, relax.Function):
-                mod.update_func(gvar, _with_names(func, lambda name: name.replace(".", _DOT)))
+                named = _with_names(func, lambda name: name.replace(".", _DOT))
+                mod.update_func(gvar, _with_flat_norms(named))
         lone = [call for func in mod.functions.values() if isinstance(func, relax.Function) for call in lone_rows(func)]
 
         def desired(call: Call) -> dict[str, list[str]]:
@@ -64,6 +65,32 @@ def _with_names(func: relax.Function, rename: Callable[[str], str]) -> relax.Fun
     for binding in bindings(func):
         values[binding.var] = emitter.emit(substitute(binding.value, values), rename(binding.var.name))
     return emitter.finish(func.params, [substitute(out, values) for out in output_fields(func)], func.attrs)
+
+
+def _with_flat_norms(func: relax.Function) -> relax.Function:
+    """Return ``func`` with one axis in place of the last several ones that a normalization is over.
+
+    ConvertLayout moves the axes of the data, but not those of the constants that it is scaled with.
+    """
+    emitter, values = Emitter(), dict[Value, Value]()
+    for binding in bindings(func):
+        value = substitute(binding.value, values)
+        if op_name(value) in ("nn.layer_norm", "nn.rms_norm") and len(value.attrs.axes) > 1:
+            value = _flat_norm(emitter, value)
+        values[binding.var] = emitter.emit(value, binding.var.name)
+    return emitter.finish(func.params, [substitute(out, values) for out in output_fields(func)], func.attrs)
+
+
+def _flat_norm(emitter: Emitter, call: Call) -> Value:
+    data, *constants = call.args
+    shape = static_shape(data)
+    flat = emitter.emit(relax.op.reshape(data, (*shape[: -len(call.attrs.axes)], -1)))
+    own = [emitter.emit(relax.op.reshape(constant, (-1,))) for constant in constants]
+    if op_name(call) == "nn.rms_norm":
+        result = relax.op.nn.rms_norm(flat, *own, [-1], call.attrs.epsilon)
+    else:
+        result = relax.op.nn.layer_norm(flat, *own, [-1], call.attrs.epsilon, call.attrs.center, call.attrs.scale)
+    return relax.op.reshape(emitter.emit(result), shape)
 
 
 def _names(func: relax.Function) -> dict[Value, str]:

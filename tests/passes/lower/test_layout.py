@@ -49,6 +49,8 @@ def network(rng, blocks, size=6, channels=4, quantized=False):
                     value = builder.emit(op.reshape(turned, (1, channels, size, size)))
                 elif kind == "quantize":
                     value = quantize(builder, value)
+                elif kind.startswith("norm"):
+                    value = builder.emit(normalized(rng, value, int(kind[-1]), (channels, size, size)))
             pooled = builder.emit(op.mean(value, [2, 3], keepdims=True))
             flat = builder.emit(op.reshape(pooled, (1, channels)))
             result = builder.emit_output(relax.Tuple([flat, value]))
@@ -60,6 +62,12 @@ def quantize(builder, value):
     scale, zero = relax.const(np.float32(0.05)), relax.const(np.int8(0))
     codes = builder.emit(op.quantize(value, scale, zero, axis=1, out_dtype="int8"))
     return builder.emit(op.dequantize(codes, scale, zero, axis=1, out_dtype="float32"))
+
+
+def normalized(rng, value, count, shape):
+    """Return values normalized over the last so many axes, with weights of their own everywhere."""
+    gamma, beta = (relax.const(rng.standard_normal(shape[-count:]).astype("float32")) for _ in range(2))
+    return op.nn.layer_norm(value, gamma, beta, list(range(-count, 0)))
 
 
 def convolution(builder, rng, value, channels, quantized):
@@ -82,7 +90,22 @@ def operators(mod):
 @given(
     seed=st.integers(0, 1000),
     blocks=st.lists(
-        st.sampled_from(["conv", "relu", "scale", "add", "pool", "concat", "reflect", "shuffle", "quantize"]),
+        st.sampled_from(
+            [
+                "conv",
+                "relu",
+                "scale",
+                "add",
+                "pool",
+                "concat",
+                "reflect",
+                "shuffle",
+                "quantize",
+                "norm1",
+                "norm2",
+                "norm3",
+            ]
+        ),
         min_size=1,
         max_size=6,
     ),
@@ -98,6 +121,14 @@ def test_values_do_not_change(seed, blocks, quantized):
         # A code on the edge may round the other way when sums are taken in another order.
         tolerance = 0.051 if "quantize" in blocks else 1e-4 * max(np.ptp(want), 1)
         assert np.quantile(np.abs(got - want), 0.98) <= tolerance
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_what_is_normalized_over_channels_and_places_has_its_own_weights(count):
+    mod = network(np.random.default_rng(0), [f"norm{count}", "conv"])
+    data = {"x": np.random.default_rng(1).standard_normal((1, 4, 6, 6)).astype("float32")}
+    for want, got in zip(evaluate_module(mod, data), evaluate_module(ToNHWC()(mod), data), strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-4 * np.ptp(want))
 
 
 def test_quantized_chain_has_one_transpose_at_each_border():
