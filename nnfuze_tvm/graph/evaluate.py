@@ -7,6 +7,7 @@ without optimization, all that a module needs in one library.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ Hook = Callable[[Value, Any], Any]
 
 # Each kernel runs a few times, so what LLVM takes to compile it counts, not how good it becomes.
 QUICKLY = {"kind": "llvm", "opt-level": 0}
+# So many of TVM's own kernels stay compiled.
+_KEPT = 128
 
 
 def executor(mod: tvm.IRModule, inferences: int = 1) -> Run:
@@ -196,10 +199,16 @@ def _compiled(call: Call, args: Sequence[Any]) -> Any:
                 result = relax.Tuple([builder.emit(relax.TupleGetItem(result, n)) for n in range(len(call.ty.fields))])
             result = builder.emit_output(result)
         builder.emit_func_output(result)
+    results = _ready(str(tvm.ir.save_json(builder.get())), op_name(call))({f"x{n}": args[n] for n in tensors})
+    return results if isinstance(call.ty, relax.TupleType) else results[0]
+
+
+@lru_cache(maxsize=_KEPT)
+def _ready(module: str, name: str) -> Run:
+    """Compile a module of one call, as JSON: it is called for every sample, and by every pass."""
     with tvm.target.Target(QUICKLY):
         legalize = [relax.backend.DispatchSortScan(), relax.transform.LegalizeOps()]
-        lowered = tvm.transform.Sequential(legalize)(builder.get())
-    if any(op_name(b.value) == op_name(call) for b in bindings(lowered["main"])):
-        raise ValueError(f"{op_name(call)}: there is neither a NumPy form nor a kernel of it")
-    results = executor(lowered)({f"x{n}": args[n] for n in tensors})
-    return results if isinstance(call.ty, relax.TupleType) else results[0]
+        lowered = tvm.transform.Sequential(legalize)(tvm.ir.load_json(module))
+    if any(op_name(b.value) == name for b in bindings(lowered["main"])):
+        raise ValueError(f"{name}: there is neither a NumPy form nor a kernel of it")
+    return executor(lowered)

@@ -10,7 +10,7 @@ from tvm.relax import op
 
 from nnfuze_tvm.graph import ir, ops
 from nnfuze_tvm.graph.dataflow import Emitter
-from nnfuze_tvm.graph.evaluate import call_of_constants, evaluate, executor
+from nnfuze_tvm.graph.evaluate import _ready, call_of_constants, evaluate, executor
 from tests.graph.calls import calls, examples
 from tests.helpers import run_module
 
@@ -108,3 +108,20 @@ def test_a_compiled_operator_may_have_several_results():
     values, places = evaluate(func, {"x": np.array([[3, 9, 1, 7, 5]], "float32")})
     np.testing.assert_array_equal(values, [[9, 7]])
     np.testing.assert_array_equal(places, [[1, 3]])
+
+
+def test_what_tvm_computes_is_compiled_once():
+    rng, shapes = np.random.default_rng(0), {"x": (1, 2, 5, 7), "grid": (1, 2, 2, 3)}
+    x, grid = (relax.Var(name, relax.TensorType(shape, "float32")) for name, shape in shapes.items())
+    builder = relax.BlockBuilder()
+    with builder.function("main", [x, grid]):
+        with builder.dataflow():
+            result = builder.emit_output(relax.op.image.grid_sample(x, grid, "bilinear", "NCHW", "zeros", True))
+        builder.emit_func_output(result)
+    before = _ready.cache_info().misses
+    for _ in range(3):
+        data = rng.standard_normal(shapes["x"]).astype("float32")
+        corners = np.stack(np.meshgrid([-1, 0, 1], [-1, 1])).astype("float32")[None]
+        (found,) = evaluate(builder.get()["main"], {"x": data, "grid": corners})
+        np.testing.assert_allclose(found[0, :, 0, 0], data[0, :, 0, 0], rtol=1e-6)
+    assert _ready.cache_info().misses == before + 1
