@@ -17,7 +17,7 @@ import tvm
 from tvm import relax
 
 from nnfuze_tvm.errors import InputError
-from nnfuze_tvm.graph import dataflow, ir
+from nnfuze_tvm.graph import dataflow, ir, ops
 from nnfuze_tvm.graph.cuts import cuts, graft
 from nnfuze_tvm.passes.merge.merge_tasks import MergeTasks
 from nnfuze_tvm.passes.merge.share_trunk import ShareTrunk
@@ -207,9 +207,9 @@ class Search:
         return [trial.candidate.task for trial in self.tried if trial.kept and trial.candidate.donor == donor]
 
     def _candidates(self) -> list[Candidate]:
-        """Return what can be tried, what saves most first, and of that what goes on behind most of a donor.
+        """Return what can be tried, what saves most first; a trunk that others are on stays where it is.
 
-        A trunk that others are on stays where it is.
+        Of what saves as much the largest donors come first: they stay, and others may go where the smaller ones went.
         """
         found = [
             candidate
@@ -217,7 +217,10 @@ class Search:
             if not self._followers(task)
             for candidate in candidates(donor, self._functions[donor], task, self._functions[task], self._learnt)
         ]
-        return sorted(found, key=lambda one: (-one.cut.macs, -one.donor_cut.macs, -one.fit))
+        whole = {
+            task: sum(ops.macs(b.value) for b in dataflow.bindings(func)) for task, func in self._functions.items()
+        }
+        return sorted(found, key=lambda one: (-one.cut.macs, -whole[one.donor], -one.donor_cut.macs, -one.fit))
 
     def attempt(self, candidate: Candidate) -> Trial:
         """Put one network on another's beginning, let them learn, and keep the result if it is within the budget."""
