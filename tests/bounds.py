@@ -183,3 +183,9 @@ def outside(func: tirx.PrimFunc, target: Target) -> list[str]:
     kernel = _Kernel()
     kernel.visit(plain(func, target).body)
     return kernel.found
+
+
+def outside_of(mod: tvm.IRModule, target: Target) -> dict[str, list[str]]:
+    """Return what the kernels of a lowered module read and write outside of their buffers, by kernel."""
+    kernels = {gvar.name_hint: func for gvar, func in mod.functions_items() if isinstance(func, tirx.PrimFunc)}
+    return {name: found for name, func in kernels.items() if (found := outside(func, target))}

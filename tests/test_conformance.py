@@ -28,6 +28,7 @@ from nnfuze_tvm.passes.compress.insert_qdq import InsertQDQ
 from nnfuze_tvm.passes.compress.policy import Policy
 from nnfuze_tvm.passes.lower.integer.realize_integer import RealizeInteger
 from nnfuze_tvm.schedules.schedule_kernels import ScheduleKernels
+from tests import bounds
 from tests.graph.calls import calls, examples
 
 HOST = resolve("host")
@@ -87,7 +88,9 @@ def _lowered(mod: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModule:
         passes = [ScheduleKernels(target), *build.packing_passes()]
         scheduled = tvm.transform.Sequential(passes)(build.fuse(mod, target))
         _check_rules(mod, scheduled)
-        return tvm.transform.Sequential(build.band_passes(target))(scheduled)
+        lowered = tvm.transform.Sequential(build.band_passes(target))(scheduled)
+    assert not bounds.outside_of(lowered, target)
+    return lowered
 
 
 def _check_rules(mod: tvm.IRModule, lowered: tvm.IRModule) -> None:
