@@ -98,4 +98,4 @@ def test_the_shipped_four_keep_their_answers(tmp_path, capsys):
     given = sum(layer.macs for layer in metrics.layers(make_graphs(NetworkRequest.parse(models, {})).loaded))
     assert stage["macs"] < 0.5 * given
     for task, right in {"digit": 0.943, "place": 0.996, "focus": 1.0, "ink": 1.0}.items():
-        assert stage["tasks"][task]["accuracy"] >= right - 0.015
+        assert stage["tasks"][task]["accuracy"] >= right - 0.01
