@@ -34,8 +34,8 @@ _ANY = 100.0
 
 def try_all(
     models: list[str], data: Path, evaluation: Path, schedule: Schedule, depths: int
-) -> list[tuple[Trial, bool]]:
-    """Return the trials of all pairs of cuts, and whether `stitches.candidates` names them.
+) -> list[tuple[Trial, dict[str, float], bool]]:
+    """Return the trials of all pairs of cuts, the points lost by task, and whether `stitches.candidates` names them.
 
     Parameters
     ----------
@@ -63,8 +63,9 @@ def try_all(
             if candidate.cut.macs in last:
                 search = Search(mod, samples, _ANY, schedule, Watch(), held, (mixed,))
                 trial = search.attempt(candidate)
-                found.append((trial, candidate in chosen))
-                print(task, "behind", candidate.donor_cut.name, "lost", dict(trial.curve[-1].lost), flush=True)
+                lost = search.judge.lost(trial.after)
+                found.append((trial, lost, candidate in chosen))
+                print(task, "behind", candidate.donor_cut.name, "lost", lost, flush=True)
     return found
 
 
@@ -80,17 +81,19 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the trials to a file, too")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    schedule = Schedule(arguments.epochs, 2500, rate=3e-3, seed=arguments.seed)
+    schedule = Schedule(arguments.epochs, 1, rate=3e-3, seed=arguments.seed)
     found = try_all(arguments.models, arguments.data, arguments.evaluation, schedule, arguments.depths)
     tasks = list(found[0][0].after)
     table = Table("task", "goes on behind", "instead of", "fit", *(f"{task} lost" for task in tasks), "in the search")
-    for trial, chosen in sorted(found, key=lambda one: max(one[0].curve[-1].lost.values())):
-        one, lost = trial.candidate, trial.curve[-1].lost
+    for trial, lost, chosen in sorted(found, key=lambda row: max(row[1].values())):
+        one = trial.candidate
         cells = [one.task, one.donor_cut.name, one.cut.name, f"{one.fit:.2f}", *(f"{lost[task]:.2f}" for task in tasks)]
         table.add_row(*cells, "yes" if chosen else "")
     output_console().print(table)
     if arguments.json:
-        arguments.json.write_text(json.dumps([{**asdict(trial), "chosen": chosen} for trial, chosen in found]) + "\n")
+        arguments.json.write_text(
+            json.dumps([{**asdict(t), "lost": lost, "chosen": chosen} for t, lost, chosen in found]) + "\n"
+        )
 
 
 if __name__ == "__main__":
