@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import tvm
-import tvm_ffi
 from tvm import tirx
 from tvm.ir import Call, TensorLoad
 from tvm.target import Target
 
+from nnfuze_tvm.deploy.memory.overwrites import _variables
 from nnfuze_tvm.schedules.loops import plain
 
 _MOST = 1 << 20
@@ -121,16 +121,7 @@ class _Kernel:
             pass
 
     def _values(self, exprs: Sequence[Any]) -> dict[Any, np.ndarray]:
-        used: set[Any] = set()
-
-        def collect(var: tirx.Var) -> None:
-            if var not in used:
-                used.add(var)
-                if var in self.bound:
-                    tvm_ffi.structural_walk(self.bound[var], (tirx.Var, collect))
-
-        for expr in exprs:
-            tvm_ffi.structural_walk(expr, (tirx.Var, collect))
+        used = _variables(exprs, self.bound)
         loops = [loop for loop in self.loops if loop.loop_var in used]
         steps = []
         for loop in loops:

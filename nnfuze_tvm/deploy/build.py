@@ -194,7 +194,7 @@ def build(mod: tvm.IRModule, target: Target, database: ms.Database | None = None
 
 
 def build_quickly(mod: tvm.IRModule, target: Target) -> relax.VMExecutable:
-    """Return the executable of a graph that won't run for long: what only saves memory takes a quarter of the time."""
+    """Return the executable of a graph that won't run for long: without bands, which take time to find."""
     return generate(_scheduled(fuse(mod, target), target, None, ()), target)
 
 

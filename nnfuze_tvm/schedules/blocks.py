@@ -49,7 +49,7 @@ def is_reduction(sch: s_tir.Schedule, block: SBlockRV) -> bool:
 
 
 def uses(expr: tirx.PrimExpr, var: tirx.Var) -> bool:
-    """Tell whether an index expression (sums, products, quotients) depends on a variable."""
+    """Tell whether an index expression or a comparison of some (sums, products, quotients) depends on a variable."""
     if isinstance(expr, tirx.Var):
         return bool(expr.same_as(var))
     return any(uses(getattr(expr, side), var) for side in ("a", "b") if hasattr(expr, side))

@@ -12,6 +12,8 @@ import tvm_ffi
 from tvm import s_tir, sym, tirx
 from tvm.s_tir.schedule import LoopRV
 
+from nnfuze_tvm.schedules.blocks import uses
+
 _KEY = "nnfuze.overlap"
 
 
@@ -58,10 +60,4 @@ def _but_of(predicate: tirx.PrimExpr, tile: tirx.Var) -> tirx.PrimExpr:
         parts = [_but_of(part, tile) for part in (predicate.a, predicate.b)]
         left = [part for part in parts if not isinstance(part, tirx.IntImm)]
         return tirx.And(*left) if len(left) == 2 else left[0] if left else parts[0]
-    return tirx.const(True, "bool") if _mentions(predicate, tile) else predicate
-
-
-def _mentions(predicate: tirx.PrimExpr, var: tirx.Var) -> bool:
-    found: list[tirx.Var] = []
-    tvm_ffi.structural_walk(predicate, (tirx.Var, found.append))
-    return any(each.same_as(var) for each in found)
+    return tirx.const(True, "bool") if uses(predicate, tile) else predicate
