@@ -28,6 +28,9 @@ class KeepTensors:
             value = substitute(binding.value, values)
             if op_name(value) == "vm.kill_object":
                 continue
+            if isinstance(value, tvm.ir.Var):
+                values[binding.var] = value
+                continue
             if op_name(value) == "vm.alloc_tensor":
                 storage, *rest = value.args
                 first = made.setdefault((storage, *map(str, rest)), binding.var)

@@ -13,12 +13,16 @@ NARROW_PRODUCTS = "nnfuze.narrow_products"
 # The attribute of a kernel whose tiles shall end where a row of the image does.
 BY_ROWS = "nnfuze.by_rows"
 ALL_PRODUCTS = 2**30
-# Where fewer fit, what comes between costs about what it saves.
+# Where fewer fit, what comes between costs about what it saves,
 FEWEST_PRODUCTS = 32
+# but for so many, whose sums go to int32 at once.
+FEW_PRODUCTS = 8
 # The largest of int8 data in absolute value, and the most of an int16.
 _LARGEST_DATA, _MOST = 2**7, 2**15 - 1
 # Weights stand in fours.
 _GROUP = 4
+# What the weights of the products that are added in one int16 may be together, in absolute value.
+MOST_WEIGHTS = _MOST // _LARGEST_DATA
 
 
 class Narrow(NamedTuple):
@@ -84,7 +88,8 @@ def narrow_products(weights: np.ndarray, channels: int) -> Narrow:
     -------
     Narrow
         Any so many products that follow each other, from a multiple of four on, fit; `ALL_PRODUCTS` if all of a
-        reduction do, 0 if less than `FEWEST_PRODUCTS`.
+        reduction do. Of less than `FEWEST_PRODUCTS`, `FEW_PRODUCTS` if any so many do, from a multiple of that on;
+        else 0.
     """
     rows = np.moveaxis(weights, channels, 0).reshape(weights.shape[channels], -1)
     if weights.dtype != np.int8 or rows.shape[1] % _GROUP:
@@ -101,7 +106,23 @@ def _fitting(sizes: np.ndarray) -> int:
     while fits < ends:
         groups = (fits + ends + 1) // 2
         most = int((before[:, groups:] - before[:, :-groups]).max(initial=0))
-        fits, ends = (groups, ends) if most * _LARGEST_DATA <= _MOST else (fits, groups - 1)
+        fits, ends = (groups, ends) if most <= MOST_WEIGHTS else (fits, groups - 1)
     if fits * _GROUP == products:
         return ALL_PRODUCTS
-    return fits * _GROUP if fits * _GROUP >= FEWEST_PRODUCTS else 0
+    if fits * _GROUP >= FEWEST_PRODUCTS:
+        return fits * _GROUP
+    few = products % FEW_PRODUCTS == 0 and int((sizes[:, ::2] + sizes[:, 1::2]).max(initial=0)) <= MOST_WEIGHTS
+    return FEW_PRODUCTS if few else 0
+
+
+def most_of_few(rows: np.ndarray) -> np.ndarray:
+    """Return what the weights in one int16 are together at most, ``[O]``, of `FEW_PRODUCTS` at a time.
+
+    Parameters
+    ----------
+    rows : np.ndarray
+        Weights ``[O, K]``, K a multiple of `FEW_PRODUCTS`; two of each four go to one sum, in either of `Narrow`'s
+        ways.
+    """
+    fours = np.abs(rows).reshape(len(rows), -1, FEW_PRODUCTS // _GROUP, 2, 2)
+    return np.maximum(fours.sum((2, 4)), fours.sum((2, 3))).max((1, 2))

@@ -146,7 +146,8 @@ def schedule(
     one_image = prod(sizes[: n_spatial - 2]) == 1
     reduction = _clear_sums(sch, anchor, plan, nest, from_bias=accumulator == "float32" and not cropped)
     whole = tile.flat or plan.work.rows == 1
-    if plan.constant_weights and one_image and whole and streams(plan.work, hw):
+    several = int(sch.get(nest.pixel_block).extent) > 1
+    if plan.constant_weights and one_image and whole and several and streams(plan.work, hw):
         block_bytes = plan.work.steps * tile.channels * plan.work.weight_bytes * plan.work.depth
         reduction = prefetch.mark(sch, nest.pixel_block, reduction, packed, block_bytes)
     if dot is not None:

@@ -43,7 +43,7 @@ class Work:
         Reduction elements per step: 4 with an int8 dot product, else 1.
     weight_bytes : int
         Bytes of one weight.
-    multiplies : int
+    multiplies : float
         Instructions on the multiply ports per accumulator and step.
     latency : float
         Cycles from one addition into an accumulator to the next.
@@ -78,7 +78,7 @@ class Work:
     lanes: int
     depth: int
     weight_bytes: int
-    multiplies: int
+    multiplies: float
     latency: float
     temporaries: int
     integer: bool

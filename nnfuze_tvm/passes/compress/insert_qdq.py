@@ -18,6 +18,7 @@ from tvm.relax import op
 from nnfuze_tvm.errors import InputError
 from nnfuze_tvm.graph import evaluate
 from nnfuze_tvm.graph.constants import array
+from nnfuze_tvm.graph.contraction import FEW_PRODUCTS, MOST_WEIGHTS, most_of_few
 from nnfuze_tvm.graph.dataflow import Emitter, Value, bindings, output_fields, substitute
 from nnfuze_tvm.graph.evaluate import Executor
 from nnfuze_tvm.graph.ir import lineage, with_float_layers
@@ -249,7 +250,11 @@ class _Writer:
         if bias is not None and array(bias[1]).size in (1, outputs):
             offsets = offsets + array(bias[1]).astype("float64").ravel()
         kept = self.stored[layer.name].per_row(filters.outer) if layer.name in self.stored else None
-        scale = self._weight_scale(rows, np.abs(offsets).reshape(-1, count).max(0), source) if kept is None else kept[1]
+        if kept is None:
+            scale = self._weight_scale(rows, np.abs(offsets).reshape(-1, count).max(0), source)
+            scale = _fitting_scale(filters.unpack(weight), scale)
+        else:
+            scale = kept[1]
         wide = scale.astype("float64").reshape([-1 if k == filters.outer else 1 for k in range(weight.ndim)])
         codes = np.clip(np.rint(weight / wide), -_LEVELS, _LEVELS) if kept is None else kept[0]
         constant = op.dequantize(
@@ -276,6 +281,30 @@ class _Writer:
         scale = np.abs(rows).max(1) / _LEVELS
         scale = np.maximum(scale, max(scale.max(), 1e-30) / _SCALE_SPREAD)
         return np.maximum(scale, offsets / (self.scales[source] * _LARGEST_BIAS)).astype("float32")
+
+
+def _fitting_scale(weight: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Return scales of output channels with which eight products at a time fit in int16, a few percent larger.
+
+    CPUs without dot products add as many there then before they go on in int32, which saves them a sixth (NEON) to a
+    quarter (AVX2) of the instructions. Scales are the same for all CPUs, so that results are.
+
+    Parameters
+    ----------
+    weight : np.ndarray
+        Weights in the common form of `Filters`.
+    scale : np.ndarray
+        float32, one per output channel, such that codes are at most 127.
+    """
+    groups, outputs, inputs, *_ = weight.shape
+    if inputs % FEW_PRODUCTS or scale.size != groups * outputs:
+        return scale
+    rows = np.moveaxis(weight, 2, -1).reshape(groups * outputs, -1)
+    while True:
+        over = most_of_few(np.rint(rows / scale.astype("float64")[:, None])) / MOST_WEIGHTS
+        if (over <= 1).all():
+            return scale
+        scale = (scale * np.maximum(over, 1)).astype("float32")
 
 
 _CALIBRATION_METHOD = Option(

@@ -6,7 +6,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 import tvm
-from tvm import relax, tirx
+import tvm_ffi
+from tvm import relax, s_tir, tirx
 from tvm.ir import GenericConst, GlobalVar
 from tvm.ir.transform import PassContext, module_pass
 
@@ -33,13 +34,17 @@ class BoundWeights:
                         calls[binding.value.args[0]].append(binding.value.args[1].fields)
         mod = mod.clone()
         for kernel, arguments in calls.items():
-            found = [count for each in zip(*arguments, strict=True) if (count := _products(each)) is not None]
-            if found and any(fewest := _fewest(found)) and isinstance(mod[kernel], tirx.PrimFunc):
-                mod.update_func(kernel, mod[kernel].with_attr(NARROW_PRODUCTS, list(fewest)))
+            func = mod[kernel]
+            if not isinstance(func, tirx.PrimFunc):
+                continue
+            operands = zip(func.params, zip(*arguments, strict=True), strict=False)
+            found = [count for param, each in operands if (count := _products(func, param, each)) is not None]
+            if found and any(fewest := _fewest(found)):
+                mod.update_func(kernel, func.with_attr(NARROW_PRODUCTS, list(fewest)))
         return mod
 
 
-def _products(arguments: Sequence[Value]) -> Narrow | None:
+def _products(kernel: tirx.PrimFunc, param: tirx.Var, arguments: Sequence[Value]) -> Narrow | None:
     """Return how many products fit, given what an argument is in each call; None where it is weights in none."""
     weights = [each for each in arguments if isinstance(each, GenericConst) and str(each.ty.dtype) == "int8"]
     weights = [each for each in weights if len(static_shape(each)) > 1]
@@ -47,8 +52,25 @@ def _products(arguments: Sequence[Value]) -> Narrow | None:
         return None
     if len(weights) < len(arguments):
         return NO_PRODUCTS
-    # Which axis is that of the output channels is the kernel's business.
-    return _fewest([narrow_products(array(each), axis) for each in weights for axis in (0, array(each).ndim - 1)])
+    axes = _channel_axes(kernel, param)
+    return _fewest([narrow_products(array(each), axis) for each in weights for axis in axes]) if axes else NO_PRODUCTS
+
+
+def _channel_axes(kernel: tirx.PrimFunc, param: tirx.Var) -> set[int]:
+    """Return which axes of a buffer are a sum's last spatial one, where it is summed over others: output channels."""
+    axes = set()
+
+    def visit(block: s_tir.SBlock) -> None:
+        kinds = [iterator.iter_type for iterator in block.iter_vars]
+        spatial = [iterator.var for iterator in block.iter_vars if iterator.iter_type == tirx.IterVar.DataPar]
+        if tirx.IterVar.CommReduce not in kinds or not spatial:
+            return
+        for region in block.reads:
+            if region.source.same_as(param):
+                axes.update(n for n, index in enumerate(region.region) if index.min.same_as(spatial[-1]))
+
+    tvm_ffi.structural_walk(kernel.body, (s_tir.SBlock, visit))
+    return axes
 
 
 def _fewest(counts: Sequence[Narrow]) -> Narrow:

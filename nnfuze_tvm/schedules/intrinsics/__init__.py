@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from nnfuze_tvm.graph.contraction import NO_PRODUCTS, Narrow
+from nnfuze_tvm.graph.contraction import FEW_PRODUCTS, FEWEST_PRODUCTS, NO_PRODUCTS, Narrow
 from nnfuze_tvm.graph.integers import modulo
 from nnfuze_tvm.schedules.intrinsics import arm, elementary, rounding, words, x86
 from nnfuze_tvm.schedules.intrinsics.description import Dot, NarrowSums, Step
@@ -22,7 +22,7 @@ modulo.install()
 rounding.install()
 words.install()
 
-_NARROW = x86.NARROW | arm.NARROW
+_NARROW, _FEW = x86.NARROW | arm.NARROW, x86.FEW | arm.FEW
 
 
 def dots(features: frozenset[str], data: str, weights: str, narrow: Narrow = NO_PRODUCTS) -> list[Dot]:
@@ -51,21 +51,25 @@ def dots(features: frozenset[str], data: str, weights: str, narrow: Narrow = NO_
             for feature, dtype, name, lanes, depth, multiplies, taken_as in x86.DOTS
             if feature in features
             and (dtype, "int8") == (data, weights)
-            and (narrow.neighbours or name not in x86.FOR_SMALL)
+            and (narrow.neighbours >= FEWEST_PRODUCTS or name not in x86.FOR_SMALL)
         ]
-        found = [_narrowed(dot, narrow) for dot in found]
-    own = [_narrowed(dot, narrow) for feature, known in arm.DOTS.items() if feature in features for dot in known]
     # Of vectors of one length the best; shorter ones are for channels that fill no longer one.
     found = list({(dot.lanes, dot.depth): dot for dot in reversed(found)}.values())[::-1]
-    return found + [dot for dot in own if (dot.data, dot.weights) == (data, weights)]
+    own = [dot for feature, known in arm.DOTS.items() if feature in features for dot in known]
+    return _narrowed([*found, *(dot for dot in own if (dot.data, dot.weights) == (data, weights))], narrow)
 
 
-def _narrowed(dot: Dot, narrow: Narrow) -> Dot:
-    """Return an intrinsic as it multiplies by small weights: where it can, products are added in int16 first."""
-    fit = narrow.apart if dot.paired else narrow.neighbours
-    if not fit or dot.name not in _NARROW:
-        return dot
-    return replace(dot, multiplies=dot.multiplies - 1, narrow=fit)
+def _narrowed(known: list[Dot], narrow: Narrow) -> list[Dot]:
+    """Return intrinsics as they multiply by small weights: where they can, products are added in int16 first."""
+    few, found = [], []
+    for dot in known:
+        fit = narrow.apart if dot.paired else narrow.neighbours
+        if fit >= FEWEST_PRODUCTS and dot.name in _NARROW:
+            dot = replace(dot, multiplies=dot.multiplies - 1, narrow=fit)
+        elif fit == FEW_PRODUCTS and dot.name in _FEW:
+            few.append(_FEW[dot.name])
+        found.append(dot)
+    return few + found
 
 
 def narrow_of(name: str) -> NarrowSums:
@@ -105,4 +109,5 @@ def wants_unsigned(features: frozenset[str]) -> bool:
 def fitting(known: list[Dot], channels: int, depth: int) -> list[Dot]:
     """Return the best of the known intrinsics that divides so many channels and products, for several steps or one."""
     found = [dot for dot in known if channels % dot.lanes == 0 and depth % (dot.steps * dot.depth) == 0]
-    return [dot for dot in found if (dot.lanes, dot.depth) == (found[0].lanes, found[0].depth)]
+    kind = [(dot.lanes, dot.depth, dot.multiplies) for dot in found]
+    return [dot for dot, own in zip(found, kind, strict=True) if own == kind[0]]

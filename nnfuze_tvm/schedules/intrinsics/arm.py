@@ -6,6 +6,7 @@ vector: by element where the instruction can (``fmla``, ``smlal``, ``sdot``).
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -18,6 +19,8 @@ from nnfuze_tvm.schedules.intrinsics.description import Dot, NarrowSums, Step, s
 
 # An expression of TVM's of several lanes.
 Vector = Any
+# Steps whose products are added in int16, where not many are and not only one's.
+_STEPS_AT_ONCE = 2
 
 
 def _call(name: str, dtype: str, *args: Vector) -> Vector:
@@ -71,10 +74,18 @@ def pairs_added(narrow: Vector) -> Vector:
     return _call("saddlp", "int32x4", narrow)
 
 
-def few_bit_products(narrow: Vector, data: Vector, weights: Vector, step: int) -> Vector:
+def few_bit_products(narrow: Vector | None, data: Vector, weights: Vector, step: int) -> Vector:
     """Add four products of each of four channels to two int16 sums of each, which must have room for them."""
     low, high = _pairs(signed(data), weights, step)
-    return narrow + low + high
+    return low + high if narrow is None else narrow + low + high
+
+
+def _few_at_once(total: Vector, data: Vector, weights: Vector, step: int) -> Vector:
+    """Four int8 channels, eight products each: four are added in int16, where the weights are so small."""
+    (first, second), narrow = weights, None
+    for number, own in ((2 * step, first), (2 * step + 1, second)):
+        narrow = few_bit_products(narrow, data, own, number)
+    return total + pairs_added(narrow)
 
 
 def _sdot(total: Vector, data: Vector, weights: Vector, step: int) -> Vector:
@@ -95,8 +106,8 @@ def _smmla(total: Vector, data: Vector, weights: Vector, step: int) -> Vector:
     return total + tirx.Shuffle([low, high], [0, 1, 4, 5])
 
 
-def _by_lanes(dot: Dot, step: Step) -> tirx.PrimFunc:
-    """Return the implementation of ``dot`` as a chain of its steps."""
+def _by_lanes(dot: Dot, step: Step, at_once: int = 1) -> tirx.PrimFunc:
+    """Return the implementation of ``dot`` as a chain of its steps, of which ``step`` takes so many at once."""
     numbers = dot.steps * dot.depth
     with IRBuilder() as builder:
         with T.prim_func(s_tir=True):
@@ -113,9 +124,11 @@ def _by_lanes(dot: Dot, step: Step) -> tirx.PrimFunc:
                 if dot.data == "uint8":
                     row = signed(row)
                 total = sums.vload([0], f"{dot.sums}x{dot.lanes}")
-                for index in range(dot.steps):
-                    place = [index, *[0] * (len(packed) - 1)]
-                    total = step(total, row, weights.vload(place, f"{dot.weights}x{dot.lanes * dot.depth}"), index)
+                places = [[index, *[0] * (len(packed) - 1)] for index in range(dot.steps)]
+                loaded = [weights.vload(place, f"{dot.weights}x{dot.lanes * dot.depth}") for place in places]
+                for index in range(dot.steps // at_once):
+                    own = loaded[at_once * index : at_once * (index + 1)]
+                    total = step(total, row, own[0] if at_once == 1 else own, index)
                 T.buffer_store(sums, total, [T.ramp(T.int32(0), 1, dot.lanes)])
     return builder.get()
 
@@ -164,8 +177,17 @@ STEPS: dict[str, Step] = {dot.name: step for found in _ALL.values() for dot, ste
 NARROW = {dot.name: NarrowSums(8, few_bit_products, pairs_added) for dot, _ in _PAIRS}
 """The intrinsics whose products can be added in int16 first, by name."""
 
+FEW = {
+    dot.name: replace(dot, name=f"{dot.name}_few", multiplies=2.5)
+    for dot, _ in _PAIRS
+    if dot.steps % _STEPS_AT_ONCE == 0
+}
+"""Of these, what adds those of two steps in int16, by name."""
+
 
 def _register() -> None:
+    for dot in FEW.values():
+        TensorIntrin.register(dot.name, steps_desc(dot), _by_lanes(dot, _few_at_once, _STEPS_AT_ONCE))
     for found in _ALL.values():
         for dot, step in found:
             TensorIntrin.register(dot.name, steps_desc(dot), _by_lanes(dot, step))

@@ -30,7 +30,7 @@ class Dot:
         The sums it adds to.
     depth : int
         Products per sum and step.
-    multiplies : int
+    multiplies : float
         Instructions on the multiply ports per step.
     data : str
         Dtype in which it takes the data; ``int16`` where int8 data are to be widened before.
@@ -51,7 +51,7 @@ class Dot:
     name: str
     lanes: int
     depth: int
-    multiplies: int
+    multiplies: float
     data: str
     steps: int = 1
     prepare: int = 0

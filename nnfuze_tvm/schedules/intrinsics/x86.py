@@ -9,7 +9,14 @@ from tvm.s_tir import TensorIntrin
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from nnfuze_tvm.schedules.intrinsics.description import Dot, NarrowSums, Step, products_desc, sums_of_products
+from nnfuze_tvm.schedules.intrinsics.description import (
+    Dot,
+    NarrowSums,
+    Step,
+    products_desc,
+    steps_desc,
+    sums_of_products,
+)
 
 
 def _wide(data: Any, lanes: int, dtype: str) -> Any:
@@ -36,8 +43,8 @@ def maddubs(lanes: int, bytes_name: str, words_name: str, sign_name: str = "") -
     def step(total: Any, data: Any, weights: Any, _: int = 0) -> Any:
         return total + widen(pairs(data, weights))
 
-    def multiply(narrow: Any, data: Any, weights: Any, _: int = 0) -> Any:
-        return narrow + pairs(data, weights)
+    def multiply(narrow: Any | None, data: Any, weights: Any, _: int = 0) -> Any:
+        return pairs(data, weights) if narrow is None else narrow + pairs(data, weights)
 
     return step, NarrowSums(2 * lanes, multiply, widen)
 
@@ -70,6 +77,28 @@ def _implementation(step: Step, lanes: int, depth: int, data: str, weights: str)
             numbers = (own.vload([0], f"{data}x{depth}"), matrix.vload([0, 0], f"{weights}x{lanes * depth}"))
             total = step(sums.vload([0], f"int32x{lanes}"), *numbers)
             T.buffer_store(sums, total, [T.ramp(T.int32(0), 1, lanes)])
+    return builder.get()
+
+
+def _implementation_of_two(dot: Dot, narrow: NarrowSums) -> tirx.PrimFunc:
+    """Return the implementation of an intrinsic of two steps, whose products are added in int16 first."""
+    number = f"{dot.weights}x{dot.lanes * dot.depth}"
+    with IRBuilder() as builder:
+        with T.prim_func(s_tir=True):
+            a, b, c = (T.arg(name, T.handle()) for name in "abc")
+            data = T.match_buffer(a, (dot.steps * dot.depth,), dot.data, offset_factor=1)
+            strides = [T.int32(), dot.depth, 1]
+            weights = T.match_buffer(b, dot.packed, dot.weights, offset_factor=1, strides=strides)
+            sums = T.match_buffer(c, (dot.lanes,), dot.sums, offset_factor=1)
+            with T.sblock("root"):
+                T.reads(sums[0 : dot.lanes], data[0 : dot.steps * dot.depth], weights[tuple(slice(0, n) for n in dot.packed)])
+                T.writes(sums[0 : dot.lanes])
+                words = None
+                for step in range(dot.steps):
+                    own = data.vload([dot.depth * step], f"{dot.data}x{dot.depth}")
+                    words = narrow.multiply(words, own, weights.vload([step, 0, 0], number))
+                total = sums.vload([0], f"{dot.sums}x{dot.lanes}") + narrow.widen(words)
+                T.buffer_store(sums, total, [T.ramp(T.int32(0), 1, dot.lanes)])
     return builder.get()
 
 
@@ -128,8 +157,16 @@ STEPS: dict[str, Step] = {
 NARROW = {name: narrow for name, (_, narrow) in _BYTES.items()}
 """The intrinsics whose products can be added in int16 first, by name."""
 
+FEW = {
+    name: Dot(f"{name}_2", lanes, 4, 1.5, "uint8", steps=2)
+    for name, lanes in (("nnfuze_dot4_avx512_u8", 16), ("nnfuze_dot4_avx2_u8", 8))
+}
+"""Of these, what adds those of two steps in int16, by name."""
+
 
 def _register() -> None:
+    for name, dot in FEW.items():
+        TensorIntrin.register(dot.name, steps_desc(dot), _implementation_of_two(dot, NARROW[name]))
     for _, dtype, name, lanes, depth, _, taken_as in DOTS:
         narrow = dtype if taken_as != dtype else None
         desc = products_desc(lanes, depth, taken_as, "int8", narrow=narrow)
