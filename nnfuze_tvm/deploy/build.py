@@ -54,7 +54,7 @@ def machine(target: Target) -> pipeline.Machine:
         integer_winograd=not bytes_are_fast(hw.features),
         far_macs=hw.far_macs,
         nearest=rounding.fcvtns if aarch64 else rounding.lrint,
-        saturating=aarch64,
+        saturating=aarch64 or triple.startswith("x86"),
         bounds=bounds.of_machine(arm, "fullfp16" in hw.features),
         channels=channels,
         cycles=costs,

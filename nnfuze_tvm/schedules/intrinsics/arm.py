@@ -182,7 +182,7 @@ FEW = {
     for dot, _ in _PAIRS
     if dot.steps % _STEPS_AT_ONCE == 0
 }
-"""Of these, what adds those of two steps in int16, by name."""
+"""What adds the products of two steps in int16, by the name of the intrinsic in whose place."""
 
 
 def _register() -> None:
