@@ -61,15 +61,15 @@ def dots(features: frozenset[str], data: str, weights: str, narrow: Narrow = NO_
 
 def _narrowed(known: list[Dot], narrow: Narrow) -> list[Dot]:
     """Return intrinsics as they multiply by small weights: where they can, products are added in int16 first."""
-    few, found = [], []
-    for dot in known:
-        fit = narrow.apart if dot.paired else narrow.neighbours
-        if fit >= FEWEST_PRODUCTS and dot.name in _NARROW:
-            dot = replace(dot, multiplies=dot.multiplies - 1, narrow=fit)
-        elif fit == FEW_PRODUCTS and dot.name in _FEW:
-            few.append(_FEW[dot.name])
-        found.append(dot)
-    return few + found
+    fits = [narrow.apart if dot.paired else narrow.neighbours for dot in known]
+    few = [dot for dot, fit in zip(known, fits, strict=True) if fit == FEW_PRODUCTS and dot.name in _FEW]
+    found: list[Dot] = []
+    for dot, fit in zip(known, fits, strict=True):
+        if few and dot is few[0]:  # those of two steps are better than all that could be in their place
+            found += [_FEW[each.name] for each in few]
+        small = fit >= FEWEST_PRODUCTS and dot.name in _NARROW
+        found.append(replace(dot, multiplies=dot.multiplies - 1, narrow=fit) if small else dot)
+    return found
 
 
 def narrow_of(name: str) -> NarrowSums:
