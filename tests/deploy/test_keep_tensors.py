@@ -5,11 +5,21 @@ from __future__ import annotations
 import numpy as np
 import tvm
 from tvm import relax
+from tvm.script import tirx as T
 
 from nnfuze_tvm.deploy.keep_tensors import KeepTensors
 from nnfuze_tvm.graph.dataflow import bindings, op_name
 
 LAYERS = 6
+
+
+@T.prim_func(private=True, s_tir=True)
+def double(x: T.Buffer((4, 4), "float32")) -> None:
+    T.func_attr({"tirx.noalias": True})
+    for i, j in T.grid(4, 4):
+        with T.sblock("double"):
+            row, column = T.axis.remap("SS", [i, j])
+            x[row, column] = x[row, column] * T.float32(2)
 
 
 def network() -> tvm.IRModule:
@@ -46,3 +56,30 @@ def test_one_object_for_one_place() -> None:
     assert before[0] == LAYERS
     assert after[0] < before[0]
     assert after[1] == 0 < before[1]
+
+
+def test_what_is_computed_in_place_is_the_same_object() -> None:
+    x = relax.Var("x", relax.TensorType((4, 4), "float32"))
+    builder = relax.BlockBuilder()
+    kernel = builder.add_func(double, "double")
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            value = builder.emit(relax.op.add(x, x))
+            for _ in range(LAYERS):
+                value = builder.emit(relax.op.call_tir_inplace(kernel, [value], [0], x.ty))
+            result = builder.emit_output(relax.Tuple([value]))
+        builder.emit_func_output(result)
+    target = tvm.target.Target("llvm")
+    usual = relax.get_pipeline("default_build")
+    data = np.random.default_rng(1).standard_normal((4, 4)).astype("float32")
+    counts = []
+    for passes in ([usual], [usual, KeepTensors()]):
+        with target:
+            main = tvm.transform.Sequential(passes)(builder.get())["main"]
+        counts.append(sum(isinstance(binding.value, tvm.ir.Var) for binding in bindings(main)))
+        executable = relax.build(
+            builder.get(), target, relax_pipeline=tvm.transform.Sequential(passes), exec_mode="compiled"
+        )
+        (got,) = relax.VirtualMachine(executable, tvm.cpu())["main"](tvm.runtime.tensor(data))
+        np.testing.assert_array_equal(got.numpy(), data * 2 ** (LAYERS + 1))
+    assert counts[0] >= LAYERS and counts[1] == 0

@@ -13,9 +13,10 @@ from tvm.script import relax as R
 
 from nnfuze_tvm.errors import InputError
 from nnfuze_tvm.graph import evaluate, ir
+from nnfuze_tvm.graph.contraction import FEW_PRODUCTS, MOST_WEIGHTS, most_of_few
 from nnfuze_tvm.graph.dataflow import Emitter, bindings, op_name
 from nnfuze_tvm.graph.ir import FLOAT_LAYERS_ATTR
-from nnfuze_tvm.passes.compress.insert_qdq import InsertQDQ
+from nnfuze_tvm.passes.compress.insert_qdq import InsertQDQ, _fitting_scale
 from nnfuze_tvm.passes.compress.policy import Policy
 from nnfuze_tvm.passes.lower.integer.realize_integer import RealizeInteger
 from nnfuze_tvm.passes.lower.layout import ToNHWC
@@ -89,6 +90,35 @@ def scale_of(binding):
     return float(binding.value.args[1].value.numpy())
 
 
+def codes_fill(codes, outer):
+    """Tell of each row of codes whether no larger ones would do, and whether eight products with them fit in int16."""
+    if codes.ndim == 4:
+        codes = np.moveaxis(codes, 1, 3)
+    rows = np.moveaxis(codes, outer, 0).reshape(codes.shape[outer], -1)
+    largest, inputs = np.abs(rows).max(1), codes.shape[-1] if codes.ndim == 4 else codes.shape[1 - outer]
+    if inputs % FEW_PRODUCTS:
+        return largest == 127, largest <= 127
+    most = most_of_few(rows)
+    # Rounding may take what is a little more than fits.
+    return (largest == 127) | (most > MOST_WEIGHTS - 8), most <= MOST_WEIGHTS
+
+
+@given(
+    shape=st.sampled_from([(8, 16, 1, 1), (5, 8, 3, 3), (3, 24, 1, 5), (4, 12, 1, 1), (6, 8, 1, 1)]),
+    tails=st.floats(0.5, 4.0),
+    seed=st.integers(0, 2**16),
+)
+def test_eight_products_fit_in_int16_and_scales_are_no_larger_than_that_takes(shape, tails, seed):
+    rng = np.random.default_rng(seed)
+    weights = np.sign(rng.standard_normal(shape)) * np.abs(rng.standard_normal(shape)) ** tails
+    scale = (np.abs(weights).max((1, 2, 3)) / 127).astype("float32")
+    found = _fitting_scale(weights[None], scale)
+    assert found.dtype == np.float32 and (found >= scale).all() and (found <= 2.05 * scale).all()
+    codes = np.rint(weights / found.astype("float64")[:, None, None, None]).astype("int32")
+    full, fits = codes_fill(codes, 0)
+    assert full.all() and fits.all()
+
+
 def test_a_residual_network():
     graph, y = residual_network()
     mod, samples = graph.module(y), graph.samples()
@@ -103,7 +133,9 @@ def test_a_residual_network():
     for conv in calls(result, "nn.conv2d") + calls(result, "matmul"):
         dequantize = next(b.value for b in bindings(result["main"]) if b.var.same_as(conv.value.args[1]))
         weight = dequantize.args[0].value.numpy()
-        assert weight.dtype == np.int8 and np.abs(weight.astype(int)).max() == 127
+        assert weight.dtype == np.int8
+        full, fits = codes_fill(weight.astype("int32"), 0 if weight.ndim == 4 else 1)
+        assert full.all() and fits.all()
     # What goes in is not changed, and logits stay float.
     assert not calls(mod, "quantize")
     data = {"x": samples["x"][:1]}

@@ -32,7 +32,15 @@ def weights(most, inputs, outputs=32):
 
 @pytest.mark.parametrize(
     ("board", "most", "narrow"),
-    [("rpi3", 7, True), ("rpi4", 7, True), ("rpi4", 127, False), ("rpi5", 7, False), ("rpi4", 1, True)],
+    [
+        ("rpi3", 7, True),
+        ("rpi4", 7, True),
+        ("rpi4", 63, True),
+        ("rpi4", 127, False),
+        ("rpi5", 7, False),
+        ("rpi5", 63, False),
+        ("rpi4", 1, True),
+    ],
 )
 def test_only_small_weights_without_dot_products_are_summed_narrowly(board, most, narrow):
     text = assembly(layer(weights(most, 256)), resolve(board))
@@ -51,7 +59,7 @@ def test_only_small_weights_are_summed_narrowly_with_avx2(dtype, most, narrow):
 
 
 @given(
-    most=st.sampled_from([1, 2, 7, 8, 15, 32]),
+    most=st.sampled_from([1, 2, 7, 8, 15, 32, 63, 64]),
     inputs=st.integers(1, 90).map(lambda n: 4 * n),
     outputs=st.sampled_from([8, 12, 24, 32]),
     dtype=st.sampled_from(["uint8", "int8"]),
@@ -71,7 +79,13 @@ def test_sums_are_those_of_numpy(most, inputs, outputs, dtype, extreme, seed):
     np.testing.assert_array_equal(got.numpy(), data.astype("int32") @ own.T.astype("int32"))
 
 
-@pytest.mark.parametrize(("most", "count"), [(7, [72, 72]), (15, [32, 32]), (127, None)])
+def test_of_weights_that_are_less_small_eight_at_a_time_are_with_avx2():
+    text = assembly(layer(weights(63, 256), "uint8"), resolve("x86-64-v3"))
+    assert text.count("vpmaddubsw") == 2 * text.count("vpmaddwd") == 2 * text.count("vpaddw") > 0
+    assert "vpaddw" not in assembly(layer(weights(63, 256), "int8"), resolve("x86-64-v3"))
+
+
+@pytest.mark.parametrize(("most", "count"), [(7, [72, 72]), (15, [32, 32]), (63, [8, 8]), (64, None), (127, None)])
 def test_a_kernel_knows_how_many_products_fit(most, count):
     (kernel,) = fused_kernels(layer(weights(most, 256)), resolve("rpi4")).values()
     found = kernel["main"].attrs.get(NARROW_PRODUCTS)
