@@ -13,9 +13,9 @@ from nnfuze_tvm.graph.dataflow import Value, bindings, op_name, substitute, with
 class KeepTensors:
     """Make one tensor of the same part of the same memory, and let the end of a call free what was allocated in it.
 
-    TVM makes a tensor object for every kernel's result, and drops each when it was read for the last time. Where they
-    lie is planned before; one object per place and shape will do, and takes less code and time. Takes ``main`` as TVM's
-    own passes leave it for the virtual machine.
+    TVM makes a tensor object for every kernel's result, another for what is computed in place, and drops each when it
+    was read for the last time. Where they lie is planned before; one object per place and shape will do, and takes less
+    code and time. Takes ``main`` as TVM's own passes leave it for the virtual machine.
     """
 
     def transform_module(self, mod: tvm.IRModule, _: PassContext) -> tvm.IRModule:

@@ -144,8 +144,9 @@ def schedule(
     if hw.cores > 1 and prod(sizes) >= PARALLEL_MIN_OPS:
         _share(sch, nest, cropped)
     one_image = prod(sizes[: n_spatial - 2]) == 1
-    reduction = _clear_sums(sch, anchor, plan, nest, from_bias=accumulator in ("float32", "int32") and not cropped)
+    reduction = _clear_sums(sch, anchor, plan, nest, from_bias=accumulator != "float16" and not cropped)
     whole = tile.flat or plan.work.rows == 1
+    # The tiles after the first leave the memory idle; a single one reads its weights in a stream anyway.
     several = int(sch.get(nest.pixel_block).extent) > 1
     if plan.constant_weights and one_image and whole and several and streams(plan.work, hw):
         block_bytes = plan.work.steps * tile.channels * plan.work.weight_bytes * plan.work.depth
