@@ -144,7 +144,9 @@ def schedule(
     if hw.cores > 1 and prod(sizes) >= PARALLEL_MIN_OPS:
         _share(sch, nest, cropped)
     one_image = prod(sizes[: n_spatial - 2]) == 1
-    reduction = _clear_sums(sch, anchor, plan, nest, from_bias=accumulator != "float16" and not cropped)
+    # Sums of two rows stand together in other places than the bias has.
+    from_bias = accumulator != "float16" and not cropped and not (dot is not None and dot.rows > 1)
+    reduction = _clear_sums(sch, anchor, plan, nest, from_bias)
     whole = tile.flat or plan.work.rows == 1
     # The tiles after the first leave the memory idle; a single one reads its weights in a stream anyway.
     several = int(sch.get(nest.pixel_block).extent) > 1

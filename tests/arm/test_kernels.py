@@ -161,7 +161,9 @@ def test_convolutions_equal_numpy(name: str, dtype: str, session: Session, board
             np.testing.assert_array_equal(got, want, err_msg=str(SHAPES[i]))
 
 
-@pytest.mark.parametrize(("largest", "seed"), [(1, None), (7, None), (7, 1), (7, 2), (15, None), (16, None), (63, None), (63, 1)])
+@pytest.mark.parametrize(
+    ("largest", "seed"), [(1, None), (7, None), (7, 1), (7, 2), (15, None), (16, None), (63, None), (63, 1)]
+)
 def test_sums_of_small_weights_are_the_same_bits(
     largest: int, seed: int | None, session: Session, board: Board, tmp_path: Path
 ) -> None:

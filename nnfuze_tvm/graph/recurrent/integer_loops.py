@@ -37,7 +37,7 @@ class Dots:
         The weights of one step are the first two of all lanes, then the next two, and not all of the first lane.
     add : callable
         ``(sums, codes of all steps, weights of one step, step) ->`` the sums.
-    instructions : int
+    instructions : float
         Multiplications that it takes.
     """
 
@@ -48,7 +48,7 @@ class Dots:
     shift: int
     paired: bool
     add: Callable[[Any, Any, Any, int], Any]
-    instructions: int = 1
+    instructions: float = 1
 
     def place(self, position: Any) -> tuple[Any, Any]:
         """Return the lane and the product of a weight by its position among those of one step."""

@@ -58,7 +58,7 @@ def _products(kernel: tirx.PrimFunc, param: tirx.Var, arguments: Sequence[Value]
 
 def _channel_axes(kernel: tirx.PrimFunc, param: tirx.Var) -> set[int]:
     """Return which axes of a buffer are a sum's last spatial one, where it is summed over others: output channels."""
-    axes = set()
+    axes: set[int] = set()
 
     def visit(block: s_tir.SBlock) -> None:
         kinds = [iterator.iter_type for iterator in block.iter_vars]

@@ -48,10 +48,13 @@ def best(group: Group, hw: Hardware) -> tuple[float, Bands] | None:
     parts = hw.cores if work >= PARALLEL_MIN_OPS else 1
     room, most = _room(hw)
     found: list[tuple[float, Bands]] = []
+    rows = steps[-1].rows
     for tiles in _TILES:
         bands = Bands(tiles * steps[-1].tile, parts)
-        if bands.count(steps[-1].rows) < 2 * parts:
+        if bands.count(rows) < max(2, parts):
             break
+        if bands.longest(rows) > Bands(steps[-1].tile, parts).longest(rows):
+            continue  # some cores would wait longer for others than they must
         path = course(steps, bands)
         between = scratch(stages, lines(path, steps, bands))
         if between > room or between + weights > most:

@@ -69,6 +69,10 @@ class Bands:
         """Return the number of bands."""
         return -(-rows // self.height)
 
+    def longest(self, rows: int) -> int:
+        """Return the rows of the longest part, at most."""
+        return -(-self.count(rows) // self.parts) * self.height
+
     def first(self, part: Any, count: int) -> Any:
         """Return the first band of a part; of the one behind the last part, the number of bands."""
         return part * count // self.parts

@@ -91,7 +91,8 @@ def _implementation_of_two(dot: Dot, narrow: NarrowSums) -> tirx.PrimFunc:
             weights = T.match_buffer(b, dot.packed, dot.weights, offset_factor=1, strides=strides)
             sums = T.match_buffer(c, (dot.lanes,), dot.sums, offset_factor=1)
             with T.sblock("root"):
-                T.reads(sums[0 : dot.lanes], data[0 : dot.steps * dot.depth], weights[tuple(slice(0, n) for n in dot.packed)])
+                whole = tuple(slice(0, extent) for extent in dot.packed)
+                T.reads(sums[0 : dot.lanes], data[0 : dot.steps * dot.depth], weights[whole])
                 T.writes(sums[0 : dot.lanes])
                 words = None
                 for step in range(dot.steps):
