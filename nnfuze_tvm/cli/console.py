@@ -124,7 +124,12 @@ def out() -> Console:
 def print_arrays(arrays: Mapping[str, np.ndarray]) -> None:
     """Print an output per line: its shape, and where its largest value is."""
     for name, array in arrays.items():
-        scores = array.reshape(-1)
-        best = int(scores.argmax()) if scores.size else -1
-        largest = f", largest {scores[best]:.6g} at {best}" if scores.size else ""
+        largest = ""
+        if array.size:
+            at = int(array.argmax())
+            index: list[int] = []
+            for extent in reversed(array.shape):
+                at, index = at // extent, [at % extent, *index] if extent > 1 else index
+            place = index if len(index) > 1 else [*index, 0][0]
+            largest = f", largest {array.max():.6g} at {place}"
         out().print(f"{name}: {list(array.shape)} {array.dtype}{largest}")

@@ -97,9 +97,11 @@ def read_inputs(texts: Sequence[str]) -> dict[str, np.ndarray]:
     InputError
         If a text is written otherwise, or a file can't be read.
     """
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for text in texts:
         name, found, path = text.partition("=")
+        if found and name in arrays:
+            raise InputError(f"--input {text}: {name!r} was given before; give each input once")
         if not found and text.endswith(".npz"):
             arrays.update(read_arrays(text, "inputs"))
             continue

@@ -103,6 +103,8 @@ class NetworkRequest(BaseModel):
         InputError
             With one line that names the option and what is wrong with it, also if there is no such option.
         """
+        if isinstance(models, str):
+            raise InputError(f"models {models!r}: a text; give a list of networks, as [{models!r}]")
         options = method_settings.options(pipeline.METHODS)
         known = [*(name for name in cls.model_fields if name not in ("models", "options")), *options]
         for name in fields:
@@ -118,8 +120,12 @@ class NetworkRequest(BaseModel):
             request = cls.model_validate({"models": models or [], "options": chosen.model_dump(), **own})
         except ValidationError as error:
             first = error.errors()[0]
-            name = str(first["loc"][0]).replace("_", "-")
-            raise InputError(f"--{name} {printable(str(first['input']), 80)}: {first['msg'].lower()}") from None
+            name = str(first["loc"][0])
+            message = first["msg"].lower().replace("input should", "it should")
+            about = f" ({options[name].help.rstrip('.')})" if name in options else ""
+            raise InputError(
+                f"--{name.replace('_', '-')} {printable(str(first['input']), 80)}: {message}{about}"
+            ) from None
         if request.policy is None:
             stated = method_settings.settings(pipeline.METHODS, request.options)
             layer = LayerPolicy(**{field: value for field, value in stated.items() if value is not None})

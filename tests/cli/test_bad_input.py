@@ -188,6 +188,7 @@ class TestOptions:
             (["--prune", "0"], "--prune 0"),
             (["--prune", "-0.5"], "--prune -0.5"),
             (["--prune", "1.5"], "--prune 1.5"),
+            (["--prune", "75"], "it should be less than or equal to 1 (Fraction of the channels to keep, "),
             (["--quantize", "int4"], "--quantize int4"),
             (["--max-error", "0"], "--max-error 0"),
             (["--max-error", "nan"], "--max-error nan"),

@@ -363,3 +363,10 @@ def test_auto_says_which_layers_stay_float_and_how_to_do_it_again(
 def test_arrays_without_elements_have_no_largest(capsys: pytest.CaptureFixture[str]) -> None:
     print_arrays({"y": np.zeros((2, 0), "int8"), "z": np.ones(1, "float32")})
     assert capsys.readouterr().out.splitlines() == ["y: [2, 0] int8", "z: [1] float32, largest 1 at 0"]
+
+
+def test_the_largest_of_several_inferences_is_at_places_along_all_axes(capsys: pytest.CaptureFixture[str]) -> None:
+    scores = np.zeros((3, 1, 5), "float32")
+    scores[2, 0, 3] = 7
+    print_arrays({"both": scores, "one": scores[2:], "number": np.float32(4)[...]})
+    assert [line.split(" at ")[1] for line in capsys.readouterr().out.splitlines()] == ["[2, 3]", "3", "0"]

@@ -87,3 +87,8 @@ def test_calibration_data_that_say_nothing_are_noted(tmp_path: Path) -> None:
         said: list[str] = []
         make_graphs(NetworkRequest.parse(models, {"calibration": path}), said.append)
         assert [line.startswith("note: calibration data: 'x' is always 0.5;") for line in said].count(True) == notes
+
+
+def test_a_single_name_is_no_list_of_networks():
+    with pytest.raises(InputError, match="a text; give a list of networks"):
+        CompileRequest.parse("a.onnx", {})

@@ -302,9 +302,9 @@ def _fitting_scale(weight: np.ndarray, scale: np.ndarray) -> np.ndarray:
     rows = np.moveaxis(weight, 2, -1).reshape(groups * outputs, -1)
     while True:
         over = most_of_few(np.rint(rows / scale.astype("float64")[:, None])) / MOST_WEIGHTS
-        if (over <= 1).all():
+        if not (over > 1).any():  # nor of weights that are no numbers
             return scale
-        scale = (scale * np.maximum(over, 1)).astype("float32")
+        scale = (scale * np.fmax(over, 1)).astype("float32")
 
 
 _CALIBRATION_METHOD = Option(

@@ -119,6 +119,16 @@ def test_eight_products_fit_in_int16_and_scales_are_no_larger_than_that_takes(sh
     assert full.all() and fits.all()
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_no_numbers_have_the_scale_that_they_had(value):
+    weights = np.ones((4, 8, 1, 1))
+    weights[1, 3] = value
+    scale = (np.abs(weights).max((1, 2, 3)) / 127).astype("float32")
+    with np.errstate(invalid="ignore"):
+        found = _fitting_scale(weights[None], scale)
+    np.testing.assert_array_equal(found[1], scale[1])
+
+
 def test_a_residual_network():
     graph, y = residual_network()
     mod, samples = graph.module(y), graph.samples()
