@@ -123,13 +123,12 @@ def out() -> Console:
 
 def print_arrays(arrays: Mapping[str, np.ndarray]) -> None:
     """Print an output per line: its shape, and where its largest value is."""
+    import numpy as np  # what prints arrays has it, and other verbs start without
+
     for name, array in arrays.items():
         largest = ""
         if array.size:
-            at = int(array.argmax())
-            index: list[int] = []
-            for extent in reversed(array.shape):
-                at, index = at // extent, [at % extent, *index] if extent > 1 else index
-            place = index if len(index) > 1 else [*index, 0][0]
-            largest = f", largest {array.max():.6g} at {place}"
+            place = np.unravel_index(array.argmax(), array.shape)
+            index = [int(at) for at, extent in zip(place, array.shape, strict=True) if extent > 1] or [0]
+            largest = f", largest {array[place]:.6g} at {index if len(index) > 1 else index[0]}"
         out().print(f"{name}: {list(array.shape)} {array.dtype}{largest}")

@@ -94,8 +94,13 @@ def narrow_products(weights: np.ndarray, channels: int) -> Narrow:
     rows = np.moveaxis(weights, channels, 0).reshape(weights.shape[channels], -1)
     if weights.dtype != np.int8 or rows.shape[1] % _GROUP:
         return NO_PRODUCTS
-    fours = np.abs(rows.astype("int32")).reshape(len(rows), -1, 2, 2)
-    return Narrow(_fitting(fours.sum(3)), _fitting(fours.sum(2)))
+    return Narrow(*map(_fitting, _pairs(rows.astype("int32"))))
+
+
+def _pairs(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the sizes of the pairs' weights, ``[O, fours, 2]``, by the ways of `Narrow`."""
+    fours = np.abs(rows).reshape(len(rows), -1, 2, 2)
+    return fours.sum(3), fours.sum(2)
 
 
 def _fitting(sizes: np.ndarray) -> int:
@@ -111,8 +116,13 @@ def _fitting(sizes: np.ndarray) -> int:
         return ALL_PRODUCTS
     if fits * _GROUP >= FEWEST_PRODUCTS:
         return fits * _GROUP
-    few = products % FEW_PRODUCTS == 0 and int((sizes[:, ::2] + sizes[:, 1::2]).max(initial=0)) <= MOST_WEIGHTS
+    few = products % FEW_PRODUCTS == 0 and int(_of_few(sizes).max(initial=0)) <= MOST_WEIGHTS
     return FEW_PRODUCTS if few else 0
+
+
+def _of_few(sizes: np.ndarray) -> np.ndarray:
+    """Return the sizes of `FEW_PRODUCTS` together, two fours, for those of the pairs' weights."""
+    return sizes[:, ::2] + sizes[:, 1::2]
 
 
 def most_of_few(rows: np.ndarray) -> np.ndarray:
@@ -124,5 +134,4 @@ def most_of_few(rows: np.ndarray) -> np.ndarray:
         Weights ``[O, K]``, K a multiple of `FEW_PRODUCTS`; two of each four go to one sum, in either of `Narrow`'s
         ways.
     """
-    fours = np.abs(rows).reshape(len(rows), -1, FEW_PRODUCTS // _GROUP, 2, 2)
-    return np.maximum(fours.sum((2, 4)), fours.sum((2, 3))).max((1, 2))
+    return np.maximum(*(_of_few(sizes).max((1, 2)) for sizes in _pairs(rows)))
